@@ -1,0 +1,139 @@
+"""Checkpoints: what is in them, and loading them without executing anything."""
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy.config import TrainConfig
+from understudy.detectors import Detector, open_detector
+from understudy.detectors.plain import build_network
+from understudy.errors import UserError
+from understudy.runs import write_atomically
+
+FORMAT = 1
+STUDENT = "learner.student.network."
+"""Prefix of the student's weights in a checkpoint's ``state_dict``; adapters of methods lie beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A trained detector with what is needed to use it.
+
+    Attributes:
+        detector: in ``eval()``, on the CPU.
+        classes: names of the classes; labels are their positions.
+        config: the config of its run, as plain values.
+        meta: everything else that travels: ``build`` (options of the plain network), ``category_ids``, ``epoch``,
+            ``step``, ``AP``.
+        path: the file.
+    """
+
+    detector: Detector
+    classes: tuple[str, ...]
+    config: dict[str, Any]
+    meta: dict[str, Any]
+    path: Path
+
+
+def build_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
+    """Options of :func:`understudy.detectors.plain.build_network` for the detector of a config."""
+    detector = config.detector.model_dump(mode="json", exclude={"backbone_weights", "frozen_stages"})
+    return {
+        **detector,
+        "num_classes": num_classes,
+        "shorter_side": config.data.shorter_side[-1],
+        "longer_side": config.data.longer_side,
+    }
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Load a detector from a checkpoint, or from a run folder (its best checkpoint, else its last).
+
+    Only tensors and plain values are read; a pickle that holds anything else is refused, not executed.
+
+    Raises:
+        UserError: there is no such file, it is damaged, it is no checkpoint of understudy, or its weights do not fit.
+    """
+    file = _checkpoint_file(Path(path))
+    content = read_checkpoint(file)
+    meta = content["understudy"]
+    if meta.get("format") != FORMAT:
+        raise UserError(
+            f"{file} has checkpoint format {meta.get('format')!r}; this version of understudy reads {FORMAT}."
+        )
+    try:
+        network = build_network(**meta["build"])
+        classes, config = tuple(meta["classes"]), meta["config"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{file} does not describe a detector this version can build ({error!r}).") from error
+    weights = {
+        name.removeprefix(STUDENT): value for name, value in content["state_dict"].items() if name.startswith(STUDENT)
+    }
+    _check_weights(file, meta["build"]["name"], network.state_dict(), weights)
+    network.load_state_dict(weights)
+    detector = open_detector(network, meta["build"]["name"]).eval()
+    return Checkpoint(detector, classes, config, meta, file)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read the plain content of a checkpoint; see :func:`load_checkpoint`."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist; expected a checkpoint (best.ckpt, last.ckpt) or a run folder.") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file} is not a checkpoint of understudy: it holds more than tensors and plain values, or is no pickle "
+            "at all. Nothing in it was executed."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{file} is damaged or not a checkpoint ({reason}). Was it copied whole?") from error
+    if not (isinstance(content, dict) and isinstance(content.get("understudy"), dict) and "state_dict" in content):
+        raise UserError(
+            f"{file} was not written by understudy: a checkpoint holds 'understudy' and 'state_dict', this holds "
+            f"{_summary(content)}."
+        )
+    return content
+
+
+def write_checkpoint(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; see :func:`understudy.runs.write_atomically`."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_atomically(file, buffer.getvalue())
+
+
+def _checkpoint_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path} holds neither best.ckpt nor last.ckpt: expected a run folder that has saved once.")
+
+
+def _check_weights(file: Path, name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    faults = [f"{key}: missing" for key in expected if key not in found]
+    faults += [f"{key}: not part of {name}" for key in found if key not in expected]
+    faults += [
+        f"{key}: {tuple(expected[key].shape)} expected, {tuple(found[key].shape)} found"
+        for key in expected
+        if key in found and expected[key].shape != found[key].shape
+    ]
+    if faults:
+        more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
+        raise UserError.listing(f"The weights in {file} are not those of the {name} it describes:", faults[:10] + more)
+
+
+def _summary(content: Any) -> str:
+    if isinstance(content, dict):
+        keys = [repr(key) for key in list(content)[:5]]
+        return f"the keys {', '.join(keys)}{', ...' if len(content) > 5 else ''}" if keys else "an empty dict"
+    return f"a {type(content).__name__}"

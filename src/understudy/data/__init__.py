@@ -1,0 +1,24 @@
+"""Data sets as they lie on disk (COCO, VOC, YOLO), and the batches made of them."""
+
+from understudy.data.check import CheckReport, check_data
+from understudy.data.dataset import open_data, splits
+from understudy.data.images import UnreadableImage, image_size, load_image
+from understudy.data.loading import Batch, EpochSampler, derived_seed, evaluation_loader, training_loader
+from understudy.data.records import DetectionData, Record
+
+__all__ = [
+    "Batch",
+    "CheckReport",
+    "DetectionData",
+    "EpochSampler",
+    "Record",
+    "UnreadableImage",
+    "check_data",
+    "derived_seed",
+    "evaluation_loader",
+    "image_size",
+    "load_image",
+    "open_data",
+    "splits",
+    "training_loader",
+]

@@ -1,0 +1,239 @@
+"""COCO JSON, read as it lies on disk: the official folders, Roboflow's, a flat folder, or one JSON file."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from understudy.data.images import UnreadableImage, image_size
+from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, Reading, repeated, safe_path
+from understudy.errors import UserError
+
+LAYOUTS = (
+    "COCO: annotations/instances_train2017.json with train2017/, instances_train.json with images/, "
+    "train/_annotations.coco.json (Roboflow), or one .json file"
+)
+
+_SPLIT_WORD = re.compile(rf"(?:^|[_.-])((?:{'|'.join(SPLIT_NAMES)})\d{{0,4}})(?:[_.-]|$)")
+
+
+def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], Reading]]:
+    """The splits of a COCO data set by name, each with the function that reads it; none if it is not COCO.
+
+    Args:
+        path: a folder, or one JSON file.
+        root: the data set's folder where `path` is a file inside it; otherwise found from `path`.
+    """
+    if path.is_file():
+        if path.suffix.lower() != ".json":
+            return {}
+        root = root or (path.parent.parent if path.parent.name == "annotations" else path.parent)
+        return {_split_name(path): partial(read, path, root)}
+    return {_split_name(file): partial(read, file, path) for file in _annotation_files(path)}
+
+
+def read(file: Path, root: Path) -> Reading:
+    """Read one COCO annotation file of the data set in `root`.
+
+    Raises:
+        UserError: the file is not JSON, or not COCO.
+    """
+    content = _load(file)
+    reading = Reading(source=file, image_root=_image_root(file, root, content["images"]))
+    label_of = _read_categories(content["categories"], reading)
+    images = _read_images(content["images"], reading)
+    objects = _read_objects(content["annotations"], label_of, images, reading)
+    for image_id, (path, size) in images.items():
+        reading.add(image_id, path, size, objects[image_id])
+    return reading
+
+
+def _annotation_files(root: Path) -> list[Path]:
+    """The annotation files of a folder: the most specific layout that is there wins."""
+    folders = [folder for folder in (root / "annotations", root) if folder.is_dir()]
+    for folder in folders:
+        if files := sorted(folder.glob("instances_*.json")):
+            return files
+    if files := sorted(root.glob("*/_annotations.coco.json")):
+        return files
+    for folder in folders:
+        if files := [file for file in sorted(folder.glob("*.json")) if _SPLIT_WORD.search(file.stem)]:
+            return files
+    others = [file for folder in folders for file in sorted(folder.glob("*.json"))]
+    in_split_folders = [file for file in sorted(root.glob("*/*.json")) if _SPLIT_WORD.fullmatch(file.parent.name)]
+    return [file for file in others + in_split_folders if _looks_like_coco(file)]
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """Whether an arbitrarily named JSON file begins like COCO; a whole one may be too large to read for that."""
+    with file.open("rb") as stream:
+        start = stream.read(65536)
+    return start.lstrip().startswith(b"{") and any(key in start for key in (b'"images"', b'"annotations"'))
+
+
+def _split_name(file: Path) -> str:
+    if file.stem.startswith("instances_"):
+        return file.stem.removeprefix("instances_")
+    if found := _SPLIT_WORD.search(file.stem):
+        return found[1]
+    if _SPLIT_WORD.fullmatch(file.parent.name) or file.name == "_annotations.coco.json":
+        return file.parent.name
+    return file.stem
+
+
+def _load(file: Path) -> dict[str, list]:
+    expected = 'an object with the lists "images", "annotations" and "categories"'
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON ({error}). Expected COCO annotations: {expected}.") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not COCO: expected {expected}, got a JSON {type(content).__name__}.")
+    faults = [
+        f'"{key}" is {"missing" if key not in content else "a " + type(content[key]).__name__ + ", not a list"}'
+        for key in ("images", "annotations", "categories")
+        if not isinstance(content.get(key), list)
+    ]
+    if faults:
+        raise UserError.listing(f"{file} is not COCO: expected {expected}.", faults)
+    return content
+
+
+def _image_root(file: Path, root: Path, images: list) -> Path:
+    """The folder that the file names are relative to: of the usual places, the one where most of a sample exist."""
+    name = _split_name(file)
+    names = list(dict.fromkeys([name, name.rstrip("0123456789")]))
+    candidates = [base / inner for base in (root, root / "images") for inner in names]
+    candidates += [root / "images", file.parent, file.parent / "images", file.parent / "data", root / "data", root]
+    candidates = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
+    sample = [row["file_name"] for row in images[:: max(1, len(images) // 20)] if _is_text(row, "file_name")]
+
+    def found(folder: Path) -> int:
+        return sum((path := safe_path(folder, name)) is not None and path.is_file() for name in sample)
+
+    return max(candidates, key=found)  # the first of equals
+
+
+def _read_categories(rows: list, reading: Reading) -> dict[int, int]:
+    """Set the classes in the order of the category ids, and return the label of each id."""
+    names: dict[int, str] = {}
+    for position, row in enumerate(rows):
+        where = f"{reading.source.name}, categories[{position}]"
+        if not _is_integer(row, "id") or not _is_text(row, "name"):
+            reading.fault("category unreadable", where, 'expected an integer "id" and a text "name"')
+        elif row["id"] in names:
+            reading.fault("duplicate id", where, f"category id {row['id']} is used twice")
+        else:
+            names[row["id"]] = row["name"]
+    ids = sorted(names)
+    reading.category_ids, reading.classes = tuple(ids), tuple(names[i] for i in ids)
+    for name in repeated(reading.classes):
+        reading.fault("duplicate class name", f"{reading.source.name}, categories", f'"{name}" names several ids')
+    if not rows:
+        reading.fault("no classes", reading.source.name, '"categories" is empty')
+    return {category_id: label for label, category_id in enumerate(ids)}
+
+
+def _read_images(rows: list, reading: Reading) -> dict[int, tuple[Path, tuple[int, int]]]:
+    """The usable images: id -> (path, (width, height))."""
+    images: dict[int, tuple[Path, tuple[int, int]]] = {}
+    for position, row in enumerate(rows):
+        where = f"{reading.source.name}, images[{position}]"
+        if not _is_integer(row, "id") or not _is_text(row, "file_name"):
+            reading.fault("image entry unreadable", where, 'expected an integer "id" and a text "file_name"')
+            continue
+        path = safe_path(reading.image_root, row["file_name"])
+        if path is None:
+            name = repr(row["file_name"][:200])
+            what = f"file_name {name} leads out of {reading.image_root}, or is no possible name; move the file inside"
+            reading.fault("file outside the data set", where, what)
+        elif row["id"] in images:
+            reading.fault("duplicate id", where, f"image id {row['id']} is used twice")
+        elif size := _size(row, path, where, reading):
+            images[row["id"]] = path, size
+    return images
+
+
+def _size(row: dict, path: Path, where: str, reading: Reading) -> tuple[int, int] | None:
+    """Width and height as stated, else as the image file has them."""
+    if "width" not in row and "height" not in row:
+        try:
+            return image_size(path)
+        except UnreadableImage as error:
+            reading.fault("image unreadable", where, f'no "width" and "height", and {error}')
+            return None
+    if _is_integer(row, "width") and _is_integer(row, "height") and row["width"] > 0 and row["height"] > 0:
+        return row["width"], row["height"]
+    sizes = f"{row.get('width')!r} and {row.get('height')!r}"
+    reading.fault("image entry unreadable", where, f'"width" and "height" must be positive integers, got {sizes}')
+    return None
+
+
+def _read_objects(
+    rows: list, label_of: dict[int, int], images: dict[int, Any], reading: Reading
+) -> dict[int, list[AnnotatedObject]]:
+    """The objects of each image; what is wrong with the others goes to `reading.faults`."""
+    objects: dict[int, list[AnnotatedObject]] = defaultdict(list)
+    seen: set[int] = set()
+    for position, row in enumerate(rows):
+        where = f"{reading.source.name}, annotations[{position}]"
+        missing = [key for key in ("id", "image_id", "category_id") if not _is_integer(row, key)]
+        if missing:
+            keys = ", ".join(f'"{key}"' for key in missing)
+            reading.fault("annotation unreadable", where, f"expected an integer for {keys}")
+            continue
+        before = len(reading.faults)
+        if row["id"] in seen:
+            reading.fault("duplicate id", where, f"annotation id {row['id']} is used twice")
+        seen.add(row["id"])
+        if row["image_id"] not in images:
+            reading.fault("unknown image", where, f"image_id {row['image_id']} is not among the readable images")
+        if row["category_id"] not in label_of:
+            known = ", ".join(map(str, sorted(label_of)[:20])) or "none"
+            reading.fault("unknown category", where, f"category_id {row['category_id']} is not one of {known}")
+        box = _box(row.get("bbox"))
+        if box is None:
+            reading.fault(
+                "annotation unreadable", where, f'"bbox" must be [x, y, width, height], got {row.get("bbox")!r}'
+            )
+        if len(reading.faults) == before and box is not None:
+            objects[row["image_id"]].append(
+                AnnotatedObject(
+                    annotation_id=row["id"],
+                    label=label_of[row["category_id"]],
+                    box=box,
+                    ignore=row.get("iscrowd") == 1,
+                    area=_area(row.get("area")),
+                )
+            )
+    return objects
+
+
+def _box(bbox: object) -> Box | None:
+    """From xywh to xyxy, or None where it is not four numbers."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
+        return None
+    try:
+        x, y, width, height = map(float, bbox)
+    except OverflowError:  # an integer beyond every float
+        return None
+    return x, y, x + width, y + height
+
+
+def _area(area: object) -> float | None:
+    """The stated area, or None where it is no usable number (then the box's own is taken)."""
+    return float(area) if isinstance(area, int | float) and 0 <= area < 1e18 else None
+
+
+def _is_integer(row: object, key: str) -> bool:
+    value = row.get(key) if isinstance(row, dict) else None
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_text(row: object, key: str) -> bool:
+    return isinstance(row, dict) and isinstance(row.get(key), str) and bool(row[key])

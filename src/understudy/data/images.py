@@ -1,0 +1,107 @@
+"""Image files as tensors: grey, palette, alpha and 16-bit images all become RGB in 0..1."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+
+class UnreadableImage(OSError):
+    """An image file is missing, truncated, or holds something else than pixels of a known kind."""
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels as stored, from the file's header alone.
+
+    Raises:
+        UnreadableImage: the file is missing or is no image.
+    """
+    with open_image(path) as image:
+        return image.size
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    """Width and height as viewers show the image: turned where its EXIF orientation says so.
+
+    Raises:
+        UnreadableImage: the file is missing or is no image.
+    """
+    with open_image(path) as image:
+        quarter_turn = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if quarter_turn else image.size
+
+
+def load_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """An image file as (3, H, W) float32 in 0..1.
+
+    Pixels are taken as stored. Only where `size` is the size of the picture turned as its EXIF orientation says,
+    and not the stored one, it is turned: then the boxes were drawn on the turned picture.
+
+    Args:
+        path: the file.
+        size: (width, height) that the annotation states; any size is accepted where it is None.
+
+    Raises:
+        UnreadableImage: missing, truncated or no image; floating-point pixels; another size than stated.
+    """
+    with open_image(path) as image:
+        try:
+            pixels = _oriented(image, size)
+            if size is not None and pixels.size != size:
+                raise UnreadableImage(
+                    f"{path} is {image.width}x{image.height} pixels, its annotation says {size[0]}x{size[1]}"
+                )
+            return _to_tensor(pixels, path)
+        except UnreadableImage:
+            raise
+        except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error, zlib.error
+            raise UnreadableImage(f"{path} is truncated or damaged ({error})") from None
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image file without decoding it.
+
+    Raises:
+        UnreadableImage: the file is missing or is no image.
+    """
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise UnreadableImage(f"{path} does not exist") from None
+    except Exception as error:  # see load_image
+        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise UnreadableImage(f"{path} cannot be read as an image ({reason})") from None
+
+
+def is_rotated(image: Image.Image) -> bool:
+    """Whether the file's EXIF orientation asks viewers to turn or mirror the stored pixels."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+
+
+def _oriented(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    if size is None or image.size == size or not is_rotated(image):
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def _to_tensor(image: Image.Image, path: Path) -> Tensor:
+    if image.mode == "F":
+        raise UnreadableImage(f"{path} holds floating-point pixels of an unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _deep_grey_to_tensor(np.asarray(image), path)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns when it goes from here to RGB directly
+    array = np.array(image.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(255)
+
+
+def _deep_grey_to_tensor(array: np.ndarray, path: Path) -> Tensor:
+    """16-bit grey: scaled by its full range; Pillow's own conversion would clip everything above 255."""
+    grey = torch.from_numpy(array.astype(np.float32))
+    if grey.min() < 0 or grey.max() > 65535:
+        raise UnreadableImage(f"{path} holds 32-bit pixels of an unknown range; save it with 8 or 16 bits")
+    return grey.div_(65535).expand(3, -1, -1).contiguous()

@@ -1,0 +1,251 @@
+"""Batches for training and evaluation; which images, in which order and how augmented follows from the seed alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from understudy.data import transforms
+from understudy.data.images import UnreadableImage, load_image
+from understudy.data.records import DetectionData, Record
+from understudy.errors import RunError, UserError
+
+
+@dataclass(slots=True)
+class Batch:
+    """N images of one step with their objects.
+
+    Attributes:
+        images: (N, 3, H, W) float32 in 0..1, padded with zeros below and to the right to a multiple of 32.
+        targets: for each image "boxes" (M, 4) float32, xyxy in pixels of the padded batch, clipped to the image, and
+            "labels" (M,) int64; without the objects to ignore.
+        image_sizes: (h, w) of each image in the batch, without the padding.
+        original_sizes: (h, w) of each image on disk.
+        image_ids: the data set's own.
+    """
+
+    images: Tensor
+    targets: list[dict[str, Tensor]]
+    image_sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+    image_ids: list[int]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with its tensors on another device."""
+        device = torch.device(device)
+        # Copying to the host without waiting would hand out tensors that are not filled yet.
+        wait_free = device.type == "cuda"
+        return self._replaced(lambda tensor: tensor.to(device, non_blocking=wait_free))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory; the loader calls it where there is a GPU to copy to."""
+        return self._replaced(Tensor.pin_memory)
+
+    def _replaced(self, change) -> Self:
+        targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
+        return type(self)(change(self.images), targets, self.image_sizes, self.original_sizes, self.image_ids)
+
+
+def training_loader(
+    data: DetectionData,
+    *,
+    batch_size: int,
+    shorter_side: Sequence[int],
+    longer_side: int,
+    flip: float,
+    seed: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Shuffled, augmented batches: the same for the same seed, whatever the number of workers.
+
+    `loader.sampler` is an `EpochSampler`: call its `set_epoch(epoch)` before each epoch, and set its `start` to go on
+    in the middle of one. The last incomplete batch of an epoch is dropped.
+
+    Args:
+        data: the split to train on.
+        batch_size: images of one batch of this process.
+        shorter_side: lengths in pixels, one is drawn for each image.
+        longer_side: cap in pixels.
+        flip: probability of mirroring an image left to right, 0..1.
+        seed: a non-negative integer.
+        workers: processes that load ahead; 0 loads in this process.
+        rank: number of this process, 0..world_size-1.
+        world_size: number of processes that share an epoch.
+
+    Raises:
+        UserError: fewer images than one batch of every process.
+        RunError: (while iterating) an image is missing, truncated, or of another size than annotated.
+    """
+    if len(data) < batch_size * world_size:
+        raise UserError(
+            f"{data.source} has {len(data)} images in split {data.split!r}, fewer than one batch of {batch_size} "
+            f"for each of {world_size} processes. Lower batch_size or the number of processes."
+        )
+    dataset = LoadedImages(data, shorter_side, longer_side, flip, seed)
+    sampler = EpochSampler(len(data), batch_size, seed, rank, world_size)
+    return _loader(dataset, sampler, batch_size, workers, drop_last=True)
+
+
+def evaluation_loader(
+    data: DetectionData,
+    *,
+    batch_size: int,
+    shorter_side: int,
+    longer_side: int,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Batches in the order of the data set, each image exactly once over all ranks, nothing augmented.
+
+    Args and raises are as for `training_loader`; a last, smaller batch is kept.
+    """
+    dataset = LoadedImages(data, [shorter_side], longer_side, flip=0.0, seed=0)
+    sampler = RankSampler(len(data), rank, world_size)
+    return _loader(dataset, sampler, batch_size, workers, drop_last=False)
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed for a random generator that depends on all numbers (non-negative), and on nothing else."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """The (image index, epoch) pairs of one rank: a permutation that only the seed and the epoch decide.
+
+    No state but `epoch` and `start` exists, so a resumed run sees what the uninterrupted one would have seen.
+
+    Attributes:
+        epoch: the epoch of the next iteration.
+        start: number of batches that the next iteration skips, once.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // self.world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        mine = order[self.rank : len(self) * self.world_size : self.world_size]
+        skipped, self.start = self.start * self.batch_size, 0
+        return iter([(index, self.epoch) for index in mine[skipped:]])
+
+
+class RankSampler(Sampler[tuple[int, int]]):
+    """Every `world_size`-th image from `rank` on, in order; nothing is dropped or repeated."""
+
+    def __init__(self, length: int, rank: int, world_size: int):
+        self.indices = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((index, 0) for index in self.indices)
+
+
+class LoadedImages(Dataset):
+    """The images of a split, read, augmented and scaled; indexed by (index, epoch).
+
+    How an image is augmented is a function of (seed, epoch, index): not of the worker that does it, nor of what was
+    loaded before.
+    """
+
+    def __init__(self, data: DetectionData, shorter_side: Sequence[int], longer_side: int, flip: float, seed: int):
+        self.data, self.shorter_side, self.longer_side = data, list(shorter_side), longer_side
+        self.flip, self.seed = flip, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: tuple[int, int]) -> "Sample | RunError":
+        position, epoch = index
+        record = self.data.records[position]
+        try:
+            image = load_image(record.path, (record.width, record.height))
+        except UnreadableImage as error:
+            # Returned, not raised: a worker's exception would reach the user wrapped in the worker's traceback.
+            return RunError(f"{error}. `understudy check {self.data.source}` lists every such image.")
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, position))
+        size_index = int(torch.randint(len(self.shorter_side), (), generator=generator))
+        flipped = bool(torch.rand((), generator=generator) < self.flip)
+        return self._sample(record, image, self.shorter_side[size_index], flipped)
+
+    def _sample(self, record: Record, image: Tensor, shorter_side: int, flipped: bool) -> "Sample":
+        original_size = record.height, record.width
+        image = transforms.resize(image, shorter_side, self.longer_side)
+        wanted = ~record.ignore
+        boxes = transforms.clip_boxes(record.boxes[wanted], original_size)
+        boxes = transforms.scale_boxes(boxes, original_size, image.shape[-2:])
+        if flipped:
+            image, boxes = transforms.flip_horizontally(image, boxes)
+        boxes = boxes.float()
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # what is left of a box at the border may vanish in float32
+        return Sample(image, boxes[solid], record.labels[wanted][solid], original_size, record.image_id)
+
+
+@dataclass(slots=True)
+class Sample:
+    """One image on its way into a batch; see `Batch` for the fields."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    original_size: tuple[int, int]
+    image_id: int
+
+
+class _Loader(DataLoader):
+    """A loader that raises the first failure its workers hand over, as they met it."""
+
+    def __iter__(self) -> Any:  # an iterator over batches; the base class promises its private iterator type
+        for batch in super().__iter__():
+            if isinstance(batch, RunError):
+                self._iterator = None  # ends the workers now; left to the garbage collector it takes five seconds
+                raise batch
+            yield batch
+
+
+def _loader(dataset: LoadedImages, sampler: Sampler, batch_size: int, workers: int, drop_last: bool) -> DataLoader:
+    return _Loader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        drop_last=drop_last,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # what a loader draws for its workers must not move the global generator
+    )
+
+
+def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:
+    loaded = []
+    for sample in samples:
+        if isinstance(sample, RunError):
+            return sample
+        loaded.append(sample)
+    return Batch(
+        images=transforms.pad_to_batch([sample.image for sample in loaded]),
+        targets=[{"boxes": sample.boxes, "labels": sample.labels} for sample in loaded],
+        image_sizes=[(sample.image.shape[-2], sample.image.shape[-1]) for sample in loaded],
+        original_sizes=[sample.original_size for sample in loaded],
+        image_ids=[sample.image_id for sample in loaded],
+    )

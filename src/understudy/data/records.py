@@ -1,0 +1,248 @@
+"""The nouns of the data package: one annotated image, one split of a data set, and what is wrong with it."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Format = Literal["coco", "voc", "yolo"]
+Box = tuple[float, float, float, float]
+
+SPLIT_NAMES = ("train", "val", "valid", "validation", "test", "trainval", "minival")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One image as it lies on disk, with the M objects annotated on it.
+
+    Attributes:
+        image_id: the data set's own number (COCO), else 1, 2, ... in the order of the split.
+        path: the image file.
+        width: in pixels, as the annotation states it.
+        height: in pixels, as the annotation states it.
+        boxes: (M, 4) float64, xyxy in pixels of the original image, as annotated: not clipped.
+        labels: (M,) int64, 0..K-1.
+        ignore: (M,) bool, `iscrowd` or `difficult`: left out of training, ignored in evaluation.
+        areas: (M,) float64, the annotation's own `area` in pixels, else width times height of the box.
+        annotation_ids: (M,) int64.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+    areas: Tensor
+    annotation_ids: Tensor
+
+    def __reduce__(self) -> tuple:
+        # A pickled tensor becomes a shared-memory file; five for each image would exhaust a spawned worker's
+        # open files. Arrays travel by value.
+        arrays = (self.boxes, self.labels, self.ignore, self.areas, self.annotation_ids)
+        return _record_from_arrays, (
+            self.image_id,
+            self.path,
+            self.width,
+            self.height,
+            *(array.numpy() for array in arrays),
+        )
+
+
+def _record_from_arrays(image_id: int, path: Path, width: int, height: int, *arrays: np.ndarray) -> Record:
+    return Record(image_id, path, width, height, *map(torch.from_numpy, arrays))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectionData:
+    """One split of a data set: its classes and its annotated images.
+
+    Attributes:
+        classes: the K class names; a label is an index into them.
+        category_ids: for each label the data set's own category id (COCO's ids, VOC 1..K, YOLO 0..K-1).
+        records: the images, in the order of the file.
+        format: the format it was read from.
+        source: what was read: the JSON file (COCO), the folder (VOC), the yaml file, list or folder (YOLO).
+        split: the split's name.
+        image_root: the folder that the images' `file_name` in `to_coco()` is relative to.
+    """
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: tuple[Record, ...]
+    format: Format
+    source: Path
+    split: str
+    image_root: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def to_coco(self) -> dict:
+        """The ground truth as a COCO dict, whatever the format: what COCO evaluation tools read.
+
+        `ignore` objects get `iscrowd` 1. Boxes are xywh in pixels of the original image.
+        """
+        images, annotations = [], []
+        for record in self.records:
+            images.append(
+                {
+                    "id": record.image_id,
+                    "file_name": self._file_name(record.path),
+                    "width": record.width,
+                    "height": record.height,
+                }
+            )
+            rows = zip(
+                record.annotation_ids.tolist(),
+                record.labels.tolist(),
+                record.boxes.tolist(),
+                record.areas.tolist(),
+                record.ignore.tolist(),
+                strict=True,
+            )
+            for annotation_id, label, (x1, y1, x2, y2), area, ignore in rows:
+                annotations.append(
+                    {
+                        "id": annotation_id,
+                        "image_id": record.image_id,
+                        "category_id": self.category_ids[label],
+                        # (x + w) - x is not w in floating point; six decimals give back what the file said
+                        "bbox": [x1, y1, round(x2 - x1, 6), round(y2 - y1, 6)],
+                        "area": area,
+                        "iscrowd": int(ignore),
+                    }
+                )
+        categories = [{"id": i, "name": name} for i, name in zip(self.category_ids, self.classes, strict=True)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _file_name(self, path: Path) -> str:
+        if self.image_root is not None and path.is_relative_to(self.image_root):
+            return path.relative_to(self.image_root).as_posix()
+        return path.name
+
+
+class Fault(NamedTuple):
+    """One thing wrong with a data set: what kind, where, and what was expected and found."""
+
+    kind: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class AnnotatedObject(NamedTuple):
+    """One object as a format's reader understood it; its box may still be empty or outside."""
+
+    annotation_id: int
+    label: int
+    box: Box
+    ignore: bool = False
+    area: float | None = None
+
+
+@dataclass(slots=True)
+class Reading:
+    """What a format's reader found in one split, faults included.
+
+    Attributes:
+        faults: what makes the split impossible to train on: `open_data` refuses it.
+        left_out: objects without a usable box: `open_data` goes on without them and says so.
+    """
+
+    source: Path
+    image_root: Path
+    classes: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
+    records: list[Record] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    left_out: list[Fault] = field(default_factory=list)
+
+    def fault(self, kind: str, where: str, what: str) -> None:
+        """Note something that makes the split impossible to read."""
+        self.faults.append(Fault(kind, where, what))
+
+    def add(self, image_id: int, path: Path, size: tuple[int, int], objects: Iterable[AnnotatedObject]) -> None:
+        """Add an image of `size` (width, height); objects whose box is unusable go to `left_out`."""
+        usable = []
+        for item in objects:
+            if problem := box_problem(item.box, size):
+                where = f"{path.name}, annotation {item.annotation_id}"
+                self.left_out.append(Fault(problem, where, f"box xyxy {_rounded(item.box)}, image {size[0]}x{size[1]}"))
+            else:
+                usable.append(item)
+        self.records.append(_record(image_id, path, size, usable))
+
+
+def repeated(items: Iterable[str]) -> list[str]:
+    """What occurs more than once, in the order of the first occurrence."""
+    return [item for item, count in Counter(items).items() if count > 1]
+
+
+def box_problem(box: Box, size: tuple[int, int]) -> str | None:
+    """Why a box (xyxy, pixels) on an image of `size` (width, height) cannot be used; None where it can."""
+    x1, y1, x2, y2 = box
+    if not all(map(math.isfinite, box)):
+        return "box not finite"
+    if x2 <= x1 or y2 <= y1:
+        return "box empty"
+    if x2 <= 0 or y2 <= 0 or x1 >= size[0] or y1 >= size[1]:
+        return "box outside the image"
+    return None
+
+
+def safe_path(root: Path, name: str) -> Path | None:
+    """`root / name`, or None where that cannot be a file inside `root`.
+
+    That is an absolute name, one with `..`, a link that leads out, or a name that no file can have.
+
+    `root` itself may be a link: large image folders often lie on another disk.
+    """
+    parts = re.split(r"[/\\]", name)
+    if not _is_possible(parts) or ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        return None
+    path = root / name
+    # The usual plain file directly in the folder needs one look instead of a resolve of every part.
+    if (len(parts) > 1 or path.is_symlink()) and not path.resolve().is_relative_to(root.resolve()):
+        return None
+    return path
+
+
+def _is_possible(parts: list[str]) -> bool:
+    """Whether file systems accept these names at all: the calls that follow would raise otherwise."""
+    try:
+        encoded = [part.encode() for part in parts]
+    except UnicodeEncodeError:
+        return False
+    return all(len(part) <= 255 and b"\0" not in part for part in encoded) and sum(map(len, encoded)) < 2048
+
+
+def _record(image_id: int, path: Path, size: tuple[int, int], objects: list[AnnotatedObject]) -> Record:
+    boxes = torch.tensor([item.box for item in objects], dtype=torch.float64).reshape(-1, 4)
+    own_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).tolist()
+    areas = [own if item.area is None else item.area for item, own in zip(objects, own_areas, strict=True)]
+    return Record(
+        image_id=image_id,
+        path=path,
+        width=size[0],
+        height=size[1],
+        boxes=boxes,
+        labels=torch.tensor([item.label for item in objects], dtype=torch.int64),
+        ignore=torch.tensor([item.ignore for item in objects], dtype=torch.bool),
+        areas=torch.tensor(areas, dtype=torch.float64),
+        annotation_ids=torch.tensor([item.annotation_id for item in objects], dtype=torch.int64),
+    )
+
+
+def _rounded(box: Box) -> list[float]:
+    return [round(value, 2) for value in box]

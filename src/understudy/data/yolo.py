@@ -1,0 +1,266 @@
+"""YOLO: a text file of normalised boxes for each image, and a yaml file with the splits and class names."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
+from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, Reading, repeated, safe_path
+from understudy.errors import UserError
+
+LAYOUTS = (
+    "YOLO: a .yaml file with train, val and names; images/train with labels/train, or train/images with "
+    "train/labels; train.txt, a list of image files"
+)
+
+_NAME_FILES = ("classes.txt", "obj.names", "names.txt", "classes.names")
+_LARGEST_FRACTION = 1.01  # tools round up a little; more than that is pixels instead of fractions
+
+
+def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], Reading]]:
+    """The splits of a YOLO data set by name, each with the function that reads it; none if it is not YOLO.
+
+    Raises:
+        UserError: a yaml file that is not a data set's.
+    """
+    if path.is_file():
+        if path.suffix.lower() in (".yaml", ".yml"):
+            return _splits_of_yaml(path)
+        return _splits_of_lists(root or path.parent, [path]) if path.suffix.lower() == ".txt" else {}
+    for file in sorted([*path.glob("*.yaml"), *path.glob("*.yml")]):
+        if _describes_data(file):
+            return _splits_of_yaml(file)
+    lists = [file for name in SPLIT_NAMES if (file := path / f"{name}.txt").is_file()]
+    return _splits_of_folders(path) or _splits_of_lists(path, lists) or _undivided(path)
+
+
+def _splits_of_folders(root: Path) -> dict[str, Callable[[], Reading]]:
+    """Folders images/train with labels/train, or train/images with train/labels."""
+    places: dict[str, Path] = {}
+    for name in SPLIT_NAMES:
+        for images, labels in ((f"images/{name}", f"labels/{name}"), (f"{name}/images", f"{name}/labels")):
+            if (root / images).is_dir() and (root / labels).is_dir():
+                places.setdefault(name, root / images)
+    every = [[folder] for folder in places.values()]
+    return {name: partial(_read, root, root, [folder], every) for name, folder in places.items()}
+
+
+def _undivided(root: Path) -> dict[str, Callable[[], Reading]]:
+    """Folders images and labels without splits."""
+    images = root / "images"
+    found = images.is_dir() and (root / "labels").is_dir()
+    return {"all": partial(_read, root, root, [images], [[images]])} if found else {}
+
+
+def _splits_of_lists(root: Path, lists: list[Path]) -> dict[str, Callable[[], Reading]]:
+    """Text files that list images."""
+    return {file.stem: partial(_read, file, root, [file], [[other] for other in lists]) for file in lists}
+
+
+def _describes_data(file: Path) -> bool:
+    """Whether a yaml file found in the folder is the data set's, not somebody's config or hyper-parameters."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, ValueError):
+        return file.stem == "data"  # then the message about it is wanted
+    return isinstance(content, dict) and "names" in content
+
+
+def _splits_of_yaml(file: Path) -> dict[str, Callable[[], Reading]]:
+    content = _load_yaml(file)
+    classes = _class_names(content["names"])
+    places = {
+        name: _places(file, content, value if isinstance(value, list) else [value])
+        for name, value in content.items()
+        if name in SPLIT_NAMES and value
+    }
+    root = _yaml_root(file, content)
+    every = list(places.values())
+    return {name: partial(_read, file, root, places[name], every, classes) for name in places}
+
+
+def _load_yaml(file: Path) -> dict:
+    """The yaml file's content, with everything that is wrong with it named at once."""
+    expected = "a mapping with names (the classes), train and val (folders of images, or lists)"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{file} is not YAML: {error}. Expected {expected}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} describes no YOLO data set: expected {expected}, got a {type(content).__name__}.")
+    faults = []
+    classes = _class_names(content.get("names"))
+    if not classes:
+        faults.append("names: expected a list of class names, or a mapping 0: name, 1: name, ... without gaps")
+    elif len(set(classes)) < len(classes):
+        faults.append("names: a class name is used twice")
+    if classes and content.get("nc", len(classes)) != len(classes):
+        faults.append(f"nc: is {content['nc']!r}, but names has {len(classes)} classes")
+    if not any(content.get(name) for name in SPLIT_NAMES):
+        faults.append("train, val: none is given")
+    for name in (*SPLIT_NAMES, "path"):
+        value = content.get(name)
+        texts = value if isinstance(value, list) and name != "path" else [value]
+        if value and not all(isinstance(text, str) for text in texts):
+            faults.append(f"{name}: expected a path, got {value!r}")
+    if faults:
+        raise UserError.listing(f"{file} describes no usable YOLO data set:", faults)
+    return content
+
+
+def _class_names(names: object) -> tuple[str, ...]:
+    """The classes of a yaml file's `names`; empty where it is unusable."""
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[label] for label in range(len(names))]
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _yaml_root(file: Path, content: dict) -> Path:
+    """The folder that a yaml file's `path` names: as given, or relative to the file; else the file's own folder.
+
+    Published yaml files often name a folder of their author's machine.
+    """
+    given = Path(content.get("path") or ".")
+    candidates = [file.parent / given, given] if content.get("path") else [file.parent]
+    return next((folder for folder in candidates if folder.is_dir()), file.parent)
+
+
+def _places(file: Path, content: dict, values: list[str]) -> list[Path]:
+    """The folders or lists of one split. Roboflow writes `../train/images` for the train/images beside the file."""
+    root = _yaml_root(file, content)
+    places = []
+    for value in values:
+        candidates = [root / value, file.parent / value, file.parent / value.removeprefix("../")]
+        places.append(next((place for place in candidates if place.exists()), root / value))
+    return places
+
+
+def _read(
+    source: Path,
+    root: Path,
+    places: list[Path],
+    every: list[list[Path]],
+    classes: tuple[str, ...] = (),
+) -> Reading:
+    """Read one split.
+
+    Args:
+        source: the yaml file, list or folder it comes from.
+        root: the data set's folder.
+        places: folders of images, or lists of image files.
+        every: the places of all splits: without class names, the classes are counted over all of them.
+        classes: the names, where a yaml file gives them.
+    """
+    reading = Reading(source=source, image_root=root)
+    paths = [path for place in places for path in _image_paths(place, root, reading)]
+    for path in repeated(map(str, paths)):
+        reading.fault("duplicate id", source.name, f"image {path} is listed twice")
+    reading.classes = classes or _classes_beside(root) or _numbered_classes(every, root)
+    reading.category_ids = tuple(range(len(reading.classes)))
+    next_id = 1
+    for image_id, path in enumerate(dict.fromkeys(paths), start=1):
+        try:
+            size = shown_size(path)
+        except UnreadableImage as error:
+            reading.fault("image unreadable", path.name, str(error))
+            continue
+        objects = list(_objects(_label_file(path), size, len(reading.classes), reading, first_id=next_id))
+        next_id += len(objects)
+        reading.add(image_id, path, size, objects)
+    return reading
+
+
+def _image_paths(place: Path, root: Path, reading: Reading) -> list[Path]:
+    """The images of a folder (with its subfolders), sorted, or those that a list names."""
+    if place.is_dir():
+        return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not place.is_file():
+        reading.fault("image folder missing", str(reading.source), f"there is no {place}")
+        return []
+    paths = []
+    for line in filter(None, map(str.strip, place.read_text(encoding="utf-8").splitlines())):
+        # An absolute path is usual in lists; it counts as the path below the data set that it may be.
+        inside = Path(line).is_absolute() and Path(line).is_relative_to(root.absolute())
+        name = Path(line).relative_to(root.absolute()).as_posix() if inside else line.removeprefix("./")
+        path = safe_path(root, name)
+        if path is None:
+            reading.fault("file outside the data set", place.name, f'"{line}" leads out of the data set ({root})')
+        else:
+            paths.append(path)
+    return paths
+
+
+def _label_file(image: Path) -> Path:
+    """The label file of an image: in the `labels` folder that mirrors its `images` folder, else beside it."""
+    head, found, tail = str(image.with_suffix(".txt")).rpartition("/images/")
+    mirrored = Path(f"{head}/labels/{tail}")
+    return mirrored if found and mirrored.is_file() else image.with_suffix(".txt")
+
+
+def _classes_beside(root: Path) -> tuple[str, ...]:
+    """Class names from a text file, one a line; empty where there is none."""
+    for file in (folder / name for folder in (root, root / "labels") for name in _NAME_FILES):
+        if file.is_file():
+            return tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
+    return ()
+
+
+def _numbered_classes(every: list[list[Path]], root: Path) -> tuple[str, ...]:
+    """Without names the classes are called by their numbers, 0 to the largest that any split uses."""
+    largest = -1
+    unheard = Reading(source=root, image_root=root)  # faults of other splits are theirs to report
+    for place in (place for places in every for place in places):
+        for path in _image_paths(place, root, unheard):
+            numbers = re.findall(r"^\s*(\d{1,4})\s", _text(_label_file(path)), flags=re.MULTILINE)
+            largest = max([largest, *map(int, numbers)])
+    return tuple(map(str, range(largest + 1)))
+
+
+def _text(file: Path) -> str:
+    """A label file's text; an image without a label file is one without objects."""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def _objects(
+    file: Path, size: tuple[int, int], num_classes: int, reading: Reading, first_id: int
+) -> Iterable[AnnotatedObject]:
+    for number, line in enumerate(_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{file.name}, line {number}"
+        try:
+            label, box = _parse_line(line, size)
+        except ValueError as error:
+            reading.fault("annotation unreadable", where, str(error))
+            continue
+        if 0 <= label < num_classes:
+            yield AnnotatedObject(first_id, label, box)
+            first_id += 1
+        else:
+            reading.fault("unknown category", where, f"class {label} is not one of 0..{num_classes - 1}")
+
+
+def _parse_line(line: str, size: tuple[int, int]) -> tuple[int, Box]:
+    """`class cx cy w h`, or `class x1 y1 x2 y2 ...` (a polygon: its bounding box), in fractions of the image."""
+    try:
+        label, *values = map(float, line.split())
+    except ValueError:
+        raise ValueError(f'expected numbers "class cx cy w h", got "{line.strip()}"') from None
+    if label % 1 or len(values) < 4 or (len(values) > 4 and (len(values) < 6 or len(values) % 2)):
+        raise ValueError(f'expected "class cx cy w h" or a polygon "class x y x y x y ...", got "{line.strip()}"')
+    if any(math.isfinite(value) and abs(value) > _LARGEST_FRACTION for value in values):
+        raise ValueError(f'expected fractions of the image, 0 to 1, got "{line.strip()}" (pixels?)')
+    if len(values) == 4:
+        return int(label), _in_pixels(*values, size)
+    width, height = size
+    xs, ys = values[0::2], values[1::2]
+    return int(label), (min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height)
+
+
+def _in_pixels(cx: float, cy: float, w: float, h: float, size: tuple[int, int]) -> Box:
+    width, height = size
+    return (cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height

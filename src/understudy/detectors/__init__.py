@@ -1,0 +1,18 @@
+"""Detectors, opened so that methods can read them."""
+
+from understudy.detectors.base import Detector
+from understudy.detectors.fcos import FCOSDetector
+from understudy.detectors.plain import BACKBONES, FAMILIES
+from understudy.detectors.retinanet import RetinaNetDetector
+from understudy.detectors.zoo import DETECTORS, build_detector, open_detector
+
+__all__ = [
+    "BACKBONES",
+    "DETECTORS",
+    "FAMILIES",
+    "Detector",
+    "FCOSDetector",
+    "RetinaNetDetector",
+    "build_detector",
+    "open_detector",
+]

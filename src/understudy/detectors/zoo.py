@@ -1,0 +1,183 @@
+"""Detectors by name, and detectors that a user already has."""
+
+import difflib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.detection import FCOS, RetinaNet
+
+from understudy.detectors.base import Detector
+from understudy.detectors.fcos import FCOSDetector
+from understudy.detectors.plain import BACKBONES, FAMILIES, backbone_stages, build_network
+from understudy.detectors.retinanet import RetinaNetDetector
+from understudy.errors import UserError
+
+DETECTORS = tuple(f"{family}_{backbone}" for family in FAMILIES for backbone in BACKBONES)
+"""Every name that :func:`build_detector` knows."""
+
+OPENERS: dict[type[nn.Module], type[Detector]] = {RetinaNet: RetinaNetDetector, FCOS: FCOSDetector}
+"""Which detector opens which class of torchvision."""
+
+
+def open_detector(network: nn.Module, name: str | None = None) -> Detector:
+    """Open a torchvision detector that you already have, however it was built; the network itself is not changed.
+
+    Args:
+        network: a torchvision ``RetinaNet`` or ``FCOS``, with any backbone, anchors and number of classes.
+        name: what messages call it.
+
+    Raises:
+        UserError: the network is of another class.
+    """
+    for kind, opener in OPENERS.items():
+        if isinstance(network, kind):
+            return opener(network, name)
+    raise UserError(
+        f"open_detector takes a torchvision {' or '.join(kind.__name__ for kind in OPENERS)}, "
+        f"got {type(network).__module__}.{type(network).__qualname__}."
+    )
+
+
+def build_detector(
+    name: str,
+    num_classes: int,
+    *,
+    neck_channels: int = 256,
+    width_mult: float = 1.0,
+    backbone_weights: str | Path | None = None,
+    norm: Literal["auto", "batch", "frozen"] = "auto",
+    head_norm: Literal["group"] | None = None,
+    frozen_stages: int = 0,
+    anchor_scale: float = 4.0,
+    image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+    image_std: Sequence[float] = (0.229, 0.224, 0.225),
+    shorter_side: int = 800,
+    longer_side: int = 1333,
+) -> Detector:
+    """Build a detector by name, e.g. ``build_detector("retinanet_mobilenet_v2", 20, neck_channels=128)``.
+
+    Args:
+        name: one of :data:`DETECTORS`.
+        num_classes: classes K, without background.
+        neck_channels: channels of the feature pyramid and of the head ("C128" is 128).
+        width_mult: width of a MobileNetV2 backbone.
+        backbone_weights: a name torchvision knows (``"IMAGENET1K_V1"``, downloaded) or a local file of the
+            backbone's weights; None starts from random weights.
+        norm: batch normalisation of the backbone, trained (``"batch"``) or ``"frozen"``; ``"auto"`` freezes it where
+            pretrained weights are given.
+        head_norm: ``"group"`` for GroupNorm in RetinaNet's head.
+        frozen_stages: how many stages of the backbone, from the input, keep their weights (0 to 4).
+        anchor_scale: side of RetinaNet's smallest square anchor, in cells; 4 is the paper's.
+        image_mean: per channel, of images in 0..1; the default is ImageNet's.
+        image_std: likewise.
+        shorter_side: pixels to which the plain network resizes an image before detection,
+        longer_side: unless its longer side would exceed this.
+
+    Raises:
+        UserError: the name is unknown, an option does not fit, or the weights do not.
+    """
+    _check_options(name, num_classes, neck_channels, width_mult, norm, frozen_stages)
+    if norm == "auto":
+        norm = "batch" if backbone_weights is None else "frozen"
+    network = build_network(
+        name,
+        num_classes,
+        neck_channels=neck_channels,
+        width_mult=width_mult,
+        norm=norm,
+        head_norm=head_norm,
+        anchor_scale=anchor_scale,
+        image_mean=image_mean,
+        image_std=image_std,
+        shorter_side=shorter_side,
+        longer_side=longer_side,
+    )
+    backbone_name = name.partition("_")[2]
+    if backbone_weights is not None:
+        _load_backbone(network.backbone.body, backbone_name, backbone_weights)
+    for stage in backbone_stages(backbone_name)[:frozen_stages]:
+        for layer in stage:
+            network.backbone.body[layer].requires_grad_(False)
+    return open_detector(network, name)
+
+
+def _check_options(
+    name: str, num_classes: int, neck_channels: int, width_mult: float, norm: str, frozen_stages: int
+) -> None:
+    faults = []
+    if name not in DETECTORS:
+        close = difflib.get_close_matches(name, DETECTORS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(DETECTORS)}"
+        faults.append(f"there is no detector {name!r}; {hint}")
+    elif width_mult != 1 and not name.endswith("mobilenet_v2"):
+        faults.append(f"width_mult={width_mult} is for mobilenet_v2 backbones; {name!r} has a fixed width")
+    if num_classes < 1:
+        faults.append(f"num_classes counts the classes without background and is at least 1, got {num_classes}")
+    if neck_channels < 1:
+        faults.append(f"neck_channels is at least 1, got {neck_channels}")
+    if width_mult <= 0:
+        faults.append(f"width_mult is positive, got {width_mult}")
+    if norm not in ("auto", "batch", "frozen"):
+        faults.append(f"norm is 'auto', 'batch' or 'frozen', got {norm!r}")
+    if not 0 <= frozen_stages <= 4:
+        faults.append(f"frozen_stages is 0 to 4, got {frozen_stages}")
+    if faults:
+        raise UserError.listing("This detector cannot be built:", faults)
+
+
+def _load_backbone(body: nn.Module, backbone_name: str, weights: str | Path) -> None:
+    """Load ImageNet weights into the backbone; the classifier and layers the detector leaves out are passed over."""
+    state = _torchvision_weights(backbone_name, str(weights))
+    if state is None:
+        state = _weights_file(Path(weights))
+    state = {key.removeprefix("features."): value for key, value in state.items()}
+    wanted = body.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [
+        f"{key}: {tuple(wanted[key].shape)} expected, {tuple(state[key].shape)} in the file"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if missing or wrong:
+        shown = [*(f"{key}: missing" for key in missing), *wrong]
+        more = [f"... and {len(shown) - 8} more"] if len(shown) > 8 else []
+        raise UserError.listing(
+            f"{weights} does not hold the weights of this {backbone_name} (is the width the same?):", shown[:8] + more
+        )
+    body.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+
+
+def _torchvision_weights(backbone_name: str, name: str) -> dict[str, Tensor] | None:
+    known = get_model_weights(backbone_name)
+    if name not in known.__members__:
+        if Path(name).exists():
+            return None
+        raise UserError(
+            f"backbone_weights={name!r} is neither a file nor a name torchvision has for {backbone_name} "
+            f"({', '.join(known.__members__)})."
+        )
+    try:
+        return dict(known[name].get_state_dict(progress=False, check_hash=True))
+    except OSError as error:
+        raise UserError(
+            f"torchvision could not download {name} for {backbone_name} ({error}). Fetch {known[name].url} on a "
+            "machine with internet, copy the file here and give its path as backbone_weights."
+        ) from error
+
+
+def _weights_file(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read as weights (only tensors are loaded, nothing is executed): {reason}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} is not a state dict: expected a mapping of names to tensors.")
+    return state

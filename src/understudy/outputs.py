@@ -1,0 +1,110 @@
+"""The record between detectors and methods: read this file first.
+
+A detector returns one record, the same in ``train()`` and ``eval()``; a distillation method reads two of them. Neither
+knows the other, so D detectors and M methods need D + M pieces of code, never D x M.
+
+Letters used in every shape of this package::
+
+    N images of a batch         C channels              H x W cells of one level
+    A anchors per cell          K classes, no background
+    D numbers per box           R = sum of H * W * A over the levels
+    M objects of one image      L levels
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Target = dict[str, Tensor]
+"""Ground truth of one image: ``boxes`` (M, 4) xyxy in pixels of the padded batch, ``labels`` (M,) int64 in 0..K-1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is known of a detector before it has seen an image; methods are built, and refused, from two of these.
+
+    Attributes:
+        channels: channels C of the neck outputs, one per level, fine to coarse.
+        strides: pixels per cell of the neck outputs.
+        num_anchors: anchors A per cell.
+        num_classes: classes K, without background.
+        box_size: numbers D per box: 4, or ``4 * (reg_max + 1)`` where sides are distributions.
+        stage_channels: channels of the backbone outputs.
+        stage_strides: pixels per cell of the backbone outputs.
+        family: the kind of detector, e.g. ``"retinanet"``; published weights are looked up by it.
+        name: what messages call it, e.g. ``"retinanet_resnet50"``.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    num_anchors: int
+    num_classes: int
+    box_size: int = 4
+    stage_channels: tuple[int, ...] = ()
+    stage_strides: tuple[int, ...] = ()
+    family: str = "detector"
+    name: str = "detector"
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a detector computes for a batch, level by level, fine to coarse.
+
+    Attributes:
+        stages: backbone outputs, each (N, C, H, W).
+        features: neck outputs, each (N, C, H, W).
+        class_logits: each (N, H, W, A, K), before sigmoid or softmax.
+        box_raw: each (N, H, W, A, D), as the head emits them.
+        anchors: each (H, W, A, 4), xyxy in pixels of the padded batch; the same for every image.
+        extra: what one family has beside, e.g. FCOS' ``centerness`` (N, R), as logits.
+    """
+
+    stages: list[Tensor]
+    features: list[Tensor]
+    class_logits: list[Tensor]
+    box_raw: list[Tensor]
+    anchors: list[Tensor]
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """Height and width in cells of every level."""
+        return [(feature.shape[-2], feature.shape[-1]) for feature in self.features]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The ground truth beside two records.
+
+    Attributes:
+        targets: one :data:`Target` per image.
+        gt_index: (N, R) int64, the student's assignment: number of the object, -1 background, -2 ignored.
+    """
+
+    targets: Sequence[Target]
+    gt_index: Tensor
+
+
+def flatten_levels(levels: Sequence[Tensor]) -> Tensor:
+    """Join levels (N, H, W, A, X) to (N, R, X), in the order level, row, column, anchor."""
+    return torch.cat([level.flatten(1, 3) for level in levels], dim=1)
+
+
+def unflatten_levels(flat: Tensor, level_sizes: Sequence[tuple[int, int]], num_anchors: int) -> list[Tensor]:
+    """Split (N, R, X) into views (N, H, W, A, X), one per level; the inverse of :func:`flatten_levels`.
+
+    Raises:
+        ValueError: R is not the number of anchors of these levels.
+    """
+    counts = [height * width * num_anchors for height, width in level_sizes]
+    if flat.shape[1] != sum(counts):
+        raise ValueError(
+            f"expected {sum(counts)} anchors ({num_anchors} per cell of the levels {list(level_sizes)}), "
+            f"got {flat.shape[1]} in a tensor of shape {tuple(flat.shape)}"
+        )
+    return [
+        part.unflatten(1, (height, width, num_anchors))
+        for part, (height, width) in zip(flat.split(counts, dim=1), level_sizes, strict=True)
+    ]

@@ -1,0 +1,370 @@
+"""The command line with stand-ins for what the commands call: arguments, messages, exit codes, start-up time."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import understudy
+from understudy.cli import main
+from understudy.config import DistillConfig, TrainConfig, dump_config, load_config
+from understudy.errors import RunError, UserError
+
+HEAVY = ("torch", "torchvision", "lightning", "matplotlib", "numpy")
+COMMANDS = [
+    "check",
+    "train",
+    "distill",
+    "resume",
+    "evaluate",
+    "predict",
+    "export",
+    "compare",
+    "demo",
+    "config",
+    "detectors",
+    "methods",
+]
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line and returns its exit code, stdout and stderr."""
+
+    def run(*arguments: str) -> SimpleNamespace:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        output = capsys.readouterr()
+        return SimpleNamespace(code=stop.value.code or 0, out=output.out, err=output.err)
+
+    return run
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Puts a module with one function in the place of a module of the package; returns the calls it gets."""
+
+    def stand_in(module: str, function: str, result=None, error: BaseException | None = None) -> list:
+        calls = []
+
+        def called(*args, **kwargs):
+            calls.append((args, kwargs))
+            if error is not None:
+                raise error
+            return result
+
+        fake = SimpleNamespace(**{function: called})
+        monkeypatch.setitem(sys.modules, f"understudy.{module}", fake)
+        parent, _, name = f"understudy.{module}".rpartition(".")
+        if parent == "understudy":
+            monkeypatch.setattr(understudy, name, fake, raising=False)
+        return calls
+
+    return stand_in
+
+
+# --- start-up and help ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["import understudy", "import understudy.cli as c; c.main(['--help'])"])
+def test_nothing_heavy_is_imported(code):
+    script = (
+        f"import sys, atexit\natexit.register(lambda: print('HEAVY', [m for m in {HEAVY} if m in sys.modules]))\n{code}"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip().endswith("HEAVY []")
+
+
+def test_help_answers_within_a_second():
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "understudy", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 1
+
+
+def test_no_command_shows_help_and_version_is_known(run):
+    assert run().code == 0
+    assert run().out == run("--help").out == run("-h").out
+    assert all(f"\n  {command} " in run("-h").out for command in COMMANDS)
+    assert run("--version").out.strip() == understudy.__version__
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_an_example_and_fits_80_columns(run, command):
+    result = run(command, "-h")
+    assert result.code == 0
+    assert f"Example:\n    understudy {command}" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert result.out.isascii()
+
+
+def test_short_help_is_whole(run):
+    assert "..." not in run("-h").out.partition("Commands:")[2]
+
+
+# --- public names -----------------------------------------------------------------------------------------------------
+
+
+def test_public_names_exist():
+    assert set(understudy.__all__) <= set(dir(understudy))
+    for name in ("Spec", "Outputs", "Truth", "Detector", "Method", "METHODS", "open_detector", "build_detector"):
+        assert getattr(understudy, name) is not None
+    assert understudy.functional.__name__ == "understudy.functional"
+    assert understudy.UserError is UserError
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = understudy.nonsense
+
+
+def test_train_from_python_is_train_from_the_command_line(run, stand_in, tmp_path):
+    calls = stand_in("training", "train", Path("runs/a"))
+    result = run("train", "run=runs/a", "data=photos", "optimizer.lr=1e-3")
+    assert (result.code, result.err) == (0, "")
+    assert "runs/a" in result.out
+    assert understudy.train(run="runs/a", data="photos", **{"optimizer.lr": 1e-3}) == Path("runs/a")
+    file = tmp_path / "a.yaml"
+    file.write_text(dump_config(calls[0][0][0]))
+    understudy.train(file)
+    understudy.train(load_config(TrainConfig, file))
+    assert run("train", "-c", str(file)).code == 0
+    configs = [args[0] for args, _ in calls]
+    assert len(configs) == 5
+    assert all(config == configs[0] for config in configs)
+    assert type(configs[0]) is TrainConfig
+
+
+def test_distill_and_its_methods(run, stand_in, tmp_path):
+    calls = stand_in("training", "distill", Path("runs/s"))
+    needed = ("run=runs/s", "data=photos", "teacher=runs/t")
+    file = tmp_path / "a.yaml"
+    file.write_text("methods: {pkd: {weight: 6}}\n")
+    assert run("distill", *needed).code == 0
+    assert run("distill", *needed, "-c", str(file)).code == 0
+    assert (
+        run("distill", *needed, "-c", str(file), "--method", "frs", "-m", "own.code:Fit", "methods.frs.x=1").code == 0
+    )
+    understudy.distill({"methods": ["frs", "own.code:Fit"]}, run="runs/s", data="photos", teacher="runs/t")
+    configs = [args[0] for args, _ in calls]
+    assert [config.methods for config in configs] == [
+        {"frs": {}},
+        {"pkd": {"weight": 6}},
+        {"frs": {"x": 1}, "own.code:Fit": {}},
+        {"frs": {}, "own.code:Fit": {}},
+    ]
+    assert type(configs[0]) is DistillConfig
+
+
+# --- what the commands call -------------------------------------------------------------------------------------------
+
+
+def test_resume(run, stand_in):
+    calls = stand_in("training", "resume", Path("runs/a"))
+    assert "runs/a" in run("resume", "runs/a").out
+    assert calls == [((Path("runs/a"),), {})]
+
+
+def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
+    class Report(str):
+        ok = True
+
+    report = Report("3 images")
+    calls = stand_in("data.check", "check_data", report)
+    assert run("check", "photos", "--sheet", "sheet.png").out == "3 images\n"
+    assert calls == [((Path("photos"), Path("sheet.png")), {})]
+    report.ok = False
+    assert run("check", "photos").code == 2
+
+
+def test_evaluate_prints_a_table_or_nothing_but_json(run, stand_in):
+    class Result(str):
+        def to_dict(self):
+            return {"coco": {"AP": 0.5, "APs": None}}
+
+    def talkative(*args, **kwargs):
+        print("creating index...")
+        return Result("AP 50.0")
+
+    calls = stand_in("evaluation", "evaluate", Result("AP 50.0"))
+    assert run("evaluate", "runs/a").out == "AP 50.0\n"
+    run("evaluate", "runs/a", "photos", "--split", "test")
+    assert calls[0] == ((Path("runs/a"), None), {"split": None})
+    assert calls[1] == ((Path("runs/a"), Path("photos")), {"split": "test"})
+    understudy.evaluation.evaluate = talkative
+    result = run("evaluate", "runs/a", "--json")
+    assert json.loads(result.out) == {"coco": {"AP": 0.5, "APs": None}}
+    assert "creating index" in result.err
+
+
+def test_predict(run, stand_in):
+    calls = stand_in("prediction", "predict", [{}, {}])
+    assert run("predict", "runs/a", "photos", "-o", "found").out.startswith("2 detections")
+    run("predict", "runs/a", "photos", "--output", "found", "--score", "0.5", "--split", "test")
+    assert calls[0] == ((Path("runs/a"), Path("photos"), Path("found"), 0.3), {"split": "val"})
+    assert calls[1] == ((Path("runs/a"), Path("photos"), Path("found"), 0.5), {"split": "test"})
+
+
+def test_export(run, stand_in):
+    calls = stand_in("export", "export")
+    assert "deploy" in run("export", "runs/a", "deploy").out
+    assert calls == [((Path("runs/a"), Path("deploy")), {})]
+
+
+def test_compare(run, stand_in):
+    class Table(str):
+        def to_dict(self):
+            return {"rows": []}
+
+    summarise = stand_in("results", "summarise", Table("teacher 40.0"))
+    page = stand_in("report", "report_on", Path("page.html"))
+    assert run("compare", "runs/t", "runs/s").out == "teacher 40.0\n"
+    assert page == []
+    assert "page.html" in run("compare", "runs/t", "runs/s", "--html", "page.html").out
+    runs = [Path("runs/t"), Path("runs/s")]
+    assert summarise[0] == ((runs,), {})
+    assert page == [((Path("page.html"), runs), {"table": {"rows": []}})]
+
+
+def test_demo(run, stand_in):
+    calls = stand_in("demo", "run_demo")
+    assert run("demo").code == 0
+    assert run("demo", "--seed", "3", "--output", "out", "--train-teacher").code == 0
+    assert calls == [((Path("demo"), 0, False), {}), ((Path("out"), 3, True), {})]
+
+
+def test_config_prints_a_file_that_loads(run, tmp_path):
+    for kind, cls in (("train", TrainConfig), ("distill", DistillConfig)):
+        file = tmp_path / f"{kind}.yaml"
+        file.write_text(run("config", kind).out)
+        assert isinstance(load_config(cls, file), cls)
+        assert json.loads(run("config", kind, "--schema").out)["title"] == cls.__name__
+    assert run("config").out == run("config", "train").out
+
+
+def test_detectors_and_methods_are_listed(run):
+    listed = run("detectors").out
+    assert "  retinanet_resnet50\n" in listed
+    assert "  fcos_mobilenet_v2\n" in listed
+    assert "frs: " in run("methods").out
+    assert "frs_feature, frs_class" in run("methods").out
+    explained = run("methods", "frs").out
+    assert "methods.frs.feature_weight=null" in explained
+    assert "retinanet: feature_weight=0.005, class_weight=0.02" in explained
+    assert max(map(len, explained.splitlines())) <= 80
+
+
+def test_explained_options_are_options(run):
+    options = [line.strip() for line in run("methods", "frs").out.splitlines() if line.startswith("  methods.")]
+    config = load_config(DistillConfig, None, ["run=r", "data=d", "teacher=t", *options])
+    assert len(config.methods["frs"]) == len(options) >= 3
+    from understudy.methods import method_options
+
+    method_options("frs")(**config.methods["frs"])
+
+
+# --- exit codes and messages ------------------------------------------------------------------------------------------
+
+NEEDED = ("run=r", "data=d")
+LONG = "RM compares anchors one to one: " + "the student has 1 anchor per cell [fcos_r18], the teacher 9; " * 3
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "command"),
+    [
+        ("training", "train", ("train", *NEEDED)),
+        ("training", "distill", ("distill", *NEEDED, "teacher=t")),
+        ("training", "resume", ("resume", "r")),
+        ("data.check", "check_data", ("check", "d")),
+        ("evaluation", "evaluate", ("evaluate", "r")),
+        ("evaluation", "evaluate", ("evaluate", "r", "--json")),
+        ("prediction", "predict", ("predict", "r", "d", "-o", "out")),
+        ("export", "export", ("export", "r", "out")),
+        ("results", "summarise", ("compare", "r")),
+        ("demo", "run_demo", ("demo",)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError(LONG), 2, f"Error: {LONG}\n"),
+        (UserError.listing("Two faults:", ["one", "two"]), 2, "Error: Two faults:\n  - one\n  - two\n"),
+        (RunError("The loss is not a number."), 1, "Error: The loss is not a number.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (KeyboardInterrupt("Go on with: understudy resume r"), 130, "Go on with: understudy resume r\n"),
+    ],
+    ids=["wrong input", "several faults", "failed run", "interrupted", "interrupted with a way on"],
+)
+def test_failures_of_every_command(run, stand_in, module, function, command, error, code, message):
+    stand_in(module, function, error=error)
+    result = run(*command)
+    assert (result.code, result.out, result.err) == (code, "", message)
+
+
+def test_our_own_bugs_keep_their_traceback(stand_in):
+    stand_in("training", "train", error=ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        main(["train", *NEEDED])
+    code = "import understudy.cli as c, understudy.config as g; g.load_config = None; c.main(['train', 'run=r'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "TypeError: 'NoneType' object is not callable" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("distil",), "Did you mean 'distill'?"),
+        (("nonsense",), "No such command 'nonsense'"),
+        (("evaluate",), "Missing argument 'CHECKPOINT'"),
+        (("evaluate", "r", "--jsn"), "--json"),
+        (("predict", "r", "d"), "Missing option '--output'"),
+        (("predict", "r", "d", "-o", "x", "--score", "3"), "--score: expected a number from 0 to 1, got 3"),
+        (("config", "tran"), "expected train or distill, got tran"),
+        (("methods", "fsr"), "did you mean 'frs'?"),
+        (("train", "nofile"), '"nofile": expected key=value'),
+        (("train", "--lr", "0.1"), '"--lr": no such option (see --help); keys have no dashes, e.g. optimizer.lr=0.01'),
+        (("train", *NEEDED, "dta.flip=0"), "dta: no such key; did you mean data?"),
+        (("train", "-c", "absent.yaml"), "the config file absent.yaml does not exist"),
+        (("distill", *NEEDED), "teacher: missing; expected a path, e.g. teacher=runs/teacher"),
+    ],
+)
+def test_wrong_input_exits_with_2_and_says_what_to_do(run, command, message):
+    result = run(*command)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert "Traceback" not in result.err
+
+
+# --- bad input against the real modules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("check",), ("evaluate",), ("export",), ("predict",), ("resume",), ("compare",)])
+def test_paths_that_do_not_exist(run, tmp_path, command):
+    more = {"predict": [str(tmp_path), "-o", str(tmp_path / "out")], "export": [str(tmp_path / "out")]}
+    result = run(*command, str(tmp_path / "absent"), *more.get(command[0], []))
+    assert (result.code, result.out) == (2, "")
+    assert "absent" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"cos\nsystem\n(S'echo hacked'\ntR."])
+def test_files_that_are_no_checkpoint(run, tmp_path, content):
+    file = tmp_path / "best.ckpt"
+    file.write_bytes(content)
+    result = run("evaluate", str(file))
+    assert (result.code, result.out) == (2, "")
+    assert "best.ckpt" in result.err
+
+
+def test_training_with_wrong_input_writes_nothing(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    target = tmp_path / "run"
+    for wrong in (["data=" + str(tmp_path / "absent")], ["data=" + str(tmp_path / "empty")]):
+        result = run("train", f"run={target}", *wrong)
+        assert result.code == 2, result.err
+        assert not target.exists()

@@ -1,0 +1,222 @@
+"""Batches: the pixels and boxes in them, the same for the same seed, each image exactly once, and clear failures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from understudy.data import Batch, DetectionData, evaluation_loader, load_image, open_data, training_loader
+from understudy.data.images import UnreadableImage
+from understudy.errors import RunError, UserError
+
+OPTIONS = {"batch_size": 2, "shorter_side": [32, 48], "longer_side": 70, "flip": 0.5, "seed": 3}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DetectionData:
+    """Seven images of random pixels and different sizes, each with a box that stands over its border, and a crowd."""
+    noise = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(7):
+        width, height = 60 + 4 * i, 90 - 5 * i
+        Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        images.append({"id": 100 + i, "file_name": f"{i}.png", "width": width, "height": height})
+        annotations.append({"id": 2 * i, "image_id": 100 + i, "category_id": 1, "bbox": [-5, 10, 25, 30]})
+        annotations.append({"id": 2 * i + 1, "image_id": 100 + i, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    return open_data(tmp_path)
+
+
+def epochs(data: DetectionData, count: int = 2, **options) -> list[Batch]:
+    loader = training_loader(data, **(OPTIONS | options))
+    batches = []
+    for epoch in range(count):
+        loader.sampler.set_epoch(epoch)
+        batches += list(loader)
+    return batches
+
+
+def equal(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        a.image_ids == b.image_ids
+        and torch.equal(a.images, b.images)
+        and all(torch.equal(x["boxes"], y["boxes"]) for x, y in zip(a.targets, b.targets, strict=True))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_batches_are_padded_and_hold_what_is_to_be_learned(data: DetectionData) -> None:
+    for batch in epochs(data):
+        assert batch.images.dtype == torch.float32
+        assert 0 <= batch.images.min() < batch.images.max() <= 1
+        assert batch.images.shape[-2] % 32 == batch.images.shape[-1] % 32 == 0
+        for image, (height, width), target in zip(batch.images, batch.image_sizes, batch.targets, strict=True):
+            assert image[:, height:].abs().sum() == image[:, :, width:].abs().sum() == 0
+            assert len(target["boxes"]) == 1  # the crowd is left out
+            x1, y1, x2, y2 = target["boxes"][0]
+            assert 0 <= x1 < x2 <= width
+            assert 0 <= y1 < y2 <= height
+
+
+def test_images_and_boxes_are_resized_as_torchvision_does(data: DetectionData) -> None:
+    transform = GeneralizedRCNNTransform(48, 70, image_mean=[0, 0, 0], image_std=[1, 1, 1]).eval()
+    loader = evaluation_loader(data, batch_size=3, shorter_side=48, longer_side=70)
+    for number, batch in enumerate(loader):
+        records = data.records[3 * number : 3 * number + 3]
+        images = [load_image(record.path) for record in records]
+        targets = [{"boxes": record.boxes[:1].clamp(min=0)} for record in records]
+        expected, expected_targets = transform(images, targets)
+        assert torch.equal(batch.images, expected.tensors)
+        assert batch.image_sizes == expected.image_sizes
+        assert batch.original_sizes == [(record.height, record.width) for record in records]
+        for mine, theirs in zip(batch.targets, expected_targets, strict=True):
+            torch.testing.assert_close(mine["boxes"], theirs["boxes"].float())
+
+
+def test_a_flip_mirrors_pixels_and_boxes(data: DetectionData) -> None:
+    options = {"count": 1, "shorter_side": [48]}
+    for plain, flipped in zip(epochs(data, flip=0.0, **options), epochs(data, flip=1.0, **options), strict=True):
+        width = plain.image_sizes[0][1]
+        assert torch.equal(plain.images[0, :, :, :width].flip(-1), flipped.images[0, :, :, :width])
+        x1, y1, x2, y2 = plain.targets[0]["boxes"][0].tolist()
+        assert flipped.targets[0]["boxes"][0].tolist() == pytest.approx([width - x2, y1, width - x1, y2])
+
+
+def test_scales_and_flips_vary(data: DetectionData) -> None:
+    batches = epochs(data, count=6, batch_size=1)
+    scales = {round(b.image_sizes[0][0] / b.original_sizes[0][0], 2) for b in batches}
+    mirrored = {float(b.targets[0]["boxes"][0, 0]) == 0 for b in batches}  # the box at the left border
+    assert len(scales) > 7
+    assert mirrored == {True, False}
+
+
+def test_the_seed_alone_decides_the_batches(data: DetectionData) -> None:
+    once = epochs(data)
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    assert equal(once, epochs(data))
+    assert torch.equal(state, torch.get_rng_state())  # nobody else's random numbers move
+    assert not equal(once, epochs(data, seed=4))
+    assert once[0].image_ids != once[3].image_ids  # the next epoch has another order
+
+
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_give_the_same_batches(data: DetectionData, method: str, workers: int) -> None:
+    loader = training_loader(data, **OPTIONS, workers=workers)
+    loader.multiprocessing_context = method
+    batches = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        batches += list(loader)
+    assert equal(batches, epochs(data))
+
+
+def test_an_epoch_goes_on_where_it_was_left(data: DetectionData) -> None:
+    whole = epochs(data, count=1)
+    loader = training_loader(data, **OPTIONS)
+    loader.sampler.start = 2
+    assert len(loader) == 3
+    assert equal(list(loader), whole[2:])
+    assert equal(list(loader), whole)  # only once
+
+
+def test_ranks_share_an_epoch(data: DetectionData) -> None:
+    of_rank = [
+        [i for batch in training_loader(data, **OPTIONS, rank=rank, world_size=2) for i in batch.image_ids]
+        for rank in (0, 1)
+    ]
+    assert len(of_rank[0]) == len(of_rank[1]) == 2
+    assert not set(of_rank[0]) & set(of_rank[1])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+def test_evaluation_sees_every_image_once(data: DetectionData, world_size: int) -> None:
+    seen = [
+        image_id
+        for rank in range(world_size)
+        for batch in evaluation_loader(
+            data, batch_size=2, shorter_side=32, longer_side=70, rank=rank, world_size=world_size
+        )
+        for image_id in batch.image_ids
+    ]
+    assert sorted(seen) == [record.image_id for record in data.records]
+
+
+def test_fewer_images_than_a_batch(data: DetectionData) -> None:
+    with pytest.raises(UserError, match="7 images in split 'train', fewer than one batch of 4 for each of 2 processes"):
+        training_loader(data, **(OPTIONS | {"batch_size": 4}), world_size=2)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-2000])
+
+
+def shrink(file: Path) -> None:
+    Image.new("RGB", (5, 5)).save(file)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [(Path.unlink, "does not exist"), (truncate, "truncated or damaged"), (shrink, "5x5 pixels, its annotation says")],
+)
+def test_a_bad_image_stops_the_run_by_name(data: DetectionData, damage: Callable, expected: str, workers: int) -> None:
+    damage(data.records[4].path)
+    with pytest.raises(RunError, match=expected) as error:
+        list(training_loader(data, **OPTIONS, workers=workers))
+    assert "4.png" in str(error.value)
+    assert "understudy check" in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+def test_a_batch_moves_with_all_its_tensors(data: DetectionData) -> None:
+    batch = epochs(data, count=1)[0].to("meta")
+    assert {tensor.device.type for t in batch.targets for tensor in t.values()} | {batch.images.device.type} == {"meta"}
+
+
+def save(file: Path, array: np.ndarray, mode: str, **options) -> None:
+    Image.fromarray(array).convert(mode).save(file, **options)
+
+
+def test_every_kind_of_pixels_becomes_rgb(tmp_path: Path) -> None:
+    grey = np.linspace(0, 255, 48, dtype=np.uint8).reshape(6, 8)
+    expected = (torch.from_numpy(grey).float() / 255).expand(3, -1, -1)
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    save(tmp_path / "RGB.png", rgb, "RGB")
+    save(tmp_path / "RGBA.png", rgb, "RGBA")
+    save(tmp_path / "L.png", grey, "L")
+    save(tmp_path / "LA.png", rgb, "LA")
+    save(tmp_path / "P.png", grey, "P")
+    save(tmp_path / "Pt.png", grey, "P", transparency=bytes(range(256)))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.tif")
+    for file in sorted(tmp_path.iterdir()):
+        image = load_image(file)
+        assert image.shape == (3, 6, 8), file
+        assert image.dtype == torch.float32, file
+        torch.testing.assert_close(image, expected, atol=1e-6, rtol=0, msg=str(file))
+    save(tmp_path / "1.png", grey > 99, "1")
+    assert load_image(tmp_path / "1.png").unique().tolist() == [0, 1]
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UnreadableImage, match="floating-point"):
+        load_image(tmp_path / "float.tif")
+
+
+def test_pixels_are_read_as_stored_unless_the_annotation_states_the_turned_size(tmp_path: Path) -> None:
+    array = np.zeros((4, 6, 3), dtype=np.uint8)
+    array[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # viewers turn it by a quarter, clockwise
+    Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
+    assert load_image(tmp_path / "a.png", (6, 4))[0, 0, 0] == 1
+    turned = load_image(tmp_path / "a.png", (4, 6))
+    assert turned.shape == (3, 6, 4)
+    assert turned[0, 0, 3] == 1
+    with pytest.raises(UnreadableImage, match="6x4 pixels, its annotation says 6x5"):
+        load_image(tmp_path / "a.png", (6, 5))
