@@ -91,7 +91,10 @@ def test_equal_to_loops_written_from_the_equations(seed):
 def test_the_scale_of_the_mask_does_not_matter(normaliser):
     student, teacher, student_logits, teacher_logits = maps()
     weight = feature_richness(teacher_logits)
-    for loss, pair in ((weighted_feature_loss, (student, teacher)), (weighted_class_loss, (student_logits, teacher_logits))):
+    for loss, pair in (
+        (weighted_feature_loss, (student, teacher)),
+        (weighted_class_loss, (student_logits, teacher_logits)),
+    ):
         assert loss(*pair, 7 * weight, normaliser).item() == pytest.approx(loss(*pair, weight, normaliser).item())
 
 

@@ -19,7 +19,7 @@ SMALLEST_MASS = 1e-6
 def feature_richness(class_logits: Tensor) -> Tensor:
     """Say how much a detector sees in every cell: its highest class score there.
 
-    FRS (Zhang et al., NeurIPS 2021), Eq. 5. The paper takes the maximum over classes; the authors' code takes it over
+    FRS (Du et al., NeurIPS 2021), Eq. 5. The paper takes the maximum over classes; the authors' code takes it over
     classes and anchors, and so does this.
 
     Args:
@@ -31,12 +31,10 @@ def feature_richness(class_logits: Tensor) -> Tensor:
     return _at_least_float32(class_logits).amax((-2, -1)).sigmoid()
 
 
-def weighted_feature_loss(
-    student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch"
-) -> Tensor:
+def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch") -> Tensor:
     """Compare two feature maps of one level where a weight map says it matters.
 
-    FRS (Zhang et al., NeurIPS 2021), Eq. 6, for one level: squared differences, summed over channels, weighted and
+    FRS (Du et al., NeurIPS 2021), Eq. 6, for one level: squared differences, summed over channels, weighted and
     summed over cells, divided by the sum of the weights.
 
     Args:
@@ -63,7 +61,7 @@ def weighted_feature_loss(
 def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch") -> Tensor:
     """Compare two classification maps of one level where a weight map says it matters.
 
-    FRS (Zhang et al., NeurIPS 2021), Eq. 7, for one level: binary cross-entropy of the student's scores with the
+    FRS (Du et al., NeurIPS 2021), Eq. 7, for one level: binary cross-entropy of the student's scores with the
     teacher's scores as soft targets, summed over anchors and classes, weighted and summed over cells, divided by the
     sum of the weights. Its smallest value is the teacher's own entropy, not zero.
 

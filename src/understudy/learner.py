@@ -1,6 +1,7 @@
 """What is trained and saved: the student and the methods' adapters. The teacher is an argument."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ class Learner(nn.Module):
     def __init__(self, student: Detector, methods: Sequence[Method] = ()):
         super().__init__()
         self.student = student
-        self.methods = nn.ModuleList(methods)
+        self.methods: Any = nn.ModuleList(methods)
         self._levels_checked = False
 
     @property

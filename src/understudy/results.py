@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -42,6 +42,7 @@ class Run:
         parameters: of the detector that was trained.
         epoch: the best one.
         train_seconds: how long the training took.
+        measured_on: data set and split of the evaluation.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Run:
     parameters: int
     epoch: int
     train_seconds: float
+    measured_on: tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,11 @@ def gap_closed(distilled: float, plain: float, teacher: float) -> float | None:
     return (distilled - plain) / lead if lead > 0 and not math.isnan(distilled) else None
 
 
+def measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, str]:
+    """The data set and the split that a result was measured on: the run's own, unless the result names another."""
+    return tuple(result.get("measured_on") or (config["data"]["path"], config["data"]["val"]))
+
+
 # --- runs and their roles ---------------------------------------------------------------------------------------------
 
 
@@ -251,6 +258,7 @@ def _read_run(folder: Path) -> Run:
             parameters=result["parameters"],
             epoch=result["epoch"],
             train_seconds=result["train_seconds"],
+            measured_on=measured_on(yaml.safe_load(files.config.read_text(encoding="utf-8")), result),
         )
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         if isinstance(error, UserError):
@@ -368,7 +376,7 @@ def _budget_notes(rows: Sequence[Row]) -> list[str]:
             continue
         listed = ", ".join(f"{what} ({mine} and {theirs})" for what, (mine, theirs) in differences.items())
         note = f"{row.name} and {other.name} differ in {listed}."
-        if differences.keys() & {"data", "validation split"}:
+        if "validation images" in differences:
             note += " AP on different images cannot be compared."
         elif row.plain:
             note += " What separates them is not distillation alone."
@@ -378,17 +386,17 @@ def _budget_notes(rows: Sequence[Row]) -> list[str]:
 
 def _differences(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
     """In what of data and budget two rows differ, in the words of the config, with both values."""
-    mine, theirs = _budget(one.config), _budget(other.config)
+    mine, theirs = _budget(one.runs[0]), _budget(other.runs[0])
     return {what: (mine[what], theirs[what]) for what in mine if mine[what] != theirs[what]}
 
 
-def _budget(config: TrainConfig) -> dict[str, Any]:
+def _budget(run: Run) -> dict[str, Any]:
     """What two runs must share for their AP to be compared fairly."""
+    config = run.config
     data, optimizer, schedule = config.data, config.optimizer, config.schedule
     return {
-        "data": str(data.path),
-        "training split": data.train,
-        "validation split": data.val,
+        "training images": f"{data.path} {data.train}",
+        "validation images": " ".join(run.measured_on),
         "shorter side": data.shorter_side,
         "longer side": data.longer_side,
         "flip": data.flip,
@@ -495,7 +503,7 @@ def race(racers: Sequence[_Racer], device: torch.device, *, rounds: int = 15, se
 def _racer(run: Run, device: torch.device, images: int = 4) -> _Racer:
     """A run's best detector with a few images, evenly spread over its validation split."""
     settings = run.config.data
-    data = open_data(settings.path, settings.val)
+    data = open_data(*run.measured_on)
     count = min(images, len(data))
     chosen = replace(data, records=tuple(data.records[i * len(data) // count] for i in range(count)))
     loader = evaluation_loader(

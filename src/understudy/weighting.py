@@ -26,4 +26,6 @@ class TermWeight:
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, TermWeight], step: int) -> Tensor:
     """Add scalar terms by their weights at a step; a term without a weight counts as it is."""
-    return torch.stack([term * weights[name].at(step) if name in weights else term for name, term in terms.items()]).sum()
+    return torch.stack(
+        [term * weights[name].at(step) if name in weights else term for name, term in terms.items()]
+    ).sum()

@@ -1,6 +1,6 @@
 """A generated data set: drawn scenes with labelled shapes, unlabelled look-alikes and clutter.
 
-It exists so that a detector can be trained, distilled and looked at within minutes and without a download. Five
+It exists so that a detector can be trained, distilled and looked at within minutes and without a download. Four
 classes differ in shape alone (colour, size, rotation, lighting and texture are random), and each has a *look-alike*: a
 shape close to it that belongs to no class and carries no label. A trained teacher answers to look-alikes a little; that
 knowledge lies outside every ground-truth box, which is what feature richness is about.
@@ -61,10 +61,6 @@ def _arrow() -> Shape:
     return [(_bar(-0.22, -0.3, 0.22, 1), 1), (np.array([(0, -1), (0.8, 0), (-0.8, 0)]), 1)]
 
 
-def _crescent() -> Shape:
-    return [(_arc(0.97, 0, 360), 1), (_arc(0.8, 0, 360, centre=(0.5, 0)), 0)]
-
-
 def _burst() -> Shape:
     return [(_spikes(9, 0.62), 1)]
 
@@ -81,23 +77,17 @@ def _paddle() -> Shape:
     return [(_bar(-0.22, -0.3, 0.22, 1), 1), (_arc(0.62, 0, 360, centre=(0, -0.38)), 1)]
 
 
-def _half_disc() -> Shape:
-    return [(_arc(0.97, 90, 270, centre=(0.4, 0)), 1)]
-
-
 _LABELLED: dict[str, Callable[[], Shape]] = {
     "star": _star,
     "ring": _ring,
     "cross": _cross,
     "arrow": _arrow,
-    "crescent": _crescent,
 }
 _LOOKALIKES: dict[str, Callable[[], Shape]] = {  # in the order of the classes that they resemble
     "burst": _burst,
     "open ring": _open_ring,
     "tee": _tee,
     "paddle": _paddle,
-    "half disc": _half_disc,
 }
 
 SCENE_CLASSES = tuple(_LABELLED)
@@ -208,7 +198,7 @@ def draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], list[tuple
 def _place(rng: Generator, name: str, size: int, drawn: list[_Drawn]) -> Array | None:
     """The mask (size, size) of a shape at a spot where it hides little of the others; None after eight misses."""
     for _ in range(8):
-        diameter = size * np.exp(rng.uniform(np.log(0.15), np.log(0.55)))
+        diameter = size * np.exp(rng.uniform(np.log(0.2), np.log(0.5)))
         centre = rng.uniform(0.3 * diameter, size - 0.3 * diameter, 2)  # up to a fifth leaves the image
         mask = _mask(rng, {**_LABELLED, **_LOOKALIKES}[name](), diameter, centre, size)
         solid = mask > 0.5
@@ -219,7 +209,7 @@ def _place(rng: Generator, name: str, size: int, drawn: list[_Drawn]) -> Array |
 
 def _mask(rng: Generator, shape: Shape, diameter: float, centre: NDArray[np.float64], size: int) -> Array:
     """A shape, rotated and stretched a little, as coverage 0..1 of every pixel of the image (size, size)."""
-    angle = np.radians(rng.uniform(-35, 35))
+    angle = np.radians(rng.uniform(-15, 15))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     stretch = np.array([rng.uniform(0.85, 1.15), 1.0])
     # Only the patch around the shape is drawn large; whole images at this size would take ten times as long.

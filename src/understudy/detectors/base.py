@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Detector(nn.Module, ABC):
 
     family: ClassVar[str]
     spec: Spec
+    network: Any  # a torchvision detector, read by the names that its families share
 
     def __init__(self, network: nn.Module, name: str | None = None):
         super().__init__()
@@ -141,7 +142,11 @@ class Detector(nn.Module, ABC):
         """Switch to training; batch normalisation whose weights are frozen keeps its statistics."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.requires_grad:
+            if (
+                isinstance(module, nn.modules.batchnorm._BatchNorm)
+                and module.affine
+                and not module.weight.requires_grad
+            ):
                 module.eval()
         return self
 

@@ -1,5 +1,6 @@
 """FCOS (Tian et al., ICCV 2019), opened over torchvision's class."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ class FCOSDetector(Detector):
         return {"ctrness": outputs.extra["centerness"]}
 
     def _per_level(self, outputs: Outputs) -> dict[str, list[Tensor]]:
-        counts = [logits.shape[1:4].numel() for logits in outputs.class_logits]
+        counts = [math.prod(logits.shape[1:4]) for logits in outputs.class_logits]
         centerness = outputs.extra["centerness"].float().unsqueeze(-1)
         return {**super()._per_level(outputs), "bbox_ctrness": list(centerness.split(counts, dim=1))}
 
@@ -40,8 +41,8 @@ class FCOSDetector(Detector):
         points = (anchors[:, :2] + anchors[:, 2:]) / 2
         strides = anchors[:, 2] - anchors[:, 0]
         nearest, farthest = strides * 4, strides * 8
-        nearest[: outputs.anchors[0].shape[:3].numel()] = 0
-        farthest[-outputs.anchors[-1].shape[:3].numel() :] = float("inf")
+        nearest[: math.prod(outputs.anchors[0].shape[:3])] = 0
+        farthest[-math.prod(outputs.anchors[-1].shape[:3]) :] = float("inf")
 
         gt_index = anchors.new_full((len(targets), len(anchors)), -1, dtype=torch.int64)
         for row, target in zip(gt_index, targets, strict=True):

@@ -1,6 +1,6 @@
 """Builds plain torchvision detectors from their options; needs torch and torchvision alone.
 
-understudy copies this file beside every student it exports, so that the student runs where understudy is not installed::
+understudy copies this file beside every student it exports, so that the student runs without understudy::
 
     from detector import load
     model, classes = load("exported")
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ def build_network(
     backbone = _backbone_with_neck(
         backbone_name, neck_channels, width_mult, nn.BatchNorm2d if norm == "batch" else FrozenBatchNorm2d
     )
-    common = {
+    common: dict[str, Any] = {
         "num_classes": num_classes,
         "min_size": shorter_side,
         "max_size": longer_side,
@@ -114,7 +115,7 @@ def backbone_stages(backbone_name: str) -> list[tuple[str, ...]]:
 
 def _backbone_with_neck(name: str, neck_channels: int, width_mult: float, norm: Callable) -> BackboneWithFPN:
     if name == "mobilenet_v2":
-        # The last block of each resolution, as in the FCOS authors' MobileNetV2; the 1x1 convolution to 1280 is left out.
+        # The last block of each resolution, as in the FCOS authors' MobileNetV2, without the convolution to 1280.
         body = models.mobilenet_v2(width_mult=width_mult, norm_layer=norm).features
         layers = {"6": "0", "13": "1", "17": "2"}
         channels = [body[int(layer)].out_channels for layer in layers]

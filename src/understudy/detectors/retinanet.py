@@ -11,7 +11,7 @@ from understudy.outputs import Outputs, Target
 
 
 class RetinaNetDetector(Detector):
-    """A torchvision ``RetinaNet`` that returns the record; ``box_raw`` are its deltas, assignment is its IoU matcher."""
+    """A torchvision ``RetinaNet`` that returns the record; ``box_raw`` are deltas, assignment is by its IoU matcher."""
 
     family = "retinanet"
 

@@ -4,7 +4,7 @@ import difflib
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ def build_detector(
     _check_options(name, num_classes, neck_channels, width_mult, norm, frozen_stages)
     if norm == "auto":
         norm = "batch" if backbone_weights is None else "frozen"
-    network = build_network(
+    network: Any = build_network(
         name,
         num_classes,
         neck_channels=neck_channels,
@@ -175,7 +175,9 @@ def _weights_file(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{path} cannot be read as weights (only tensors are loaded, nothing is executed): {reason}") from error
+        raise UserError(
+            f"{path} cannot be read as weights (only tensors are loaded, nothing is executed): {reason}"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

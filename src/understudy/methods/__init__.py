@@ -99,7 +99,7 @@ def build_methods(
             weight = published.get(term) if weight is None else weight
             if weight is None:
                 faults.append(
-                    f"[methods.{method.name}] nobody has published a weight of {term!r} for a {student.family} student; "
+                    f"[methods.{method.name}] no weight of {term!r} is published for a {student.family} student; "
                     f"give {term}_weight"
                 )
             else:

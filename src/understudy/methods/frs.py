@@ -1,4 +1,4 @@
-"""FRS: distilling object detectors with feature richness (Zhang et al., NeurIPS 2021)."""
+"""FRS: distilling object detectors with feature richness (Du et al., NeurIPS 2021)."""
 
 from typing import Literal
 
@@ -38,7 +38,7 @@ class FRS(Method):
         "fcos": {"feature": 0.01, "class": 0.05},
     }
     ramp_steps = 500
-    source = "Zhang et al., NeurIPS 2021, Eq. 4-8; weights and ramp from the authors' configurations"
+    source = "Du et al., NeurIPS 2021, Eq. 4-8; weights and ramp from the authors' configurations"
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from understudy.data import open_data
 from understudy.report.page import write_report
 from understudy.report.views import RunView, one_of_each_role, view_examples, view_richness, view_run, view_runs
-from understudy.results import summarise
+from understudy.results import measured_on, summarise
 
 __all__ = ["RunView", "report_on", "view_examples", "view_richness", "view_run", "view_runs", "write_report"]
 
@@ -46,8 +46,7 @@ def report_on(
     table = table or summarise(folders, device=device).to_dict()
     runs = view_runs(table)
     shown = one_of_each_role(runs)
-    settings = runs[0].config["data"]
-    data = open_data(settings["path"], settings["val"])
+    data = open_data(*measured_on(runs[0].config, runs[0].result))
     teachers = [run for run in shown if run.role == "teacher"]
     write_report(
         page,

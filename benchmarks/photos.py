@@ -1,0 +1,149 @@
+"""Teacher, plain student and FRS student on real photos: equal epochs, several seeds, one table.
+
+    python benchmarks/photos.py DATA --teacher-weights mobilenetv2_1.0.pt --student-weights mobilenetv2_0.35.pt
+
+For every seed a teacher (MobileNetV2 1.0, neck 64), a plain student (MobileNetV2 0.35, neck 32) and the same student
+distilled from that seed's teacher are trained on the same images in the same order. Runs that are finished are not
+trained again, so an interrupted benchmark goes on where it stopped. The table, as Markdown with command, hardware and
+times, is printed and written to OUTPUT/table.md.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.results import summarise
+from understudy.runs import environment, read_rows
+from understudy.training import distill, resume, train
+
+WIDTHS = {"teacher": (1.0, 64), "student": (0.35, 32)}
+
+
+def main() -> None:
+    """Train what is missing, then print the table."""
+    options = arguments()
+    runs = [run for seed in options.seeds for run in train_all(options, seed)]
+    table = summarise(runs)
+    text = as_markdown(options, runs, table.to_dict())
+    (options.output / "table.md").write_text(text)
+    print(text)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="the data set")
+    parser.add_argument("--output", type=Path, default=Path("runs/photos"))
+    parser.add_argument("--family", choices=("retinanet", "fcos"), default="retinanet")
+    parser.add_argument("--teacher-weights", help="ImageNet weights of the teacher's backbone")
+    parser.add_argument("--student-weights", help="ImageNet weights of the student's backbone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--shorter-side", type=int, default=160)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, as it stands for this batch size")
+    parser.add_argument(
+        "--anchor-scale", type=float, default=2.0, help="of RetinaNet; half the usual, for small images"
+    )
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--precision", default="32")
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    parser.add_argument("--frs", nargs="*", default=[], metavar="KEY=VALUE", help="options of FRS")
+    options = parser.parse_args()
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    return options
+
+
+def train_all(options: argparse.Namespace, seed: int) -> list[Path]:
+    """Train the teacher, the plain and the distilled student of one seed; their run folders."""
+    folder = options.output / f"seed{seed}"
+    teacher = folder / "teacher"
+    finish(TrainConfig, teacher, recipe(options, seed, "teacher"))
+    finish(TrainConfig, folder / "plain", recipe(options, seed, "student"))
+    distilled = recipe(options, seed, "student") | {"teacher": teacher}
+    finish(DistillConfig, folder / "frs", distilled, [f"methods.frs.{option}" for option in options.frs])
+    return [teacher, folder / "plain", folder / "frs"]
+
+
+def recipe(options: argparse.Namespace, seed: int, role: str) -> dict:
+    """The config of a teacher or a student."""
+    width, neck = WIDTHS[role]
+    weights = options.teacher_weights if role == "teacher" else options.student_weights
+    return {
+        "data": {
+            "path": options.data,
+            "shorter_side": options.shorter_side,
+            "longer_side": options.shorter_side * 5 // 3,
+            "workers": options.workers,
+        },
+        "detector": {
+            "name": f"{options.family}_mobilenet_v2",
+            "width_mult": width,
+            "neck_channels": neck,
+            "head_norm": "group",
+            "anchor_scale": options.anchor_scale,
+            "backbone_weights": weights,
+            "norm": "batch",
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        },
+        "optimizer": {"name": "adamw", "lr": options.lr, "scale_lr": False, "clip_norm": 10.0},
+        "schedule": {"name": "cosine", "epochs": options.epochs},
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "accelerator": options.accelerator,
+        "evaluate_every": max(1, options.epochs // 6),
+        "seed": seed,
+    }
+
+
+def finish(kind: type[TrainConfig], run: Path, values: dict, overrides: list[str] | None = None) -> None:
+    """Train a run, go on with it, or leave it as it is."""
+    if (run / "result.json").exists():
+        return
+    print(f"--- {run}", file=sys.stderr)
+    if (run / "last.ckpt").exists():
+        resume(run)
+        return
+    config = load_config(kind, load_config(kind, values | {"run": run}), overrides or [])
+    (distill if isinstance(config, DistillConfig) else train)(config)
+
+
+def as_markdown(options: argparse.Namespace, runs: list[Path], table: dict) -> str:
+    """The table with what is needed to repeat it."""
+    facts = environment()
+    lines = [
+        f"`python {shlex.join(sys.argv)}`",
+        "",
+        f"Commit {facts['commit']}; {facts['processor']}, {facts['threads']} threads; "
+        f"GPUs: {', '.join(facts['gpus']) or 'none'}; "
+        + ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+        "",
+        "| seed | run | AP | AP50 | AP75 | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        best = max(read_rows(run / "metrics.csv"), key=lambda row: float(row["AP"]))
+        scores = " | ".join(f"{100 * float(best[name]):.1f}" for name in ("AP", "AP50", "AP75"))
+        minutes = float(read_rows(run / "metrics.csv")[-1]["seconds"]) / 60
+        lines.append(f"| {run.parent.name.removeprefix('seed')} | {run.name} | {scores} | {minutes:.1f} |")
+    lines += ["", "| mean over seeds | AP |", "|---|---|"]
+    for name in ("teacher", "plain", "frs"):
+        values = [
+            max(float(row["AP"]) for row in read_rows(run / "metrics.csv")) * 100 for run in runs if run.name == name
+        ]
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        lines.append(f"| {name} | {statistics.mean(values):.1f}{spread} |")
+    lines += ["", *(f"- {note}" for note in table.get("notes", []))]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The main job on an embedded default: draw scenes, take a teacher, train a plain and a distilled student, compare.
+
+Both students have the same detector, data, order of images, number of steps and optimizer; only the distillation terms
+differ. The teacher that comes with the package was trained by :func:`train_teacher`, once, on more scenes and for
+longer; its own config and measurements lie beside its weights.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from understudy.checkpoint import load_checkpoint
+from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.data import evaluation_loader, open_data
+from understudy.data.scenes import make_scenes
+from understudy.errors import UserError
+from understudy.evaluation import detect_all, score
+from understudy.report import report_on
+from understudy.results import Table, summarise
+from understudy.runs import RunFolder
+from understudy.training import distill, train
+
+SIZE = 96
+"""Height and width of the scenes in pixels."""
+
+TEACHER_SCENES, STUDENT_SCENES, VALIDATION_SCENES = 4000, 1700, 200
+TEACHER_EPOCHS, STUDENT_EPOCHS = 12, 8
+TEACHER_SEED = 1_000_000
+"""Seed of the scenes of the teacher that comes with the package; the demo's own seeds stay far below it."""
+
+RECIPE: dict[str, Any] = {
+    "data": {"shorter_side": [SIZE], "longer_side": SIZE, "workers": 0},
+    "optimizer": {"name": "adamw", "lr": 3e-3, "clip_norm": 10.0},
+    "schedule": {"name": "cosine"},
+    "batch_size": 16,
+    "accelerator": "cpu",
+    "log_every": 5,
+}
+TEACHER = {"name": "fcos_mobilenet_v2", "neck_channels": 64}
+STUDENT = {"name": "fcos_mobilenet_v2", "neck_channels": 32, "width_mult": 0.35}
+METHODS: dict[str, dict[str, Any]] = {"frs": {"ramp_steps": 100}}
+
+
+def run_demo(
+    output: str | Path, seed: int = 0, train_teacher: bool = False, say: Callable[[str], None] = print
+) -> Table:
+    """Run the whole demo and write everything it made into one folder.
+
+    Args:
+        output: a new or empty folder; it will hold ``scenes/``, the runs ``teacher/``, ``plain/`` and ``distilled/``,
+            and the page ``report.html``.
+        seed: decides the scenes and both students.
+        train_teacher: train the teacher anew (several times as long as the rest) instead of taking the package's.
+        say: what to do with a line of progress.
+
+    Returns:
+        The table of the three runs.
+
+    Raises:
+        UserError: the folder is in use, or the seed is out of range.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is not empty, and nothing is overwritten: choose another --output.")
+    if not 0 <= seed < TEACHER_SEED:
+        raise UserError(f"--seed is 0 to {TEACHER_SEED - 1}, got {seed}.")
+
+    folders = train_all(output, seed, train_teacher, say)
+    say("5/5  Measuring speed and writing the page")
+    table = summarise(folders)
+    page = report_on(
+        output / "report.html", folders, title="The understudy demo", facts={"seed": seed}, table=table.to_dict()
+    )
+    say(f"\nThe page with curves, detections and richness masks: {page}")
+    return table
+
+
+def train_all(output: Path, seed: int, train_teacher: bool = False, say: Callable[[str], None] = print) -> list[Path]:
+    """Draw the scenes and make the three runs; arguments as of :func:`run_demo`. Returns the three run folders."""
+    teacher, plain, distilled = (output / name for name in ("teacher", "plain", "distilled"))
+    say(f"1/5  Drawing {STUDENT_SCENES} scenes to learn from and {VALIDATION_SCENES} to be tested on")
+    scenes = make_scenes(output / "scenes", train=STUDENT_SCENES, val=VALIDATION_SCENES, size=SIZE, seed=seed)
+    if train_teacher:
+        say(f"2/5  Training the teacher anew: {TEACHER_EPOCHS} epochs of {TEACHER_SCENES} scenes of its own")
+        make_teacher(teacher, output / "teacher_scenes")
+    else:
+        say("2/5  Taking the teacher that comes with understudy (--train-teacher trains it anew)")
+        with as_file(files("understudy") / "demo_teacher") as shipped:
+            shutil.copytree(shipped, teacher)
+    _measure_teacher(teacher, scenes)
+    say(f"3/5  Training a plain student for {STUDENT_EPOCHS} epochs")
+    train(load_config(TrainConfig, student_config(scenes, plain, seed)))
+    say(f"4/5  Training the same student for {STUDENT_EPOCHS} epochs with the teacher (FRS)")
+    config = student_config(scenes, distilled, seed) | {"teacher": teacher, "methods": METHODS}
+    distill(load_config(DistillConfig, config))
+    return [teacher, plain, distilled]
+
+
+def student_config(scenes: Path, run: Path, seed: int) -> dict[str, Any]:
+    """The config that the plain and the distilled student share."""
+    return {
+        **RECIPE,
+        "data": {**RECIPE["data"], "path": scenes},
+        "detector": STUDENT,
+        "schedule": {**RECIPE["schedule"], "epochs": STUDENT_EPOCHS},
+        "seed": seed,
+        "run": run,
+    }
+
+
+def make_teacher(run: Path, scenes: Path) -> Path:
+    """Draw the teacher's own scenes and train the demo's teacher on them; about a quarter of an hour on two cores."""
+    make_scenes(scenes, train=TEACHER_SCENES, val=VALIDATION_SCENES, size=SIZE, seed=TEACHER_SEED)
+    config = {
+        **RECIPE,
+        "data": {**RECIPE["data"], "path": scenes},
+        "detector": TEACHER,
+        "optimizer": {**RECIPE["optimizer"], "lr": 2e-3},
+        "schedule": {**RECIPE["schedule"], "epochs": TEACHER_EPOCHS},
+        "run": run,
+    }
+    return train(load_config(TrainConfig, config))
+
+
+def _measure_teacher(run: Path, scenes: Path) -> None:
+    """Evaluate the teacher on the scenes that the students are tested on, which it has not seen."""
+    folder = RunFolder(run)
+    checkpoint = load_checkpoint(run)
+    data = open_data(scenes, "val")
+    loader = evaluation_loader(data, batch_size=16, shorter_side=SIZE, longer_side=SIZE)
+    evaluation = score(data, detect_all(checkpoint.detector, loader, "cpu", data.category_ids))
+    before = json.loads(folder.result.read_text()) if folder.result.exists() else {}
+    parameters = sum(parameter.numel() for parameter in checkpoint.detector.parameters())
+    own = {"epoch": TEACHER_EPOCHS, "train_seconds": None, "parameters": parameters}
+    result = own | before | evaluation.to_dict() | {"measured_on": [str(scenes), "val"]}
+    folder.result.write_text(json.dumps(result, indent=2) + "\n")

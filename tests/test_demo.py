@@ -1,0 +1,49 @@
+"""The demo, whole but tiny: every file it promises, with the teacher that ships."""
+
+import json
+
+import pytest
+
+from understudy import demo
+from understudy.checkpoint import load_checkpoint
+from understudy.errors import UserError
+
+
+def test_the_demo_makes_runs_table_and_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "STUDENT_SCENES", 32)
+    monkeypatch.setattr(demo, "VALIDATION_SCENES", 8)
+    monkeypatch.setattr(demo, "STUDENT_EPOCHS", 1)
+    lines = []
+    table = demo.run_demo(tmp_path / "demo", seed=3, say=lines.append)
+
+    assert [row["role"] for row in table.to_dict()["rows"]] == ["teacher", "plain", "distilled"]
+    page = (tmp_path / "demo/report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    for run in ("teacher", "plain", "distilled"):
+        assert json.loads((tmp_path / "demo" / run / "result.json").read_text())["images"] == 8
+    plain, distilled = (load_checkpoint(tmp_path / "demo" / run).config for run in ("plain", "distilled"))
+    assert {key for key in distilled if distilled[key] != plain.get(key)} == {"run", "teacher", "methods"}
+    assert lines[0].startswith("1/5")
+    assert "report.html" in lines[-1]
+
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        demo.run_demo(tmp_path / "demo")
+
+
+def test_the_shipped_teacher_knows_the_scenes(tmp_path):
+    """Its average precision on scenes it has not seen; a broken or stale file would score near zero."""
+    import understudy
+    from understudy.data.scenes import SCENE_CLASSES, make_scenes
+
+    teacher = load_checkpoint(demo.Path(understudy.__file__).parent / "demo_teacher")
+    assert teacher.classes == SCENE_CLASSES
+    scenes = make_scenes(tmp_path / "scenes", train=1, val=24, size=demo.SIZE, seed=11)
+    data = demo.open_data(scenes, "val")
+    loader = demo.evaluation_loader(data, batch_size=8, shorter_side=demo.SIZE, longer_side=demo.SIZE)
+    found = demo.detect_all(teacher.detector, loader, "cpu", data.category_ids)
+    assert demo.score(data, found).coco["AP"] > 0.6
+
+
+def test_a_seed_of_the_teachers_scenes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--seed"):
+        demo.run_demo(tmp_path / "demo", seed=demo.TEACHER_SEED)
