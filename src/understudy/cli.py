@@ -241,7 +241,10 @@ def demo(
     """
     from understudy.demo import run_demo
 
-    run_demo(output, seed, train_teacher)
+    table = run_demo(output, seed, train_teacher)
+    print()
+    _print(table)
+    print(f"\nCurves, detections side by side and richness masks: {output / 'report.html'}")
 
 
 @app.command(epilog=_example("understudy config distill > student.yaml"))

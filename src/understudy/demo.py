@@ -71,10 +71,7 @@ def run_demo(
     folders = train_all(output, seed, train_teacher, say)
     say("5/5  Measuring speed and writing the page")
     table = summarise(folders)
-    page = report_on(
-        output / "report.html", folders, title="The understudy demo", facts={"seed": seed}, table=table.to_dict()
-    )
-    say(f"\nThe page with curves, detections and richness masks: {page}")
+    report_on(output / "report.html", folders, title="The understudy demo", facts={"seed": seed}, table=table.to_dict())
     return table
 
 

@@ -342,8 +342,8 @@ def _plain_candidates(row: Row, plain_rows: Sequence[Row]) -> list[Row]:
 
 def _what_ap_is(rows: Sequence[Row]) -> str:
     images = rows[0].runs[0].evaluation.images
-    data = rows[0].config.data
-    return f"AP in percent, at the best epoch of each run, on the {images} images of {data.val!r} in {data.path}."
+    data, split = rows[0].runs[0].measured_on
+    return f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {data}."
 
 
 def _partner_notes(rows: Sequence[Row]) -> list[str]:
