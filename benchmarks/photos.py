@@ -3,9 +3,9 @@
     python benchmarks/photos.py DATA --teacher-weights mobilenetv2_1.0.pt --student-weights mobilenetv2_0.35.pt
 
 For every seed a teacher (MobileNetV2 1.0, neck 64), a plain student (MobileNetV2 0.35, neck 32) and the same student
-distilled from that seed's teacher are trained on the same images in the same order. Runs that are finished are not
-trained again, so an interrupted benchmark goes on where it stopped. The table, as Markdown with command, hardware and
-times, is printed and written to OUTPUT/table.md.
+distilled from that seed's teacher, once for each --frs, are trained on the same images in the same order. Runs that are
+finished are not trained again, so an interrupted benchmark goes on where it stopped. The table, as Markdown with
+command, hardware and times, is printed and written to OUTPUT/table.md.
 """
 
 import argparse
@@ -52,8 +52,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="32")
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
-    parser.add_argument("--frs", nargs="*", default=[], metavar="KEY=VALUE", help="options of FRS")
+    parser.add_argument(
+        "--frs",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "KEY=VALUE"),
+        help="an FRS student with these options, called NAME; may be repeated (default: one, frs, as published)",
+    )
     options = parser.parse_args()
+    options.frs = options.frs or [["frs"]]
     if options.threads:
         import torch
 
@@ -67,9 +74,12 @@ def train_all(options: argparse.Namespace, seed: int) -> list[Path]:
     teacher = folder / "teacher"
     finish(TrainConfig, teacher, recipe(options, seed, "teacher"))
     finish(TrainConfig, folder / "plain", recipe(options, seed, "student"))
-    distilled = recipe(options, seed, "student") | {"teacher": teacher}
-    finish(DistillConfig, folder / "frs", distilled, [f"methods.frs.{option}" for option in options.frs])
-    return [teacher, folder / "plain", folder / "frs"]
+    runs = [teacher, folder / "plain"]
+    for name, *settings in options.frs:
+        values = recipe(options, seed, "student") | {"teacher": teacher}
+        finish(DistillConfig, folder / name, values, [f"methods.frs.{setting}" for setting in settings])
+        runs.append(folder / name)
+    return runs
 
 
 def recipe(options: argparse.Namespace, seed: int, role: str) -> dict:
@@ -135,7 +145,7 @@ def as_markdown(options: argparse.Namespace, runs: list[Path], table: dict) -> s
         minutes = float(read_rows(run / "metrics.csv")[-1]["seconds"]) / 60
         lines.append(f"| {run.parent.name.removeprefix('seed')} | {run.name} | {scores} | {minutes:.1f} |")
     lines += ["", "| mean over seeds | AP |", "|---|---|"]
-    for name in ("teacher", "plain", "frs"):
+    for name in dict.fromkeys(run.name for run in runs):
         values = [
             max(float(row["AP"]) for row in read_rows(run / "metrics.csv")) * 100 for run in runs if run.name == name
         ]

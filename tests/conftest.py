@@ -1,9 +1,13 @@
 """What every test shares: one thread (steadier on shared machines), and the real photos where they are."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+import understudy
 
 torch.set_num_threads(1)
 
@@ -16,3 +20,72 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no reference data: {SHARED} is absent")
     return SHARED
+
+
+# --- tiny runs, trained once and shared: a run of a few steps takes a second ------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Eight drawn training images and four to evaluate on, 64 pixels wide."""
+    from understudy.data.scenes import make_scenes
+
+    return make_scenes(tmp_path_factory.mktemp("data") / "scenes", train=8, val=4, size=64, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny(scenes) -> dict[str, Any]:
+    """Keys of the smallest run: 3 epochs of 4 steps, rows that go over the end of an epoch, AP above zero."""
+    return {
+        "data.path": str(scenes),
+        "data.shorter_side": 64,
+        "data.longer_side": 64,
+        "data.workers": 0,
+        "detector.name": "fcos_mobilenet_v2",
+        "detector.width_mult": 0.35,
+        "detector.neck_channels": 16,
+        "optimizer.scale_lr": False,
+        "schedule.epochs": 3,
+        "batch_size": 2,
+        "accelerator": "cpu",
+        "log_every": 3,
+    }
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory) -> Path:
+    """The folder of a finished tiny run; not to be changed."""
+    return understudy.train(tiny, run=tmp_path_factory.mktemp("runs") / "trained")
+
+
+@pytest.fixture(scope="session")
+def distilled(tiny, trained, tmp_path_factory) -> Path:
+    """The folder of a finished tiny run with a teacher; not to be changed."""
+    return understudy.distill(tiny, teacher=trained, run=tmp_path_factory.mktemp("runs") / "distilled")
+
+
+@pytest.fixture(scope="session")
+def confident(tiny, scenes, tmp_path_factory) -> Callable[[str], Path]:
+    """Makes checkpoints of untrained detectors, by name, that see something everywhere: scores lie around a half."""
+
+    def confident(name: str) -> Path:
+        from understudy.checkpoint import FORMAT, STUDENT, build_options, write_checkpoint
+        from understudy.config import TrainConfig, load_config
+        from understudy.data import open_data
+        from understudy.detectors.plain import build_network
+
+        data = open_data(scenes)
+        config = load_config(TrainConfig, tiny, {"detector.name": name, "run": "none"})
+        options = build_options(config, len(data.classes))
+        torch.manual_seed(1)
+        network = build_network(**options)
+        torch.nn.init.normal_(network.head.classification_head.cls_logits.weight, std=0.5)
+        torch.nn.init.zeros_(network.head.classification_head.cls_logits.bias)
+        meta = {"format": FORMAT, "build": options, "classes": list(data.classes), "AP": None}
+        meta |= {"category_ids": list(data.category_ids), "config": config.model_dump(mode="json")}
+        file = tmp_path_factory.mktemp("confident") / "best.ckpt"
+        weights = {STUDENT + key: value for key, value in network.state_dict().items()}
+        write_checkpoint(file, {"understudy": meta, "state_dict": weights})
+        return file
+
+    return confident

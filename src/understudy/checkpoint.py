@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     file = _checkpoint_file(Path(path))
     content = read_checkpoint(file)
     meta = content["understudy"]
-    if meta.get("format") != FORMAT:
-        raise UserError(
-            f"{file} has checkpoint format {meta.get('format')!r}; this version of understudy reads {FORMAT}."
-        )
     try:
         network = build_network(**meta["build"])
         classes, config = tuple(meta["classes"]), meta["config"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file} does not describe a detector this version can build ({error!r}).") from error
     weights = {
         name.removeprefix(STUDENT): value for name, value in content["state_dict"].items() if name.startswith(STUDENT)
@@ -82,23 +79,34 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Read the plain content of a checkpoint; see :func:`load_checkpoint`."""
+    """Read the plain content of a checkpoint; raises as :func:`load_checkpoint`."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses at what a foreign file is
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist; expected a checkpoint (best.ckpt, last.ckpt) or a run folder.") from error
+        raise UserError(
+            f"{file} does not exist; expected a checkpoint (best.ckpt, last.ckpt) or a run folder."
+        ) from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{file} is not a checkpoint of understudy: it holds more than tensors and plain values, or is no pickle "
             "at all. Nothing in it was executed."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what a file of any bytes makes an unpickler raise cannot be listed
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{file} is damaged or not a checkpoint ({reason}). Was it copied whole?") from error
-    if not (isinstance(content, dict) and isinstance(content.get("understudy"), dict) and "state_dict" in content):
+    if not (isinstance(content, dict) and "understudy" in content and isinstance(content.get("state_dict"), dict)):
         raise UserError(
             f"{file} was not written by understudy: a checkpoint holds 'understudy' and 'state_dict', this holds "
-            f"{_summary(content)}."
+            f"{_summary(content)}. Weights of a backbone are for detector.backbone_weights=."
+        )
+    found = content["understudy"].get("format") if isinstance(content["understudy"], dict) else None
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        advice = "update understudy to read it" if newer else "train again, or use the version that wrote it"
+        raise UserError(
+            f"{file} has checkpoint format {found!r}, and this version of understudy reads {FORMAT}: {advice}."
         )
     return content
 
@@ -119,17 +127,21 @@ def _checkpoint_file(path: Path) -> Path:
     raise UserError(f"{path} holds neither best.ckpt nor last.ckpt: expected a run folder that has saved once.")
 
 
-def _check_weights(file: Path, name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _check_weights(file: Path, name: str, expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
     faults = [f"{key}: missing" for key in expected if key not in found]
     faults += [f"{key}: not part of {name}" for key in found if key not in expected]
     faults += [
-        f"{key}: {tuple(expected[key].shape)} expected, {tuple(found[key].shape)} found"
+        f"{key}: {_shape(expected[key])} expected, {_shape(found[key])} found"
         for key in expected
-        if key in found and expected[key].shape != found[key].shape
+        if key in found and _shape(expected[key]) != _shape(found[key])
     ]
     if faults:
         more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
         raise UserError.listing(f"The weights in {file} are not those of the {name} it describes:", faults[:10] + more)
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else "no tensor"
 
 
 def _summary(content: Any) -> str:

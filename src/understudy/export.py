@@ -4,11 +4,10 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
-from understudy.checkpoint import load_checkpoint
+from understudy.checkpoint import load_checkpoint, write_checkpoint
 from understudy.detectors import plain
 from understudy.errors import UserError
+from understudy.runs import write_atomically
 
 
 def export(checkpoint: str | Path, folder: str | Path) -> Path:
@@ -22,14 +21,18 @@ def export(checkpoint: str | Path, folder: str | Path) -> Path:
         folder: must not exist, or be empty.
 
     Raises:
-        UserError: the checkpoint cannot be loaded, or the folder is in use.
+        UserError: the checkpoint cannot be loaded, or the folder is in use or cannot be made.
+        RunError: a file could not be written.
     """
     found = load_checkpoint(checkpoint)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; export writes into a new folder and overwrites nothing.")
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(found.detector.network.state_dict(), folder / "weights.pt")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
+    write_checkpoint(folder / "weights.pt", found.detector.network.state_dict())
     description = {
         "build": found.meta["build"],
         "classes": list(found.classes),
@@ -37,6 +40,6 @@ def export(checkpoint: str | Path, folder: str | Path) -> Path:
         "AP": found.meta.get("AP"),
         "understudy": version("understudy"),
     }
-    (folder / "detector.json").write_text(json.dumps(description, indent=2) + "\n")
-    (folder / "detector.py").write_text(Path(plain.__file__).read_text())
+    write_atomically(folder / "detector.json", (json.dumps(description, indent=2) + "\n").encode())
+    write_atomically(folder / "detector.py", Path(plain.__file__).read_bytes())
     return folder

@@ -2,13 +2,14 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -46,16 +47,20 @@ class RunFolder:
         Raises:
             UserError: the folder is in use, or cannot be made.
         """
+        folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
-                way_on = f"go on with it by `understudy resume {path}`, " if (path / "config.yaml").exists() else ""
-                raise UserError(f"{path} is not empty, and nothing in it is overwritten: {way_on}or choose another run=.")
-            folder = cls(path)
-            folder.config.write_text(config)
-            folder.environment.write_text(json.dumps(environment(), indent=2) + "\n")
+                way_on = f"go on with it by `understudy resume {path}`, or " if folder.config.exists() else ""
+                raise UserError(f"{path} is not empty, and nothing in it is overwritten: {way_on}choose another run=.")
         except OSError as error:
             raise UserError(f"The run folder {path} cannot be made: {error.strerror or error}.") from error
+        try:
+            write_atomically(folder.environment, (json.dumps(environment(), indent=2) + "\n").encode())
+            write_atomically(folder.config, config.encode())
+        except RunError:
+            folder.environment.unlink(missing_ok=True)  # so that the folder can be used once there is room
+            raise
         return folder
 
     @classmethod
@@ -71,20 +76,22 @@ class RunFolder:
         return folder
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Keep a second process out while this one writes to the folder.
 
         Raises:
             UserError: another process is writing to it.
         """
-        if fcntl is None or rank_of_this_process() > 0:
+        if fcntl is None or not is_first_process():
             yield
             return
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise UserError(f"{self.path} is in use: another process is training in it.") from error
+            except OSError:
+                pass  # a file system without locks
             yield
 
     @property
@@ -123,37 +130,56 @@ class RunFolder:
         return self.path / "result.json"
 
 
-def rank_of_this_process() -> int:
-    """Number of this process among those of a distributed run, as launchers tell it; 0 where there is one."""
-    return next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
+def is_first_process() -> bool:
+    """Whether this process writes files and prints: the only one, or that of a distributed run with rank 0."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]) == 0
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a CSV file, with a header if it is the first; columns are fixed by the first row."""
-    first = not file.exists()
-    with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(row))
-        if first:
-            writer.writeheader()
-        writer.writerow(row)
+    """Add a row to a CSV file, whole or not at all, with a header if it is the first; it has the columns of the first.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    before = file.stat().st_size if file.exists() else 0
+    content = _csv([row], header=not before)
+    try:
+        with file.open("ab") as stream:
+            stream.write(content)
+    except OSError as error:
+        if file.exists():
+            os.truncate(file, before)
+        raise RunError(f"{file} could not be extended ({error.strerror or error}); its rows are untouched.") from error
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file."""
+    """The rows of a CSV file; none where there is no file. A last row that was cut short is left out."""
     if not file.exists():
         return []
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
+    lines = file.read_text().splitlines(keepends=True)
+    return list(csv.DictReader(line for line in lines if line.endswith("\n")))
 
 
 def drop_rows_after(file: Path, step: int) -> None:
     """Leave out the rows that an interrupted run wrote after its last checkpoint; resuming writes them again."""
-    rows = read_rows(file)
-    kept = [row for row in rows if int(row["step"]) <= step]
-    if len(kept) < len(rows):
+    if not file.exists():
+        return
+    kept = [row for row in read_rows(file) if int(row["step"]) <= step]
+    if kept:
+        write_atomically(file, _csv(kept, header=True))
+    else:
         file.unlink()
-        for row in kept:
-            append_row(file, row)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def write_atomically(file: Path, content: bytes) -> None:
@@ -170,9 +196,11 @@ def write_atomically(file: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         draft.replace(file)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         left = "the previous one is untouched" if file.exists() else "there was none before"
         raise RunError(f"{file} could not be saved ({error.strerror or error}); {left}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()  # when it failed or was interrupted; after a success there is none
 
 
 def environment(command: Sequence[str] = sys.argv) -> dict[str, Any]:

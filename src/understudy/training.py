@@ -1,46 +1,56 @@
 """Training runs: a teacher or a plain student, a distilled student, and going on with either.
 
-One step is: batch -> teacher's record (no gradient) -> learner's named losses -> weighted sum -> backward, clip, step.
-Lightning runs the loop; order of images, augmentation and dropout are functions of (seed, epoch, image, step, rank), so
-that an interrupted and resumed run equals an uninterrupted one to the bit.
+Whatever can be wrong is found before the run folder is made: data, detector, teacher, methods and devices are put
+together first. Lightning runs the loop over :class:`understudy.engine.Engine`; order of images, augmentation and
+dropout are functions of (seed, epoch, image, step, rank), so that an interrupted and resumed run equals an
+uninterrupted one to the bit.
 """
 
 import contextlib
 import errno
 import logging
-import math
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+import yaml
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from understudy.callbacks import Interrupted, KeepCheckpoints, LogLosses, ShowProgress, Validate
-from understudy.checkpoint import FORMAT, build_options, load_checkpoint, read_checkpoint, write_checkpoint
-from understudy.config import DistillConfig, TrainConfig, dump_config, load_config
-from understudy.data import Batch, DetectionData, derived_seed, open_data, training_loader
+from understudy.checkpoint import build_options, load_checkpoint, read_checkpoint, write_checkpoint
+from understudy.config import DataConfig, DistillConfig, TrainConfig, dump_config, load_config
+from understudy.data import DetectionData, open_data, training_loader
 from understudy.detectors import Detector, build_detector
+from understudy.engine import Engine
 from understudy.errors import RunError, UserError
 from understudy.learner import Learner
 from understudy.methods import build_methods
-from understudy.runs import RunFolder, drop_rows_after, rank_of_this_process
-from understudy.weighting import TermWeight, weighted_sum
+from understudy.runs import RunFolder, drop_rows_after, is_first_process
+from understudy.weighting import TermWeight
 
-SHARE_EVERY = 50
-"""Steps between two measurements of the distillation's share of the gradient; one costs two passes backward."""
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
-PATIENCE = 3
-"""Steps with objects in which a distillation term may be exactly zero before the run is stopped."""
-
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+MAY_CHANGE = (
+    "run",
+    "data.path",
+    "data.workers",
+    "teacher",
+    "detector.backbone_weights",
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "evaluate_every",
+    "log_every",
+)
+"""Keys of a run's config.yaml that may be edited before it is resumed: where things are, not what is trained."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -49,6 +59,7 @@ def train(config: TrainConfig) -> Path:
     Raises:
         UserError: the config does not fit the data, the detector or the machine; nothing was written.
         RunError: the run cannot go on; its folder holds everything up to the last checkpoint.
+        KeyboardInterrupt: the user stopped it; the message says how to go on.
     """
     return _start(config)
 
@@ -62,73 +73,112 @@ def resume(run: Path) -> Path:
     """Go on with an interrupted run exactly where its last checkpoint was written.
 
     Raises:
-        UserError: it is no run, it is finished, it is running, or it never saved a checkpoint.
+        UserError: it is no run, it is finished, it is running, it never saved a checkpoint, or what it needs has
+            changed since.
         RunError: as :func:`train`.
+        KeyboardInterrupt: as :func:`train`.
     """
     folder = RunFolder.open(Path(run))
-    if folder.result.exists():
-        raise UserError(f"{run} is finished; its evaluation is in {folder.result}.")
-    if not folder.last.exists():
-        raise UserError(f"{run} was stopped before it saved a checkpoint; delete it and start it anew.")
-    written = load_config(_config_class(folder.config), folder.config)
-    meta = read_checkpoint(folder.last)["understudy"]
-    parts = _assemble(written)
-    if list(parts.train_data.classes) != meta["classes"]:
-        raise UserError(f"{run} was trained on the classes {meta['classes']}; the data now has {parts.train_data.classes}.")
     with folder.locked():
-        for file in (folder.losses, folder.metrics):
-            drop_rows_after(file, meta["step"])
-        return _fit(written, folder, parts, meta)
+        if folder.result.exists():
+            raise UserError(f"{run} is finished; its evaluation is in {folder.result}.")
+        if not folder.last.exists():
+            raise UserError(f"{run} was stopped before it saved a checkpoint; delete it and start it anew.")
+        saved = read_checkpoint(folder.last)["understudy"]
+        assembled = _assemble(_written_config(folder, saved), folder, saved)
+        if is_first_process():
+            for file in (folder.losses, folder.metrics):
+                drop_rows_after(file, saved["step"])
+        return _fit(assembled)
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    """What a config names, opened and found to fit together."""
+class _Assembled:
+    """A run whose parts were found to fit together."""
 
-    train_data: DetectionData
-    val_data: DetectionData
-    learner: Learner
-    weights: Mapping[str, TermWeight]
-    teacher: Detector | None
+    folder: RunFolder
+    engine: Engine
+    trainer: L.Trainer
+    loader: DataLoader
+    validate: Validate
+    checkpoints: KeepCheckpoints
+    resumed: bool
 
 
 def _start(config: TrainConfig) -> Path:
-    parts = _assemble(config)
+    config = _from_anywhere(config)
     folder = RunFolder(config.run)
-    if rank_of_this_process() == 0:
-        folder = RunFolder.create(config.run, dump_config(config))
+    assembled = _assemble(config, folder)
+    if is_first_process():
+        RunFolder.create(config.run, dump_config(config))
     with folder.locked():
-        return _fit(config, folder, parts, None)
+        return _fit(assembled)
 
 
-def _assemble(config: TrainConfig) -> _Parts:
-    """Open data, student, teacher and methods; every misfit is found here, before anything is written."""
-    train_data = open_data(config.data.path, config.data.train)
-    val_data = open_data(config.data.path, config.data.val)
-    _check_splits(train_data, val_data)
-    torch.manual_seed(config.seed)
-    options = build_options(config, len(train_data.classes))
-    student = build_detector(
-        **options, backbone_weights=config.detector.backbone_weights, frozen_stages=config.detector.frozen_stages
+def _assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | None = None) -> _Assembled:
+    """Open and build everything that a config names; every misfit is found here, before anything is written.
+
+    Args:
+        config: of the run.
+        folder: of the run; not touched.
+        saved: the metadata of the checkpoint that the run goes on from, or None.
+    """
+    train_data, val_data = _open_splits(config.data)
+    learner, weights, teacher = _build(config, train_data, with_backbone=saved is None)
+    validate, checkpoints = Validate(folder, val_data, config), KeepCheckpoints(folder, saved["step"] if saved else 0)
+    callbacks: list[L.Callback] = [LogLosses(folder, config.log_every), validate, checkpoints, ShowProgress()]
+    trainer = _trainer(config, folder, callbacks)
+    loader = training_loader(
+        train_data,
+        batch_size=config.batch_size,
+        shorter_side=config.data.shorter_side,
+        longer_side=config.data.longer_side,
+        flip=config.data.flip,
+        seed=config.seed,
+        workers=config.data.workers,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
     )
-    if not isinstance(config, DistillConfig):
-        return _Parts(train_data, val_data, Learner(student), {}, None)
-    teacher = load_checkpoint(config.teacher)
-    _check_classes(teacher.classes, train_data, config.teacher)
-    methods, weights = build_methods(config.methods, student.spec, teacher.detector.spec)
-    frozen = teacher.detector.requires_grad_(False).eval()
-    return _Parts(train_data, val_data, Learner(student, methods), weights, frozen)
+    if saved:
+        _check_unchanged(saved, train_data, len(loader))
+        loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
+    engine = Engine(config, train_data, learner, weights, teacher, len(loader), saved)
+    return _Assembled(folder, engine, trainer, loader, validate, checkpoints, resumed=saved is not None)
 
 
-def _check_splits(train_data: DetectionData, val_data: DetectionData) -> None:
+def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
+    train_data, val_data = open_data(config.path, config.train), open_data(config.path, config.val)
     if train_data.classes != val_data.classes:
         raise UserError(
             f"The splits {train_data.split!r} and {val_data.split!r} of {train_data.source} have different classes: "
             f"{list(train_data.classes)} and {list(val_data.classes)}."
         )
-    for data in (train_data, val_data):
-        if not any(len(record.labels) for record in data.records):
-            raise UserError(f"The split {data.split!r} of {data.source} has {len(data)} images and not one object.")
+    same = (train_data.source, train_data.split) == (val_data.source, val_data.split)
+    if same and config.train != config.val:
+        raise UserError(
+            f"{train_data.source} is one split, and would be trained on and evaluated on. Name two files of a folder: "
+            f"data.path={train_data.source.parent} data.train={train_data.source.name} data.val=OTHER_FILE; or, if "
+            f"that is what you want, one split twice: data.val={config.train}."
+        )
+    return train_data, val_data
+
+
+def _build(
+    config: TrainConfig, data: DetectionData, *, with_backbone: bool
+) -> tuple[Learner, Mapping[str, TermWeight], Detector | None]:
+    """Learner, weights of its terms, and teacher; a resumed run has its backbone in the checkpoint."""
+    torch.manual_seed(config.seed)
+    student = build_detector(
+        **build_options(config, len(data.classes)),
+        backbone_weights=config.detector.backbone_weights if with_backbone else None,
+        frozen_stages=config.detector.frozen_stages,
+    )
+    if not isinstance(config, DistillConfig):
+        return Learner(student), {}, None
+    teacher = load_checkpoint(config.teacher)
+    _check_classes(teacher.classes, data, config.teacher)
+    methods, weights = build_methods(config.methods, student.spec, teacher.detector.spec)
+    return Learner(student, methods), weights, teacher.detector.requires_grad_(False).eval()
 
 
 def _check_classes(teacher: Sequence[str], data: DetectionData, path: Path) -> None:
@@ -142,49 +192,92 @@ def _check_classes(teacher: Sequence[str], data: DetectionData, path: Path) -> N
     raise UserError.listing(f"The teacher {path} and the data set {data.source} have different classes:", faults)
 
 
-def _config_class(file: Path) -> type[TrainConfig]:
-    return DistillConfig if "\nteacher:" in f"\n{file.read_text()}" else TrainConfig
+def _from_anywhere(config: TrainConfig) -> TrainConfig:
+    """The config with paths that still lead to data, teacher and backbone from another working directory."""
+    changes: dict[str, Any] = {"data": config.data.model_copy(update={"path": config.data.path.absolute()})}
+    if isinstance(config, DistillConfig):
+        changes["teacher"] = config.teacher.absolute()
+    weights = config.detector.backbone_weights
+    if weights and Path(weights).exists():
+        changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).absolute())})
+    return config.model_copy(update=changes)
 
 
-def _fit(config: TrainConfig, folder: RunFolder, parts: _Parts, resumed: Mapping[str, Any] | None) -> Path:
+def _written_config(folder: RunFolder, saved: Mapping[str, Any]) -> TrainConfig:
+    """The config of a run folder, after checking that no edit makes it another run than the checkpoint's."""
+    content = yaml.safe_load(folder.config.read_text())
+    config = load_config(DistillConfig if "teacher" in content else TrainConfig, folder.config)
+    now, then = _flat(config.model_dump(mode="json")), _flat(saved["config"])
+    faults = [
+        f"{key}: {then[key]} in the checkpoint, {value} now"
+        for key, value in now.items()
+        if key not in MAY_CHANGE and key in then and then[key] != value
+    ]
+    if faults:
+        faults.append(f"put it back, or start a new run: understudy ... --config {folder.config} run=...")
+        raise UserError.listing(f"{folder.config} was changed since {folder.last} was written:", faults)
+    return config
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_unchanged(saved: Mapping[str, Any], data: DetectionData, steps_per_epoch: int) -> None:
+    """Refuse to go on with other data than before."""
+    faults = []
+    if list(data.classes) != saved["classes"]:
+        faults.append(f"the classes were {saved['classes']} and are {list(data.classes)}")
+    steps_before = round(saved["step"] / saved["epoch"])
+    if steps_before != steps_per_epoch:
+        faults.append(f"an epoch had {steps_before} steps and has {steps_per_epoch}: other images, or other devices")
+    if faults:
+        raise UserError.listing(f"The run cannot go on with {data.source}:", faults)
+
+
+def _fit(run: _Assembled) -> Path:
     torch.set_flush_denormal(True)  # denormal numbers make training on a CPU crawl
-    engine = Engine(config, parts, resumed)
-    validate = Validate(folder, parts.val_data, config)
-    with _quiet_lightning(), _plain_failures(folder):
-        callbacks = [LogLosses(folder, config.log_every), validate, KeepCheckpoints(folder), ShowProgress()]
-        trainer = _trainer(config, folder, callbacks)
+    with _quiet_lightning(), _plain_failures(run.folder), run.checkpoints.listening():
         try:
-            trainer.fit(engine, ckpt_path=folder.last if resumed else None)
-        except Interrupted as stop:  # travels through Lightning as an ordinary exception, which it leaves alone
+            run.trainer.fit(run.engine, run.loader, ckpt_path=run.folder.last if run.resumed else None)
+        except Interrupted as stop:
             raise KeyboardInterrupt(str(stop)) from None
-    validate.write_result(trainer, engine)
-    return folder.path
+        run.validate.write_result(run.trainer, run.engine)
+    return run.folder.path
 
 
 def _trainer(config: TrainConfig, folder: RunFolder, callbacks: list[L.Callback]) -> L.Trainer:
     try:
-        return L.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy=config.strategy,
-            precision=PRECISIONS[config.precision],
-            max_epochs=config.schedule.epochs,
-            gradient_clip_val=config.optimizer.clip_norm,
-            callbacks=callbacks,
-            plugins=[_AtomicCheckpoints()],
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder.path,
-        )
+        with _quiet_lightning():
+            trainer = L.Trainer(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                num_nodes=config.num_nodes,
+                strategy=config.strategy,
+                precision=PRECISIONS[config.precision],
+                max_epochs=config.schedule.epochs,
+                gradient_clip_val=config.optimizer.clip_norm,
+                callbacks=callbacks,
+                plugins=[_AtomicCheckpoints()],
+                use_distributed_sampler=False,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=folder.path,
+            )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(
             f"accelerator={config.accelerator} devices={config.devices} strategy={config.strategy} "
             f"precision={config.precision} cannot be had on this machine: {error}"
         ) from error
+    if config.precision == "16" and isinstance(trainer.accelerator, CPUAccelerator):
+        raise UserError("precision=16 needs a GPU, and this run is on the CPU: use precision=32, or bf16.")
+    return trainer
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):
@@ -195,216 +288,35 @@ class _AtomicCheckpoints(TorchCheckpointIO):
 
 
 @contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def _quiet_lightning() -> Generator[None]:
     """Leave out Lightning's notes and advice: what a user needs to know is said by the run itself."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", module="torch.utils.data")
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", module="torch.utils.data")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
-def _plain_failures(folder: RunFolder) -> Iterator[None]:
+def _plain_failures(folder: RunFolder) -> Generator[None]:
     """Say a full disk and a failed allocation in plain words, and where the run can go on."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, RunError) as error:
+        cause = error.__cause__ if isinstance(error, RunError) else error
+        if not (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise
-        raise RunError(f"The disk is full ({error}). Make room, then: understudy resume {folder.path}") from error
+        way_on = f"understudy resume {folder.path}" if folder.last.exists() else "delete the run folder and start anew"
+        raise RunError(f"The disk is full: {error} Make room, then: {way_on}") from error
     except torch.OutOfMemoryError as error:
         raise RunError(
-            "The device has too little memory for this run. Lower batch_size or data.shorter_side, or use precision=bf16."
+            "The device has too little memory for this run. Lower batch_size or data.shorter_side, or use "
+            "precision=bf16."
         ) from error
-
-
-class Engine(L.LightningModule):
-    """One training step for Lightning; the teacher stays outside the module tree.
-
-    Args:
-        config: the run's config.
-        parts: student and methods, weights, teacher and data.
-        resumed: the metadata of the checkpoint to go on from, or None.
-    """
-
-    def __init__(self, config: TrainConfig, parts: _Parts, resumed: Mapping[str, Any] | None = None):
-        super().__init__()
-        self.learner = parts.learner
-        self.config, self.weights, self.train_data = config, parts.weights, parts.train_data
-        # Not a submodule: absent from parameters, checkpoints and DDP, and never in training mode.
-        self.__dict__["teacher"] = parts.teacher
-        for network in (self.learner, self.teacher):
-            if network is not None:
-                network.to(memory_format=torch.channels_last)  # a third faster on CPUs, no slower on GPUs
-        self.resumed_step = resumed["step"] if resumed else 0
-        self.seconds_before = resumed["seconds"] if resumed else 0.0
-        self.started = time.monotonic()
-        self.losses: dict[str, float] = {}
-        self.share: float | None = None
-        self.zero_steps = dict.fromkeys(self.learner.distillation_terms, 0)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of this run, those before an interruption included."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
-        return len(self.train_data) // (self.config.batch_size * self.trainer.world_size)
-
-    def setup(self, stage: str) -> None:
-        """Move the teacher, which Lightning does not know of, to the device."""
-        if self.teacher is not None:
-            self.teacher.to(self.trainer.strategy.root_device)
-
-    def train_dataloader(self) -> DataLoader:
-        """Training batches, from the step at which an interrupted epoch stopped."""
-        data = self.config.data
-        loader = training_loader(
-            self.train_data,
-            batch_size=self.config.batch_size,
-            shorter_side=data.shorter_side,
-            longer_side=data.longer_side,
-            flip=data.flip,
-            seed=self.config.seed,
-            workers=data.workers,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        loader.sampler.start = self.resumed_step % self.steps_per_epoch
-        return loader
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """SGD or AdamW, and a learning rate that is a function of the step."""
-        options = self.config.optimizer
-        lr = options.lr
-        if options.scale_lr:
-            lr *= self.config.batch_size * self.trainer.world_size / options.reference_batch
-        parameters = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
-        if options.name == "sgd":
-            optimizer = torch.optim.SGD(parameters, lr, momentum=options.momentum, weight_decay=options.weight_decay)
-        else:
-            optimizer = torch.optim.AdamW(parameters, lr, weight_decay=options.weight_decay)
-        factor = LearningRate(self.config, self.steps_per_epoch)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor.at)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch."""
-        return batch.to(device)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make whatever the step draws at random a function of the seed, the step and the process."""
-        torch.manual_seed(derived_seed(self.config.seed, self.global_step, self.global_rank))
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the weighted loss of a batch, after checking that every term is alive."""
-        teacher_outputs = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher_outputs = self.teacher(batch.images, batch.image_sizes)
-        terms = self.learner(batch.images, batch.targets, teacher_outputs, batch.image_sizes)
-        total = weighted_sum(terms, self.weights, self.global_step)
-        self.losses = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist(), strict=True))
-        self._check_terms(terms, any(len(target["labels"]) for target in batch.targets))
-        self.share = None
-        if self.learner.distillation_terms and self.global_step % SHARE_EVERY == 0:
-            self.share = self._distillation_share(terms)
-        return total
-
-    def _check_terms(self, terms: Mapping[str, Tensor], objects: bool) -> None:
-        broken = [f"{name} is {value}" for name, value in self.losses.items() if not math.isfinite(value)]
-        if broken:
-            raise RunError(
-                f"Step {self.global_step}: {', '.join(broken)}. Lower optimizer.lr, set optimizer.clip_norm (35 is the "
-                "field's usual), lengthen schedule.warmup_steps, or use precision=32; `understudy check` finds boxes "
-                "that cannot be learned. Nothing after the last checkpoint was saved."
-            )
-        for name in self.learner.distillation_terms:
-            self.zero_steps[name] = self.zero_steps[name] + 1 if self.losses[name] == 0 and objects else 0
-            if self.zero_steps[name] == PATIENCE:
-                raise RunError(
-                    f"The distillation term {name} was exactly zero in {PATIENCE} steps: it teaches nothing. Either the "
-                    "teacher sees nothing it could pass on (evaluate it on this data), a threshold of the method leaves "
-                    "nothing over, or student and teacher are the same network."
-                )
-        if self.global_step == self.resumed_step:
-            self._check_reach(terms)
-
-    def _check_reach(self, terms: Mapping[str, Tensor]) -> None:
-        parameters = [parameter for parameter in self.learner.student.parameters() if parameter.requires_grad]
-        for name in self.learner.distillation_terms:
-            term = terms[name]
-            reached = term.requires_grad and any(
-                gradient is not None and bool(gradient.any())
-                for gradient in torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-            )
-            if not reached and self.losses[name] != 0:
-                raise RunError(
-                    f"The distillation term {name} has no gradient to any weight of the student: it would be logged "
-                    "and change nothing. The method detaches the student's record, or reads only the teacher's."
-                )
-
-    def _distillation_share(self, terms: Mapping[str, Tensor]) -> float:
-        """Norm of the distillation's gradient over that plus the task's, over the student's weights, in 0..1."""
-        parameters = [parameter for parameter in self.learner.student.parameters() if parameter.requires_grad]
-
-        def norm(chosen: Mapping[str, Tensor]) -> float:
-            loss = weighted_sum(chosen, self.weights, self.global_step)
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            return math.sqrt(sum(float(gradient.float().square().sum()) for gradient in gradients if gradient is not None))
-
-        ours = norm({name: term for name, term in terms.items() if name in self.weights})
-        task = norm({name: term for name, term in terms.items() if name not in self.weights})
-        return ours / (ours + task) if ours + task else 0.0
-
-    def metadata(self, **more: Any) -> dict[str, Any]:
-        """What travels with the weights, as plain values."""
-        return {
-            "format": FORMAT,
-            "build": build_options(self.config, len(self.train_data.classes)),
-            "classes": list(self.train_data.classes),
-            "category_ids": list(self.train_data.category_ids),
-            "config": self.config.model_dump(mode="json"),
-            "epoch": self.global_step / self.steps_per_epoch,
-            "step": self.global_step,
-            "seconds": self.seconds,
-            **more,
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to use the weights without the config at hand."""
-        checkpoint["understudy"] = self.metadata()
-
-
-@dataclass(frozen=True, slots=True)
-class LearningRate:
-    """The learning rate's factor as a function of the step: a linear warm-up, then the schedule.
-
-    Attributes:
-        config: the run's config.
-        steps_per_epoch: optimizer steps of an epoch.
-    """
-
-    config: TrainConfig
-    steps_per_epoch: int
-
-    def at(self, step: int) -> float:
-        """The factor at a step, counted from 0."""
-        schedule = self.config.schedule
-        total = schedule.epochs * self.steps_per_epoch
-        warmup = min(schedule.warmup_steps, total // 10)
-        if step < warmup:
-            return schedule.warmup_factor + (1 - schedule.warmup_factor) * step / warmup
-        if schedule.name == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-        # 1x is 12 epochs with drops after 8 and 11, 2x is 24 with drops after 16 and 22: the same proportions.
-        epoch = step / self.steps_per_epoch
-        return 0.1 ** sum(epoch >= round(schedule.epochs * part) for part in (2 / 3, 11 / 12))

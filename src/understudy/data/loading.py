@@ -1,5 +1,6 @@
 """Batches for training and evaluation; which images, in which order and how augmented follows from the seed alone."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -233,7 +234,13 @@ def _loader(dataset: LoadedImages, sampler: Sampler, batch_size: int, workers: i
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # what a loader draws for its workers must not move the global generator
+        worker_init_fn=_leave_interrupts_to_the_parent,
     )
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; a worker that it ended could not deliver what is still to be saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:

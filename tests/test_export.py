@@ -1,0 +1,143 @@
+"""Exported students run where understudy is not installed, and see what understudy sees."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from understudy.data import load_image
+from understudy.errors import RunError, UserError
+from understudy.export import export
+from understudy.prediction import predict
+
+WITHOUT_UNDERSTUDY = """
+import json, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("understudy", "lightning"):
+            raise ModuleNotFoundError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import understudy
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("understudy can be imported")
+
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from detector import load
+images = torch.load(sys.argv[1] + "/images.pt", weights_only=True)
+for folder in sys.argv[1:]:
+    model, classes = load(folder)
+    with torch.no_grad():
+        found = [{key: value.tolist() for key, value in model([image])[0].items()} for image in images]
+    print(json.dumps({"class": type(model).__module__, "classes": classes, "found": found}))
+assert not any(name.startswith(("understudy", "lightning")) for name in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images of several sizes, none a multiple of anything; and a grey one."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for name, shape in (("a.png", (75, 101, 3)), ("b.png", (90, 61, 3)), ("c.png", (70, 70))):
+        small = Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8))
+        small.resize((shape[1] * 2, shape[0] * 2), Image.Resampling.BICUBIC).save(folder / name)
+    return folder
+
+
+def test_the_same_detections_by_torchvision_alone(confident, photos, tmp_path):
+    checkpoints = {name: confident(name) for name in ("fcos_mobilenet_v2", "retinanet_mobilenet_v2")}
+    folders = [export(checkpoint, tmp_path / name) for name, checkpoint in checkpoints.items()]
+    images = [load_image(file) for file in sorted(photos.iterdir())]
+    torch.save(images, folders[0] / "images.pt")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_UNDERSTUDY, *map(str, folders)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for (name, checkpoint), line in zip(checkpoints.items(), lines, strict=True):
+        rows = predict(checkpoint, photos, tmp_path / f"{name} predicted", device="cpu")
+        assert_equal(rows, json.loads(line), len(images))
+
+
+def assert_equal(rows: list, theirs: dict, images: int) -> None:
+    """Detections of understudy and of the exported detector, image by image."""
+    assert theirs["class"].startswith("torchvision.models.detection.")
+    assert len(theirs["found"]) == images == 3
+    for number, found in enumerate(theirs["found"], start=1):
+        ours = [row for row in rows if row["image_id"] == number]
+        assert len(ours) == len(found["scores"]) > 10
+        assert [row["category"] for row in ours] == [theirs["classes"][label] for label in found["labels"]]
+        assert [row["score"] for row in ours] == pytest.approx(found["scores"], abs=1e-5)
+        xyxy = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in ours)]
+        torch.testing.assert_close(torch.tensor(xyxy), torch.tensor(found["boxes"]), atol=1e-2, rtol=1e-4)
+
+
+def test_the_exported_file_prints_detections(confident, photos, tmp_path):
+    folder = export(confident("fcos_mobilenet_v2"), tmp_path / "exported")
+    done = subprocess.run(
+        [sys.executable, "-I", str(folder / "detector.py"), str(folder), str(photos / "a.png"), str(photos / "c.png")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [str(photos / "a.png"), str(photos / "c.png")]
+    name, score, *box = lines[1].split()
+    assert name in json.loads((folder / "detector.json").read_text())["classes"]
+    assert 0 < float(score) <= 1
+    assert len([float(side) for side in box]) == 4
+
+
+def test_what_an_export_holds(trained, scenes, tmp_path):
+    folder = export(trained, tmp_path / "exported")
+    assert sorted(path.name for path in folder.iterdir()) == ["detector.json", "detector.py", "weights.pt"]
+    description = json.loads((folder / "detector.json").read_text())
+    assert set(description) == {"build", "classes", "category_ids", "AP", "understudy"}
+    best = json.loads((trained / "result.json").read_text())
+    assert description["AP"] == pytest.approx(best["coco"]["AP"])
+    weights = torch.load(folder / "weights.pt", weights_only=True)
+    assert all(key.startswith(("backbone.", "head.")) for key in weights)
+
+
+def test_nothing_is_overwritten(trained, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for folder in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(UserError, match="exists and is not empty; export writes into a new folder"):
+            export(trained, folder)
+    with pytest.raises(UserError, match=r"cannot be made: Not a directory"):
+        export(trained, tmp_path / "mine" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_full_disk(trained, tmp_path, monkeypatch):
+    def no_room(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_room)
+    with pytest.raises(RunError, match=r"weights.pt could not be saved \(No space left on device\)"):
+        export(trained, tmp_path / "exported")
+    assert not list((tmp_path / "exported").iterdir())
+
+
+def test_no_checkpoint_no_folder(tmp_path):
+    with pytest.raises(UserError, match="nothing does not exist"):
+        export(tmp_path / "nothing", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
