@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import yaml
 
 import understudy
 from understudy.checkpoint import read_checkpoint, write_checkpoint
@@ -31,7 +32,11 @@ def main() -> None:
     SHIPPED.mkdir()
     for name in FILES:
         shutil.copy(run / name, SHIPPED / name)
+    here = f"{Path.cwd()}/"  # runs keep absolute paths, which mean nothing on another machine
+    config = SHIPPED / "config.yaml"
+    config.write_text(config.read_text().replace(here, ""))
     content = read_checkpoint(run / "best.ckpt")
+    content["understudy"]["config"] = yaml.safe_load(config.read_text())
     content["state_dict"] = {
         name: value.half() if value.is_floating_point() else value for name, value in content["state_dict"].items()
     }

@@ -110,8 +110,7 @@ def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
     import understudy
     from understudy.config import TrainConfig, load_config
 
-    run = understudy.train(load_config(TrainConfig, config, overrides or []))
-    print(f"The run is in {run}")
+    _say_where(understudy.train(load_config(TrainConfig, config, overrides or [])))
 
 
 @app.command(
@@ -136,8 +135,7 @@ def distill(
     from understudy.config import DistillConfig, load_config
 
     chosen = [f"methods={json.dumps(method)}"] if method else []
-    run = understudy.distill(load_config(DistillConfig, config, [*chosen, *(overrides or [])]))
-    print(f"The run is in {run}")
+    _say_where(understudy.distill(load_config(DistillConfig, config, [*chosen, *(overrides or [])])))
 
 
 @app.command(epilog=_example("understudy resume runs/student"))
@@ -145,7 +143,7 @@ def resume(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder o
     """Go on with an interrupted run, exactly where it stopped."""
     import understudy
 
-    print(f"The run is in {understudy.resume(run)}")
+    _say_where(understudy.resume(run))
 
 
 @app.command(epilog=_example("understudy evaluate runs/student", "understudy evaluate runs/student photos --json"))
@@ -335,6 +333,14 @@ def _documentation(method: "type[Method]") -> tuple[list[str], dict[str, str]]:
 
 def _wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(" ".join(text.split()), 80, initial_indent=indent, subsequent_indent=indent)
+
+
+def _say_where(run: Path) -> None:
+    """Say where a finished run lies, once, also when it had several processes."""
+    from understudy.runs import is_first_process
+
+    if is_first_process():
+        print(f"The run is in {run}")
 
 
 def _print(renderable: "RenderableType") -> None:
