@@ -27,11 +27,11 @@ from understudy.callbacks import Interrupted, KeepCheckpoints, LogLosses, ShowPr
 from understudy.checkpoint import build_options, load_checkpoint, read_checkpoint, write_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig, dump_config, load_config
 from understudy.data import DetectionData, open_data, training_loader
-from understudy.detectors import Detector, build_detector
+from understudy.detectors import DETECTORS, Detector, build_detector
 from understudy.engine import Engine
 from understudy.errors import RunError, UserError
 from understudy.learner import Learner
-from understudy.methods import build_methods
+from understudy.methods import build_methods, resolve_options
 from understudy.runs import RunFolder, drop_rows_after, is_first_process
 from understudy.weighting import TermWeight
 
@@ -106,7 +106,7 @@ class _Assembled:
 
 
 def _start(config: TrainConfig) -> Path:
-    config = _from_anywhere(config)
+    config = _resolved(config)
     folder = RunFolder(config.run)
     assembled = _assemble(config, folder)
     if is_first_process():
@@ -192,11 +192,13 @@ def _check_classes(teacher: Sequence[str], data: DetectionData, path: Path) -> N
     raise UserError.listing(f"The teacher {path} and the data set {data.source} have different classes:", faults)
 
 
-def _from_anywhere(config: TrainConfig) -> TrainConfig:
-    """The config with paths that still lead to data, teacher and backbone from another working directory."""
+def _resolved(config: TrainConfig) -> TrainConfig:
+    """The config with nothing left open: paths that lead to the same place from anywhere, every method's options."""
     changes: dict[str, Any] = {"data": config.data.model_copy(update={"path": config.data.path.absolute()})}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.absolute()
+        if config.detector.name in DETECTORS:  # another name is refused where the detector is built
+            changes["methods"] = resolve_options(config.methods, config.detector.name.partition("_")[0])
     weights = config.detector.backbone_weights
     if weights and Path(weights).exists():
         changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).absolute())})

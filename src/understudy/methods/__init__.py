@@ -16,7 +16,7 @@ from understudy.weighting import TermWeight
 
 METHODS: dict[str, type[Method]] = {"frs": FRS}
 
-__all__ = ["FRS", "METHODS", "Method", "build_methods", "method_class", "method_options"]
+__all__ = ["FRS", "METHODS", "Method", "build_methods", "method_class", "method_options", "resolve_options"]
 
 
 def method_class(name: str) -> type[Method]:
@@ -63,50 +63,62 @@ def method_options(name: str) -> type[BaseModel]:
     return create_model(f"{method.__name__}Options", __config__=ConfigDict(extra="forbid"), **fields)
 
 
+def resolve_options(entries: Mapping[str, Mapping[str, Any] | None], family: str) -> dict[str, dict[str, Any]]:
+    """Check the options of every method and fill in all defaults, published weights included.
+
+    Args:
+        entries: method name to its options, as in the ``methods`` section of a config.
+        family: of the student, to which published weights belong.
+
+    Raises:
+        UserError: listing every unknown method, unknown or wrong option and missing weight at once.
+    """
+    faults: list[str] = []
+    resolved: dict[str, dict[str, Any]] = {}
+    for name, given in entries.items():
+        try:
+            method, options = method_class(name), method_options(name)(**(given or {})).model_dump()
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        except ValidationError as error:
+            faults += [_option_fault(name, method_options(name), fault) for fault in error.errors()]
+            continue
+        published = method.weights.get(family, {})
+        for term in method.terms:
+            if options[f"{term}_weight"] is None:
+                options[f"{term}_weight"] = published.get(term)
+            if options[f"{term}_weight"] is None:
+                faults.append(
+                    f"[methods.{name}] no weight of {term!r} is published for a {family} student; give {term}_weight"
+                )
+        resolved[name] = options
+    if faults:
+        raise UserError.listing("The methods of this run are not right:", faults)
+    return resolved
+
+
 def build_methods(
     entries: Mapping[str, Mapping[str, Any] | None], student: Spec, teacher: Spec
 ) -> tuple[list[Method], dict[str, TermWeight]]:
-    """Build the methods of a configuration, and the weight of every term.
+    """Build the methods of a config, and by term name (``frs_feature``) the weight of every term.
 
     Args:
-        entries: method name to its options, as in the ``methods`` section.
+        entries: method name to its options, as in the ``methods`` section of a config.
         student: what is known of the student.
         teacher: what is known of the teacher.
 
-    Returns:
-        The methods, and by term name (``frs_feature``) its weight and ramp.
-
     Raises:
-        UserError: listing every unknown method, option or weight at once, or the first pair a method cannot serve.
+        UserError: as :func:`resolve_options`, or a method cannot serve this pair.
     """
-    faults: list[str] = []
-    chosen: list[tuple[type[Method], dict[str, Any]]] = []
-    for name, given in entries.items():
-        try:
-            options = method_options(name)(**(given or {}))
-        except UserError as error:
-            faults.append(str(error))
-        except ValidationError as error:
-            faults += [_option_fault(name, method_options(name), fault) for fault in error.errors()]
-        else:
-            chosen.append((method_class(name), options.model_dump()))
+    methods: list[Method] = []
     weights: dict[str, TermWeight] = {}
-    for method, options in chosen:
-        ramp = options.pop("ramp_steps")
-        published = method.weights.get(student.family, {})
+    for name, options in resolve_options(entries, student.family).items():
+        method, ramp = method_class(name), options.pop("ramp_steps")
         for term in method.terms:
-            weight = options.pop(f"{term}_weight")
-            weight = published.get(term) if weight is None else weight
-            if weight is None:
-                faults.append(
-                    f"[methods.{method.name}] no weight of {term!r} is published for a {student.family} student; "
-                    f"give {term}_weight"
-                )
-            else:
-                weights[f"{method.name}_{term}"] = TermWeight(weight, ramp)
-    if faults:
-        raise UserError.listing("The methods of this run are not right:", faults)
-    return [method(student, teacher, **options) for method, options in chosen], weights
+            weights[f"{method.name}_{term}"] = TermWeight(options.pop(f"{term}_weight"), ramp)
+        methods.append(method(student, teacher, **options))
+    return methods, weights
 
 
 def _option_fault(name: str, options: type[BaseModel], fault: Any) -> str:
