@@ -17,6 +17,9 @@ def test_the_demo_makes_runs_table_and_page(tmp_path, monkeypatch):
     table = demo.run_demo(tmp_path / "demo", seed=3, say=lines.append)
 
     assert [row["role"] for row in table.to_dict()["rows"]] == ["teacher", "plain", "distilled"]
+    notes = " ".join(table.to_dict()["notes"])
+    assert "learning rate" in notes  # the teacher had another budget, and the table says so,
+    assert "cannot be compared" not in notes  # but was measured on the same images
     page = (tmp_path / "demo/report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     for run in ("teacher", "plain", "distilled"):

@@ -70,7 +70,7 @@ def test_roles_follow_from_the_configs_whatever_the_order(three):
         ("frs", "distilled"),
     ]
     assert [row.gap_closed for row in table.rows] == [None, None, pytest.approx(0.5)]
-    assert any("Single runs: plain and frs" in note and "+10.0 here" in note for note in table.notes)
+    assert any("frs: +10.0 AP" in note and "single run of plain and frs" in note for note in table.notes)
     as_json = json.loads(json.dumps(table.to_dict(), allow_nan=False))
     assert as_json["rows"][2]["gap_closed"] == pytest.approx(0.5)
     assert as_json["rows"][2]["parameters"] == 1_234_567

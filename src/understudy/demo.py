@@ -132,5 +132,5 @@ def _measure_teacher(run: Path, scenes: Path) -> None:
     before = json.loads(folder.result.read_text()) if folder.result.exists() else {}
     parameters = sum(parameter.numel() for parameter in checkpoint.detector.parameters())
     own = {"epoch": TEACHER_EPOCHS, "train_seconds": None, "parameters": parameters}
-    result = own | before | evaluation.to_dict() | {"measured_on": [str(scenes), "val"]}
+    result = own | before | evaluation.to_dict() | {"measured_on": [str(scenes.absolute()), "val"]}
     folder.result.write_text(json.dumps(result, indent=2) + "\n")

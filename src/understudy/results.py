@@ -217,7 +217,8 @@ def gap_closed(distilled: float, plain: float, teacher: float) -> float | None:
 
 def measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, str]:
     """The data set and the split that a result was measured on: the run's own, unless the result names another."""
-    return tuple(result.get("measured_on") or (config["data"]["path"], config["data"]["val"]))
+    path, split = result.get("measured_on") or (config["data"]["path"], config["data"]["val"])
+    return str(Path(path).absolute()), split
 
 
 # --- runs and their roles ---------------------------------------------------------------------------------------------
@@ -426,8 +427,8 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
         if len(spreads) < 2:
             single = " and ".join(side.name for side in (row.plain, row) if len(side.runs) == 1)
             notes.append(
-                f"Single runs: {single}. Another seed alone moves AP, so a small difference ({gain:+.1f} here) means "
-                "little before it is repeated with other seeds."
+                f"{row.name}: {gain:+.1f} AP against {row.plain.name}, from a single run of {single}. Another seed "
+                "alone moves AP: repeat a small difference with other seeds before trusting it."
             )
         elif abs(gain) <= 100 * max(spreads):
             notes.append(f"{row.name}: {gain:+.1f} AP against {row.plain.name} is within the spread over the seeds.")
