@@ -89,9 +89,32 @@ def test_seeds_are_one_row_with_mean_and_spread(tmp_path):
     assert distilled.mean() == pytest.approx(0.39)
     assert distilled.spread() == pytest.approx(statistics.stdev([0.38, 0.41, 0.38]))
     assert distilled.gap_closed == pytest.approx((0.39 - 0.31) / (0.51 - 0.31))
-    assert not any("Single run" in note for note in table.notes)
+    assert not any("single run" in note for note in table.notes)
     assert "39.0 ±1.7" in printed(table, 80)
     assert table.to_dict()["rows"][2]["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ap", "share", "said"),
+    [
+        (
+            0.29,
+            0.97,
+            "97% of the student's gradient came from the distillation (median over the run). The student's own",
+        ),
+        (0.29, 0.01, "It hardly counted: raise its weights."),
+        (0.40, 0.97, "(median over the run)."),
+    ],
+)
+def test_the_distillations_share_of_the_gradient_is_told(tmp_path, ap, share, said):
+    teacher = make_run(tmp_path / "teacher", 0.5, detector=TEACHER)
+    frs = make_run(tmp_path / "frs", ap, teacher=teacher)
+    rows = "".join(f"{step},{value}\n" for step, value in ((1, 0.0), (2, ""), (51, share), (52, ""), (101, share)))
+    (frs / "losses.csv").write_text("step,distillation_share\n" + rows)
+    notes = summarise([teacher, make_run(tmp_path / "plain", 0.3), frs], measure_speed=False).notes
+    (note,) = [note for note in notes if "gradient" in note]
+    assert said in note
+    assert ("weights" in note) == (ap < 0.3)
 
 
 def test_a_gain_within_the_spread_is_called_so(tmp_path):

@@ -22,7 +22,7 @@ from understudy.data import Batch, evaluation_loader, open_data
 from understudy.detectors import Detector
 from understudy.errors import RunError, UserError
 from understudy.evaluation import Evaluation, choose_device, evaluating, percent
-from understudy.runs import RunFolder
+from understudy.runs import RunFolder, read_rows
 
 Role = Literal["teacher", "plain", "distilled"]
 
@@ -194,7 +194,7 @@ def summarise(
     """
     runs = _read_runs([Path(folder) for folder in run_folders])
     rows = _rows(runs)
-    notes = [_what_ap_is(rows), *_partner_notes(rows), *_budget_notes(rows), *_seed_notes(rows)]
+    notes = [_what_ap_is(rows), *_partner_notes(rows), *_budget_notes(rows), *_seed_notes(rows), *_share_notes(rows)]
     speed = None
     if measure_speed:
         try:
@@ -433,6 +433,34 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
         elif abs(gain) <= 100 * max(spreads):
             notes.append(f"{row.name}: {gain:+.1f} AP against {row.plain.name} is within the spread over the seeds.")
     return notes
+
+
+_MOST, _LEAST = 0.9, 0.05
+"""Shares of the gradient beyond which a distillation that did not help is said to drown the task, or to drown in it."""
+
+
+def _share_notes(rows: Sequence[Row]) -> list[str]:
+    """How much of each distilled student's gradient was the teacher's doing, and what that may explain."""
+    notes = []
+    for row in rows:
+        shares = [share for run in row.runs for share in _gradient_shares(run.folder)]
+        if not shares:
+            continue
+        share = statistics.median(shares)
+        note = f"{row.name}: {share:.0%} of the student's gradient came from the distillation (median over the run)."
+        if row.plain and row.mean() <= row.plain.mean():
+            if share > _MOST:
+                note += " The student's own task hardly counted: lower the weights of the largest terms."
+            elif share < _LEAST:
+                note += " It hardly counted: raise its weights."
+        notes.append(note)
+    return notes
+
+
+def _gradient_shares(folder: Path) -> list[float]:
+    """The measured shares of a distilled run, those before the weights have grown from zero left out."""
+    measured = [row.get("distillation_share") for row in read_rows(RunFolder(folder).losses)]
+    return [float(share) for share in measured if share and float(share) > 0]
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------
