@@ -218,7 +218,7 @@ def gap_closed(distilled: float, plain: float, teacher: float) -> float | None:
 def measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, str]:
     """The data set and the split that a result was measured on: the run's own, unless the result names another."""
     path, split = result.get("measured_on") or (config["data"]["path"], config["data"]["val"])
-    return str(Path(path).absolute()), split
+    return str(Path(path).resolve()), split
 
 
 # --- runs and their roles ---------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def _budget(run: Run) -> dict[str, Any]:
     config = run.config
     data, optimizer, schedule = config.data, config.optimizer, config.schedule
     return {
-        "training images": f"{data.path} {data.train}",
+        "training images": f"{data.path.resolve()} {data.train}",
         "validation images": " ".join(run.measured_on),
         "shorter side": data.shorter_side,
         "longer side": data.longer_side,

@@ -194,14 +194,14 @@ def _check_classes(teacher: Sequence[str], data: DetectionData, path: Path) -> N
 
 def _resolved(config: TrainConfig) -> TrainConfig:
     """The config with nothing left open: paths that lead to the same place from anywhere, every method's options."""
-    changes: dict[str, Any] = {"data": config.data.model_copy(update={"path": config.data.path.absolute()})}
+    changes: dict[str, Any] = {"data": config.data.model_copy(update={"path": config.data.path.resolve()})}
     if isinstance(config, DistillConfig):
-        changes["teacher"] = config.teacher.absolute()
+        changes["teacher"] = config.teacher.resolve()
         if config.detector.name in DETECTORS:  # another name is refused where the detector is built
             changes["methods"] = resolve_options(config.methods, config.detector.name.partition("_")[0])
     weights = config.detector.backbone_weights
     if weights and Path(weights).exists():
-        changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).absolute())})
+        changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})
     return config.model_copy(update=changes)
 
 
