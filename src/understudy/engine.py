@@ -62,7 +62,7 @@ class Engine(L.LightningModule):
         self.__dict__["teacher"] = teacher
         for network in (learner, teacher):
             if network is not None:
-                # A third faster on CPUs, no slower on GPUs.
+                # MobileNetV2 in float32 trained up to a third faster on a CPU; not measured on GPUs.
                 network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         self.seconds_before = saved["seconds"] if saved else 0.0
         self.started = time.monotonic()

@@ -39,7 +39,7 @@ def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, norm
 
     Args:
         student: (N, C, H, W), adapted to the teacher's channels.
-        teacher: (N, C, H, W).
+        teacher: (N, C, H, W); a constant, no gradient reaches it.
         weight: (N, H, W), not negative; its scale does not matter.
         normaliser: ``"batch"`` sums cells of all images and divides once by the weights of all images (the authors'
             code); ``"image"`` divides per image and averages over images (the equation read literally).
@@ -54,7 +54,7 @@ def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, norm
         raise ValueError(
             f"features to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
         )
-    difference = _at_least_float32(student) - _at_least_float32(teacher)
+    difference = _at_least_float32(student) - _at_least_float32(teacher.detach())
     return _weighted_mean_of_cells(difference.square().sum(1), weight, normaliser)
 
 
@@ -67,7 +67,7 @@ def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normal
 
     Args:
         student: (N, H, W, A, K) logits.
-        teacher: (N, H, W, A, K) logits; their sigmoid is the target.
+        teacher: (N, H, W, A, K) logits; their sigmoid is the target, a constant.
         weight: (N, H, W), not negative.
         normaliser: as in :func:`weighted_feature_loss`.
 
@@ -81,7 +81,7 @@ def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normal
         raise ValueError(
             f"class logits to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
         )
-    target = _at_least_float32(teacher).sigmoid()
+    target = _at_least_float32(teacher.detach()).sigmoid()
     entropy = F.binary_cross_entropy_with_logits(_at_least_float32(student), target, reduction="none")
     return _weighted_mean_of_cells(entropy.sum((-2, -1)), weight, normaliser)
 
