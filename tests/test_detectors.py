@@ -9,7 +9,7 @@ from torchvision.models import mobilenet_v2
 from torchvision.models.detection import FCOS, RetinaNet, ssd300_vgg16
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from understudy.detectors import BACKBONES, DETECTORS, build_detector, open_detector
+from understudy.detectors import BACKBONES, DETECTORS, build_detector, open_detector, plain
 from understudy.errors import UserError
 from understudy.outputs import flatten_levels, unflatten_levels
 
@@ -253,7 +253,8 @@ def test_backbones_by_name(backbone):
 
 
 def test_every_name_is_listed():
-    assert len(DETECTORS) == 2 * len(BACKBONES)
+    assert len(BACKBONES) == 26
+    assert set(DETECTORS) == {f"{family}_{name}" for family in plain.FAMILIES for name in BACKBONES}
 
 
 def test_all_faults_of_a_detector_at_once():
@@ -264,9 +265,9 @@ def test_all_faults_of_a_detector_at_once():
         assert part in message
 
 
-def test_width_is_for_mobilenet_only():
-    with pytest.raises(UserError, match="is for mobilenet_v2"):
-        build_detector("fcos_resnet18", 2, width_mult=0.5)
+@pytest.mark.parametrize(("width_mult", "channels"), [(0.5, (64, 128, 256)), (1.5, (192, 384, 768))])
+def test_any_width(width_mult, channels):
+    assert build_detector("fcos_resnet18", 2, neck_channels=16, width_mult=width_mult).spec.stage_channels == channels
 
 
 def test_frozen_stages_keep_weights_and_statistics():

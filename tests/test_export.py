@@ -88,10 +88,10 @@ def assert_equal(rows: list, theirs: dict, images: int) -> None:
         torch.testing.assert_close(torch.tensor(xyxy), torch.tensor(found["boxes"]), atol=1e-2, rtol=1e-4)
 
 
-def test_the_exported_file_prints_detections(confident, photos, tmp_path):
+def test_the_exported_folder_prints_detections(confident, photos, tmp_path):
     folder = export(confident("fcos_mobilenet_v2"), tmp_path / "exported")
     done = subprocess.run(
-        [sys.executable, "-I", str(folder / "detector.py"), str(folder), str(photos / "a.png"), str(photos / "c.png")],
+        [sys.executable, "-I", str(folder / "detector"), str(photos / "a.png"), str(photos / "c.png")],
         capture_output=True,
         text=True,
         timeout=120,
@@ -107,9 +107,13 @@ def test_the_exported_file_prints_detections(confident, photos, tmp_path):
 
 def test_what_an_export_holds(trained, scenes, tmp_path):
     folder = export(trained, tmp_path / "exported")
-    assert sorted(path.name for path in folder.iterdir()) == ["detector.json", "detector.py", "weights.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["detector", "detector.json", "weights.pt"]
+    code = {path.name: path.read_text() for path in (folder / "detector").iterdir()}
+    assert {"__init__.py", "__main__.py", "backbones.py", "library.py"} <= code.keys()
+    assert not any("import understudy" in text or "from understudy" in text for text in code.values())
     description = json.loads((folder / "detector.json").read_text())
-    assert set(description) == {"build", "classes", "category_ids", "AP", "understudy"}
+    assert set(description) == {"build", "classes", "labels", "category_ids", "AP", "understudy"}
+    assert description["labels"] == description["classes"]
     best = json.loads((trained / "result.json").read_text())
     assert description["AP"] == pytest.approx(best["coco"]["AP"])
     weights = torch.load(folder / "weights.pt", weights_only=True)

@@ -1,10 +1,10 @@
-"""Taking a student home: plain torchvision weights, and one file that builds the network without understudy."""
+"""Taking a student home: plain torchvision weights, and the code that builds the network without understudy."""
 
 import json
 from importlib.metadata import version
 from pathlib import Path
 
-from understudy.checkpoint import load_checkpoint, write_checkpoint
+from understudy.checkpoints import load_checkpoint, write_checkpoint
 from understudy.detectors import plain
 from understudy.errors import UserError
 from understudy.runs import write_atomically
@@ -13,8 +13,8 @@ from understudy.runs import write_atomically
 def export(checkpoint: str | Path, folder: str | Path) -> Path:
     """Write a trained detector so that torch and torchvision alone load it.
 
-    The folder then holds ``weights.pt`` (the state dict of the torchvision detector), ``detector.json`` (how it is
-    built, the names of its classes) and ``detector.py`` (builds and loads it; ``from detector import load``).
+    The folder then holds ``weights.pt`` (the state dict of the plain detector), ``detector.json`` (how it is built, the
+    names of its classes) and ``detector/`` (builds and loads it; ``from detector import load``).
 
     Args:
         checkpoint: a checkpoint or a run folder.
@@ -36,10 +36,13 @@ def export(checkpoint: str | Path, folder: str | Path) -> Path:
     description = {
         "build": found.meta["build"],
         "classes": list(found.classes),
+        "labels": found.detector.label_names(found.classes),
         "category_ids": found.meta["category_ids"],
         "AP": found.meta.get("AP"),
         "understudy": version("understudy"),
     }
     write_atomically(folder / "detector.json", (json.dumps(description, indent=2) + "\n").encode())
-    write_atomically(folder / "detector.py", Path(plain.__file__).read_bytes())
+    (folder / "detector").mkdir()
+    for source in sorted(Path(plain.__file__).parent.glob("*.py")):
+        write_atomically(folder / "detector" / source.name, source.read_bytes())
     return folder

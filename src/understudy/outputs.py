@@ -31,6 +31,9 @@ class Spec:
         num_anchors: anchors A per cell.
         num_classes: classes K, without background.
         box_size: numbers D per box: 4, or ``4 * (reg_max + 1)`` where sides are distributions.
+        box_code: what these numbers are: ``"deltas"`` to the anchor, ``"distances in strides"`` or ``"distances in
+            pixels"`` from the cell to the four sides, ``"distributions"`` over distances in strides.
+        objectness: the class logits, of which there is one, only say whether there is an object (an RPN's).
         stage_channels: channels of the backbone outputs.
         stage_strides: pixels per cell of the backbone outputs.
         family: the kind of detector, e.g. ``"retinanet"``; published weights are looked up by it.
@@ -42,10 +45,17 @@ class Spec:
     num_anchors: int
     num_classes: int
     box_size: int = 4
+    box_code: str = "deltas"
+    objectness: bool = False
     stage_channels: tuple[int, ...] = ()
     stage_strides: tuple[int, ...] = ()
     family: str = "detector"
     name: str = "detector"
+
+    @property
+    def scored(self) -> str:
+        """What the class logits are scores of, in words."""
+        return "objectness" if self.objectness else f"{self.num_classes} classes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class Outputs:
         box_raw: each (N, H, W, A, D), as the head emits them.
         anchors: each (H, W, A, 4), xyxy in pixels of the padded batch; the same for every image.
         extra: what one family has beside, e.g. FCOS' ``centerness`` (N, R), as logits.
+        image_sizes: height and width in pixels of each image without its padding; None: no image is padded.
     """
 
     stages: list[Tensor]
@@ -67,11 +78,28 @@ class Outputs:
     box_raw: list[Tensor]
     anchors: list[Tensor]
     extra: dict[str, Tensor] = field(default_factory=dict)
+    image_sizes: tuple[tuple[int, int], ...] | None = None
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
         """Height and width in cells of every level."""
         return [(feature.shape[-2], feature.shape[-1]) for feature in self.features]
+
+    def of_images(self, images: Sequence[int]) -> "Outputs":
+        """The record of some of the N images, by their places in the batch; views where they are its first ones."""
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[: len(images)] if list(images) == list(range(len(images))) else tensor[list(images)]
+
+        return Outputs(
+            stages=[chosen(stage) for stage in self.stages],
+            features=[chosen(feature) for feature in self.features],
+            class_logits=[chosen(logits) for logits in self.class_logits],
+            box_raw=[chosen(raw) for raw in self.box_raw],
+            anchors=self.anchors,
+            extra={name: chosen(value) for name, value in self.extra.items()},
+            image_sizes=None if self.image_sizes is None else tuple(self.image_sizes[image] for image in images),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -34,6 +35,8 @@ class Detector(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    box_code: ClassVar[str]
+    objectness: ClassVar[bool] = False
     spec: Spec
     network: Any  # a torchvision detector, read by the names that its families share
 
@@ -51,8 +54,10 @@ class Detector(nn.Module, ABC):
                 outside is set to zero after normalisation, as torchvision and mmdet do. None: no padding.
         """
         stages = self.backbone(images, image_sizes)
-        outputs = self.head(self.neck(stages), (images.shape[-2], images.shape[-1]))
-        return replace(outputs, stages=stages)
+        outputs = replace(self.head(self.neck(stages), (images.shape[-2], images.shape[-1])), stages=stages)
+        if image_sizes is None:
+            return outputs
+        return replace(outputs, image_sizes=tuple((int(height), int(width)) for height, width in image_sizes))
 
     def backbone(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
         """Normalise images (N, 3, H, W) and compute the backbone's outputs, each (N, C, H, W), fine to coarse."""
@@ -75,11 +80,12 @@ class Detector(nn.Module, ABC):
 
         Args:
             features: one (N, C, H, W) per level.
-            image_size: height and width in pixels of the padded batch; anchors are laid over it.
+            image_size: height and width in pixels of the padded batch; anchors are laid over it. The record takes
+                every image to be of this size.
         """
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
-        anchors_per_cell = self.network.anchor_generator.num_anchors_per_location()[0]
-        raw = self.network.head(list(features))
+        anchors_per_cell = self._anchor_generator.num_anchors_per_location()[0]
+        raw = self._raw(list(features))
         return Outputs(
             stages=[],
             features=list(features),
@@ -87,7 +93,16 @@ class Detector(nn.Module, ABC):
             box_raw=unflatten_levels(raw["bbox_regression"], sizes, anchors_per_cell),
             anchors=self._anchors(sizes, image_size, features[0].device),
             extra=self._extra(raw),
+            image_sizes=((image_size[0], image_size[1]),) * len(features[0]),
         )
+
+    def _raw(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """Run the head: ``cls_logits`` (N, R, K), ``bbox_regression`` (N, R, D) and what else the family has."""
+        return self.network.head(features)
+
+    @property
+    def _anchor_generator(self) -> Any:
+        return self.network.anchor_generator
 
     def _extra(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
@@ -119,6 +134,10 @@ class Detector(nn.Module, ABC):
         return self.network.postprocess_detections(
             self._per_level(outputs), [flat_anchors] * len(image_sizes), [tuple(size) for size in image_sizes]
         )
+
+    def label_names(self, classes: Sequence[str]) -> list[str]:
+        """Name the labels that the plain network itself returns, given the names of the classes."""
+        return list(classes)
 
     def _per_level(self, outputs: Outputs) -> dict[str, list[Tensor]]:
         return {
@@ -173,30 +192,41 @@ class Detector(nn.Module, ABC):
         # autocast the features are bfloat16, in which a coordinate above 256 is off by pixels.
         nothing = torch.empty((), device=device)
         batch = ImageList(nothing.expand(1, 1, *image_size), [image_size])
-        flat = self.network.anchor_generator(batch, [nothing.expand(1, 1, *size) for size in level_sizes])[0]
-        per_cell = self.network.anchor_generator.num_anchors_per_location()[0]
+        flat = self._anchor_generator(batch, [nothing.expand(1, 1, *size) for size in level_sizes])[0]
+        per_cell = self._anchor_generator.num_anchors_per_location()[0]
         return [level[0] for level in unflatten_levels(flat[None], level_sizes, per_cell)]
 
     @torch.no_grad()
     def _probe(self, name: str) -> Spec:
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
         parameter = next(self.network.parameters())
-        stages = self.backbone(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=parameter.device))
-        outputs = self.head(self.neck(stages), (PROBE_SIZE, PROBE_SIZE))
-        for module, mode in modes.items():
-            module.training = mode
+        with evaluating(self):
+            stages = self.backbone(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=parameter.device))
+            outputs = self.head(self.neck(stages), (PROBE_SIZE, PROBE_SIZE))
         return Spec(
             channels=tuple(feature.shape[1] for feature in outputs.features),
             strides=tuple(_stride(feature) for feature in outputs.features),
             num_anchors=outputs.class_logits[0].shape[-2],
             num_classes=outputs.class_logits[0].shape[-1],
             box_size=outputs.box_raw[0].shape[-1],
+            box_code=self.box_code,
+            objectness=self.objectness,
             stage_channels=tuple(stage.shape[1] for stage in stages),
             stage_strides=tuple(_stride(stage) for stage in stages),
             family=self.family,
             name=name,
         )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Generator[None]:
+    """Put a module and all of its parts into ``eval()``, and afterwards each back as it was."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _stride(feature: Tensor) -> int:

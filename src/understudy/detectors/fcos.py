@@ -17,6 +17,7 @@ class FCOSDetector(Detector):
     """
 
     family = "fcos"
+    box_code = "distances in strides"
 
     def _extra(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"centerness": raw["bbox_ctrness"].squeeze(-1)}
@@ -75,3 +76,19 @@ class FCOSDetector(Detector):
             self.network.box_coder.decode(raw.float(), anchors)
             for raw, anchors in zip(outputs.box_raw, outputs.anchors, strict=True)
         ]
+
+
+class MMDetFCOSDetector(FCOSDetector):
+    """A :class:`.plain.mmdet.MMDetFCOS` that returns the record; its ``box_raw`` are distances in pixels."""
+
+    box_code = "distances in pixels"
+
+    @torch.no_grad()
+    def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
+        """Match points to objects by :meth:`.plain.mmdet.MMDetFCOS.assign`; see :meth:`Detector.assign`."""
+        levels = [anchors.flatten(0, 2) for anchors in outputs.anchors]
+        return torch.stack(self.network.assign(levels, targets))
+
+    def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
+        """Focal, IoU and centre-ness loss of the batch; see :meth:`.plain.mmdet.MMDetFCOSHead.compute_loss`."""
+        return self._library_loss(outputs, targets, gt_index)

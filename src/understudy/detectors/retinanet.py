@@ -14,6 +14,7 @@ class RetinaNetDetector(Detector):
     """A torchvision ``RetinaNet`` that returns the record; ``box_raw`` are deltas, assignment is by its IoU matcher."""
 
     family = "retinanet"
+    box_code = "deltas"
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
@@ -36,3 +37,17 @@ class RetinaNetDetector(Detector):
             coder.decode_single(raw.reshape(-1, 4).float(), anchors.expand_as(raw).reshape(-1, 4)).view(raw.shape)
             for raw, anchors in zip(outputs.box_raw, outputs.anchors, strict=True)
         ]
+
+
+class MMDetRetinaNetDetector(RetinaNetDetector):
+    """A :class:`.plain.mmdet.MMDetRetinaNet` that returns the record."""
+
+    @torch.no_grad()
+    def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
+        """Match anchors by IoU; those outside an image's own padding are ignored. See :meth:`Detector.assign`."""
+        levels = [anchors.flatten(0, 2) for anchors in outputs.anchors]
+        return torch.stack(self.network.assign(levels, targets, outputs.image_sizes))
+
+    def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
+        """Focal and L1 loss of the batch; see :meth:`.plain.mmdet.MMDetRetinaNetHead.compute_loss`."""
+        return self._library_loss(outputs, targets, gt_index)

@@ -1,26 +1,42 @@
 """Detectors by name, and detectors that a user already has."""
 
 import difflib
+import inspect
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
 from understudy.detectors.base import Detector
-from understudy.detectors.fcos import FCOSDetector
-from understudy.detectors.plain import BACKBONES, FAMILIES, backbone_stages, build_network
-from understudy.detectors.retinanet import RetinaNetDetector
+from understudy.detectors.faster_rcnn import FasterRCNNDetector, MMDetFasterRCNNDetector
+from understudy.detectors.fcos import FCOSDetector, MMDetFCOSDetector
+from understudy.detectors.gfl import GFLDetector
+from understudy.detectors.plain import BACKBONES, BUILDERS, FAMILIES, PUBLISHED, build_network, split_name
+from understudy.detectors.plain.backbones import NORMS
+from understudy.detectors.plain.gfl import GFL
+from understudy.detectors.plain.mmdet import MMDetFCOS, MMDetRetinaNet
+from understudy.detectors.plain.mmdet_rcnn import MMDetFasterRCNN
+from understudy.detectors.retinanet import MMDetRetinaNetDetector, RetinaNetDetector
 from understudy.errors import UserError
 
 DETECTORS = tuple(f"{family}_{backbone}" for family in FAMILIES for backbone in BACKBONES)
 """Every name that :func:`build_detector` knows."""
 
-OPENERS: dict[type[nn.Module], type[Detector]] = {RetinaNet: RetinaNetDetector, FCOS: FCOSDetector}
+OPENERS: dict[type[nn.Module], type[Detector]] = {
+    MMDetRetinaNet: MMDetRetinaNetDetector,  # before the classes that these two extend
+    MMDetFCOS: MMDetFCOSDetector,
+    RetinaNet: RetinaNetDetector,
+    FCOS: FCOSDetector,
+    GFL: GFLDetector,
+    MMDetFasterRCNN: MMDetFasterRCNNDetector,
+    FasterRCNN: FasterRCNNDetector,
+}
 """Which detector opens which class of torchvision."""
 
 
@@ -28,7 +44,8 @@ def open_detector(network: nn.Module, name: str | None = None) -> Detector:
     """Open a torchvision detector that you already have, however it was built; the network itself is not changed.
 
     Args:
-        network: a torchvision ``RetinaNet`` or ``FCOS``, with any backbone, anchors and number of classes.
+        network: a torchvision ``RetinaNet``, ``FCOS`` or ``FasterRCNN``, or a ``GFL``, with any backbone, anchors and
+            number of classes.
         name: what messages call it.
 
     Raises:
@@ -50,84 +67,134 @@ def build_detector(
     neck_channels: int = 256,
     width_mult: float = 1.0,
     backbone_weights: str | Path | None = None,
-    norm: Literal["auto", "batch", "frozen"] = "auto",
+    norm: Literal["auto", "batch", "sync", "eval", "frozen"] = "auto",
     head_norm: Literal["group"] | None = None,
     frozen_stages: int = 0,
-    anchor_scale: float = 4.0,
+    anchor_scale: float | None = None,
     image_mean: Sequence[float] = (0.485, 0.456, 0.406),
     image_std: Sequence[float] = (0.229, 0.224, 0.225),
     shorter_side: int = 800,
     longer_side: int = 1333,
+    conventions: Literal["torchvision", "mmdet"] = "torchvision",
+    settings: Mapping[str, Any] | None = None,
 ) -> Detector:
     """Build a detector by name, e.g. ``build_detector("retinanet_mobilenet_v2", 20, neck_channels=128)``.
 
     Args:
-        name: one of :data:`DETECTORS`.
+        name: one of :data:`DETECTORS`, or one with another ResNeXt (``gfl_resnext152_32x8d``).
         num_classes: classes K, without background.
         neck_channels: channels of the feature pyramid and of the head ("C128" is 128).
-        width_mult: width of a MobileNetV2 backbone.
+        width_mult: width of the backbone.
         backbone_weights: a name torchvision knows (``"IMAGENET1K_V1"``, downloaded) or a local file of the
             backbone's weights; None starts from random weights.
-        norm: batch normalisation of the backbone, trained (``"batch"``) or ``"frozen"``; ``"auto"`` freezes it where
-            pretrained weights are given.
+        norm: batch normalisation of the backbone: trained (``"batch"``), trained and synchronised over all processes
+            (``"sync"``), its weights trained on fixed statistics (``"eval"``, mmdet's ``norm_eval``), or ``"frozen"``;
+            ``"auto"`` freezes it where pretrained weights are given and trains it where not.
         head_norm: ``"group"`` for GroupNorm in RetinaNet's head.
         frozen_stages: how many stages of the backbone, from the input, keep their weights (0 to 4).
-        anchor_scale: side of RetinaNet's smallest square anchor, in cells; 4 is the paper's.
+        anchor_scale: side of the smallest square anchor, in cells; None is the family's own (4 for RetinaNet, 8 for
+            GFL and Faster R-CNN).
         image_mean: per channel, of images in 0..1; the default is ImageNet's.
         image_std: likewise.
         shorter_side: pixels to which the plain network resizes an image before detection,
         longer_side: unless its longer side would exceed this.
+        conventions: whose details the detector follows; see :func:`.plain.build_network`.
+        settings: of this family in these conventions, by name.
 
     Raises:
         UserError: the name is unknown, an option does not fit, or the weights do not.
     """
-    _check_options(name, num_classes, neck_channels, width_mult, norm, frozen_stages)
+    given = settings or {}
+    _check_options(name, num_classes, neck_channels, width_mult, norm, frozen_stages, conventions, given)
     if norm == "auto":
         norm = "batch" if backbone_weights is None else "frozen"
-    network: Any = build_network(
-        name,
-        num_classes,
-        neck_channels=neck_channels,
-        width_mult=width_mult,
-        norm=norm,
-        head_norm=head_norm,
-        anchor_scale=anchor_scale,
-        image_mean=image_mean,
-        image_std=image_std,
-        shorter_side=shorter_side,
-        longer_side=longer_side,
-    )
-    backbone_name = name.partition("_")[2]
+    try:
+        network: Any = build_network(
+            name,
+            num_classes,
+            neck_channels=neck_channels,
+            width_mult=width_mult,
+            norm=norm,
+            head_norm=head_norm,
+            anchor_scale=anchor_scale,
+            image_mean=image_mean,
+            image_std=image_std,
+            shorter_side=shorter_side,
+            longer_side=longer_side,
+            conventions=conventions,
+            settings=given,
+        )
+    except ValueError as error:
+        raise UserError(f"The detector {name} cannot be built: {error}") from error
     if backbone_weights is not None:
-        _load_backbone(network.backbone.body, backbone_name, backbone_weights)
-    for stage in backbone_stages(backbone_name)[:frozen_stages]:
+        _load_backbone(network.backbone.body, split_name(name)[1], backbone_weights)
+    for stage in network.backbone.stages[:frozen_stages]:
         for layer in stage:
             network.backbone.body[layer].requires_grad_(False)
     return open_detector(network, name)
 
 
 def _check_options(
-    name: str, num_classes: int, neck_channels: int, width_mult: float, norm: str, frozen_stages: int
+    name: str,
+    num_classes: int,
+    neck_channels: int,
+    width_mult: float,
+    norm: str,
+    frozen_stages: int,
+    conventions: str,
+    settings: Mapping[str, Any],
 ) -> None:
     faults = []
-    if name not in DETECTORS:
+    family = next((family for family in FAMILIES if name.startswith(f"{family}_")), None)
+    if name in PUBLISHED:
+        faults.append(f"{name} is for torchvision's published weights: `understudy import` makes a checkpoint of them")
+    elif name not in DETECTORS and not re.fullmatch(rf"{family}_resnext(50|101|152)_\d+x\d+d", name):
         close = difflib.get_close_matches(name, DETECTORS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(DETECTORS)}"
+        hint = f"did you mean {close[0]!r}?" if close else "`understudy detectors` lists those there are"
         faults.append(f"there is no detector {name!r}; {hint}")
-    elif width_mult != 1 and not name.endswith("mobilenet_v2"):
-        faults.append(f"width_mult={width_mult} is for mobilenet_v2 backbones; {name!r} has a fixed width")
     if num_classes < 1:
         faults.append(f"num_classes counts the classes without background and is at least 1, got {num_classes}")
     if neck_channels < 1:
         faults.append(f"neck_channels is at least 1, got {neck_channels}")
     if width_mult <= 0:
         faults.append(f"width_mult is positive, got {width_mult}")
-    if norm not in ("auto", "batch", "frozen"):
-        faults.append(f"norm is 'auto', 'batch' or 'frozen', got {norm!r}")
+    if norm not in ("auto", *NORMS):
+        faults.append(f"norm is one of {', '.join(('auto', *NORMS))}, got {norm!r}")
     if not 0 <= frozen_stages <= 4:
         faults.append(f"frozen_stages is 0 to 4, got {frozen_stages}")
+    if conventions not in ("torchvision", "mmdet"):
+        faults.append(f"conventions is 'torchvision' or 'mmdet', got {conventions!r}")
+    elif family:
+        faults += _setting_faults(family, conventions, settings)
     if faults:
         raise UserError.listing("This detector cannot be built:", faults)
+
+
+def builder_settings(family: str, conventions: str) -> dict[str, Any]:
+    """The settings that only this family in these conventions has, with their defaults."""
+    parameters = inspect.signature(BUILDERS[family, conventions]).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _setting_faults(family: str, conventions: str, settings: Mapping[str, Any]) -> list[str]:
+    known = builder_settings(family, conventions)
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    return [
+        f"a {family} in {conventions}'s conventions has no setting {name!r}; {has}"
+        for name in settings
+        if name not in known
+    ] + [
+        f"the setting {name!r} of a {family} is a value like {known[name]!r}, got {value!r}"
+        for name, value in settings.items()
+        if name in known and not _is_like(value, known[name])
+    ]
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a setting's default; one that is None by default takes anything."""
+    kinds: dict[type, type | tuple[type, ...]] = {float: (int, float), tuple: (list, tuple)}
+    kind = kinds.get(type(default), type(default))
+    return default is None or (isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool))
 
 
 def _load_backbone(body: nn.Module, backbone_name: str, weights: str | Path) -> None:
@@ -135,7 +202,7 @@ def _load_backbone(body: nn.Module, backbone_name: str, weights: str | Path) -> 
     state = _torchvision_weights(backbone_name, str(weights))
     if state is None:
         state = _weights_file(Path(weights))
-    state = {key.removeprefix("features."): value for key, value in state.items()}
+    state = {key.removeprefix("features.").removeprefix("trunk_output."): value for key, value in state.items()}
     wanted = body.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [
@@ -153,7 +220,12 @@ def _load_backbone(body: nn.Module, backbone_name: str, weights: str | Path) -> 
 
 
 def _torchvision_weights(backbone_name: str, name: str) -> dict[str, Tensor] | None:
-    known = get_model_weights(backbone_name)
+    try:
+        known = get_model_weights(backbone_name)
+    except ValueError:  # a ResNeXt that torchvision does not have
+        if Path(name).exists():
+            return None
+        raise UserError(f"torchvision has no weights for {backbone_name}: give a file as backbone_weights.") from None
     if name not in known.__members__:
         if Path(name).exists():
             return None

@@ -1,0 +1,322 @@
+"""Faster R-CNN with mmdet's conventions; needs torch and torchvision alone."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from .backbones import with_pyramid
+from .gfl import StrideAnchors, in_own_padding
+from .mmdet import ClippedBoxCoder, ForcedMatcher, SizedTransform
+
+if TYPE_CHECKING:
+    from . import Design
+
+STRIDES = (4, 8, 16, 32, 64)
+CANDIDATES_IN_TRAINING = 2000
+"""Anchors of a level, the best by score, that NMS chooses the proposals of a training step from."""
+
+
+def faster_rcnn(
+    design: "Design",
+    *,
+    style: str = "pytorch",
+    fc_channels: int = 1024,
+    ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
+    detections: int = 100,
+    proposals: int = 1000,
+    rpn_candidates: int = 1000,
+    rpn_nms_threshold: float = 0.7,
+) -> "MMDetFasterRCNN":
+    """Build mmdet's Faster R-CNN with five levels, P2 to P6.
+
+    Args:
+        design: what every family has.
+        style: of the ResNet's bottlenecks, ``"pytorch"`` or ``"caffe"``.
+        fc_channels: of the two layers of the box head.
+        ratios: height by width of the anchors.
+        score_threshold: least score of a detection.
+        nms_threshold: overlap above which the better of two detections of a class suppresses the other.
+        detections: the most per image.
+        proposals: the most per image that the second stage sees.
+        rpn_candidates: anchors of a level, the best by score, that NMS chooses the proposals from; in training there
+            are :data:`CANDIDATES_IN_TRAINING`.
+        rpn_nms_threshold: overlap above which the better of two proposals of a level suppresses the other.
+    """
+    neck = design.neck_channels
+    anchors = StrideAnchors(STRIDES, (design.anchor_scale or 8.0,), ratios)
+    rpn = MMDetRPN(
+        anchors,
+        RPNHead(neck, len(ratios)),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n={"training": CANDIDATES_IN_TRAINING, "testing": rpn_candidates},
+        post_nms_top_n={"training": proposals, "testing": proposals},
+        nms_thresh=rpn_nms_threshold,
+    )
+    roi_heads = MMDetRoIHeads(
+        MMDetRoIPool(STRIDES[:4]),
+        TwoMLPHead(neck * MMDetRoIPool.cells**2, fc_channels),
+        FastRCNNPredictor(fc_channels, design.num_classes + 1),
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=512,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=score_threshold,
+        nms_thresh=nms_threshold,
+        detections_per_img=detections,
+    )
+    backbone = with_pyramid(design.body(style), neck, 2, LastLevelMaxPool())
+    return MMDetFasterRCNN(backbone, rpn, roi_heads, SizedTransform(**design.transform))
+
+
+class MMDetFasterRCNN(FasterRCNN):
+    """torchvision's ``FasterRCNN``, put together from parts that compute what mmdet's do.
+
+    It is called as torchvision's: ``model(images, targets)`` gives losses in training, ``model(images)`` detections in
+    evaluation. The labels are 1..K, and 0 is the background.
+    """
+
+    def __init__(self, backbone: nn.Module, rpn: "MMDetRPN", roi_heads: "MMDetRoIHeads", transform: SizedTransform):
+        super(FasterRCNN, self).__init__(backbone, rpn, roi_heads, transform)  # torchvision's own would make its parts
+
+
+class RandomSampler:
+    """Draws positives and negatives as mmdet does: at random only where there are more than wanted.
+
+    It is called as torchvision's ``BalancedPositiveNegativeSampler`` is. Under the same seed it draws what mmdet draws.
+
+    Args:
+        count: of positives and negatives, per image.
+        positive_fraction: of them, at most.
+    """
+
+    def __init__(self, count: int, positive_fraction: float):
+        self.count, self.positive_fraction = count, positive_fraction
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Draw from the labels (R,) of each image: 1 and more is positive, 0 negative; a mask (R,) for each."""
+        positives, negatives = [], []
+        for row in labels:
+            positives.append(self._draw(row >= 1, int(self.count * self.positive_fraction)))
+            negatives.append(self._draw(row == 0, self.count - int(positives[-1].sum())))
+        return positives, negatives
+
+    @staticmethod
+    def _draw(candidates: Tensor, wanted: int) -> Tensor:
+        index = torch.where(candidates)[0]
+        if len(index) <= wanted:
+            return candidates
+        drawn = index[torch.randperm(len(index))[:wanted].to(index.device)]
+        return torch.zeros_like(candidates).index_fill_(0, drawn, True)
+
+
+class MMDetRPN(RegionProposalNetwork):
+    """torchvision's region proposals with mmdet's matching, sampling, losses and bounds.
+
+    Takes torchvision's arguments.
+    """
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.box_coder = ClippedBoxCoder((1.0, 1.0, 1.0, 1.0))
+        self.proposal_matcher = ForcedMatcher(settings["fg_iou_thresh"], settings["bg_iou_thresh"], 0.3)
+        self.fg_bg_sampler = RandomSampler(settings["batch_size_per_image"], settings["positive_fraction"])
+        self.min_size = torch.finfo(torch.float32).tiny  # only boxes without any area are dropped
+
+    @torch.no_grad()
+    def assign(
+        self,
+        anchors: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]],
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Tensor]:
+        """Match the anchors to the objects of each image.
+
+        An anchor whose IoU with an object is 0.7 belongs to it, below 0.3 it is background, between the two it is
+        ignored; but an object takes the anchors that overlap it most if they do by 0.3.
+
+        Args:
+            anchors: (R_l, 4) of each level, xyxy in pixels of the padded batch.
+            targets: per image ``boxes`` (M, 4) xyxy, in the same pixels.
+            image_sizes: height and width of each image without padding; anchors outside an image's own padding are
+                left out (:func:`.gfl.in_own_padding`). None: no image is padded.
+
+        Returns:
+            Per image (R,) int64: number of the object, -1 background, -2 ignored or left out.
+        """
+        flat = torch.cat(list(anchors))
+        matched = []
+        for image, target in enumerate(targets):
+            inside = torch.ones_like(flat[:, 0], dtype=torch.bool)
+            if image_sizes is not None:
+                inside = in_own_padding(flat, image_sizes[image])
+            index = torch.full_like(inside, -2, dtype=torch.int64)
+            boxes = target["boxes"]
+            index[inside] = self.proposal_matcher(box_iou(boxes, flat[inside])) if len(boxes) else -1
+            matched.append(index)
+        return matched
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Label anchors 1 (object), 0 (background) or -1 (ignored), and give each the box it is to become."""
+        matched = self.assign(anchors[:1], targets, [tuple(target["image_size"].tolist()) for target in targets])
+        labels = [(index >= 0).float().masked_fill(index == -2, -1) for index in matched]
+        return labels, [object_boxes(target["boxes"], index) for target, index in zip(targets, matched, strict=True)]
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and L1 loss, each summed over the drawn anchors of the batch and divided by their number."""
+        drawn = self.fg_bg_sampler(labels)
+        count = sum(max(int(mask.sum()), 1) for masks in drawn for mask in masks)
+        positive, negative = (torch.cat(masks) for masks in drawn)
+        either = positive | negative
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[either], torch.cat(labels)[either], reduction="sum"
+        )
+        box_loss = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
+        return objectness_loss / count, box_loss / count
+
+    def _get_top_n_idx(self, objectness: Tensor, num_anchors_per_level: list[int]) -> Tensor:
+        # By score, not by logit, in mmdet's own call: scores near 1 are equal in float32, and the call decides.
+        best, first = [], 0
+        for logits in objectness.split(num_anchors_per_level, dim=1):
+            order = logits.sigmoid().argsort(dim=1, descending=True)
+            best.append(first + order[:, : self.pre_nms_top_n()])
+            first += logits.shape[1]
+        return torch.cat(best, dim=1)
+
+
+class MMDetRoIPool(nn.Module):
+    """Pools the features under each proposal from one level, by its size, with as many samples as its cells need.
+
+    Args:
+        strides: pixels per cell of the levels, fine to coarse; coarser ones are not pooled from.
+    """
+
+    cells = 7
+    """Height and width of what is pooled."""
+    finest_size = 56
+    """Proposals of up to twice this side, in pixels, are pooled from the finest level."""
+
+    def __init__(self, strides: Sequence[int]):
+        super().__init__()
+        self.strides = tuple(strides)
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Pool (P, C, 7, 7) from the levels for the proposals of each image; called as torchvision's is."""
+        features = list(x.values())[: len(self.strides)]
+        images = [torch.full_like(own[:, :1], number) for number, own in enumerate(boxes)]
+        regions = torch.cat([torch.cat(images), torch.cat(boxes)], dim=1)
+        sizes = box_area(regions[:, 1:]).sqrt()
+        levels = (sizes / self.finest_size + 1e-6).log2().floor().clamp(0, len(features) - 1)
+        pooled = features[0].new_zeros(len(regions), features[0].shape[1], self.cells, self.cells)
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            index = torch.where(levels == level)[0]
+            samples = roi_align(feature.to(regions), regions[index], self.cells, 1 / stride, 0, aligned=True)
+            pooled[index] = samples.to(pooled.dtype)
+        return pooled
+
+
+class MMDetRoIHeads(RoIHeads):
+    """torchvision's second stage with mmdet's sampling, losses and choice of detections; the background is class 0.
+
+    Takes torchvision's arguments.
+    """
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.box_coder = ClippedBoxCoder(self.box_coder.weights)
+        self.fg_bg_sampler = RandomSampler(settings["batch_size_per_image"], settings["positive_fraction"])
+        for layer in (self.box_head.fc6, self.box_head.fc7):
+            nn.init.xavier_uniform_(layer.weight)
+        for layer, spread in ((self.box_predictor.cls_score, 0.01), (self.box_predictor.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=spread)
+        for layer in (*self.box_head.children(), *self.box_predictor.children()):
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Compute the detections, or in training the losses, from the proposals of each image."""
+        labels, wanted = [], []
+        if self.training:
+            proposals, _, labels, wanted = self.select_training_samples(proposals, targets)
+        pooled = self.box_roi_pool(features, proposals, image_shapes)
+        class_logits, deltas = self.box_predictor(self.box_head(pooled))
+        if self.training:
+            loss_classifier, loss_box_reg = self.compute_loss(class_logits, deltas, labels, wanted)
+            return [], {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg}
+        found = self.postprocess_detections(class_logits, deltas, proposals, image_shapes)
+        return [dict(zip(("boxes", "scores", "labels"), one, strict=True)) for one in zip(*found, strict=True)], {}
+
+    def add_gt_proposals(self, proposals: list[Tensor], gt_boxes: list[Tensor]) -> list[Tensor]:
+        """Put the objects themselves before the proposals."""
+        return [torch.cat([boxes, own]) for own, boxes in zip(proposals, gt_boxes, strict=True)]
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Match proposals to objects by overlap, and the objects among them each to itself."""
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        for index, row, own in zip(matched, labels, gt_labels, strict=True):
+            index[: len(own)] = torch.arange(len(own), device=own.device)
+            row[: len(own)] = own
+        return matched, labels
+
+    def compute_loss(
+        self, class_logits: Tensor, deltas: Tensor, labels: list[Tensor], regression_targets: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and L1 loss, each summed over the drawn proposals of the batch and divided by their number."""
+        classes = torch.cat(labels)
+        positive = torch.where(classes > 0)[0]
+        found = deltas.unflatten(-1, (-1, 4))[positive, classes[positive]]
+        box_loss = F.l1_loss(found, torch.cat(list(regression_targets))[positive], reduction="sum")
+        count = max(len(classes), 1)
+        return F.cross_entropy(class_logits, classes, reduction="sum") / count, box_loss / count
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Choose the detections: every class above the score threshold, NMS within a class, the best of an image."""
+        counts = [len(own) for own in proposals]
+        all_boxes = self.box_coder.decode_single(box_regression, torch.cat(proposals)).unflatten(-1, (-1, 4))
+        all_scores = class_logits.softmax(-1)
+        per_image = zip(all_boxes.split(counts), all_scores.split(counts), image_shapes, strict=True)
+        found = []
+        for own_boxes, own_scores, size in per_image:
+            rows, classes = torch.where(own_scores[:, 1:] > self.score_thresh)
+            labels = classes + 1
+            own_boxes, own_scores = clip_boxes_to_image(own_boxes[rows, labels], size), own_scores[rows, labels]
+            kept = batched_nms(own_boxes, own_scores, labels, self.nms_thresh)[: self.detections_per_img]
+            found.append((own_boxes[kept], own_scores[kept], labels[kept]))
+        boxes, scores, labels = (list(part) for part in zip(*found, strict=True))
+        return boxes, scores, labels
+
+
+def object_boxes(boxes: Tensor, gt_index: Tensor) -> Tensor:
+    """Take the box of each anchor's object, (R, 4); where it has none, any."""
+    return boxes[gt_index.clamp(min=0)] if len(boxes) else boxes.new_zeros(len(gt_index), 4)
