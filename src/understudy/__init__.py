@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from understudy import functional
-    from understudy.checkpoint import load_checkpoint
+    from understudy.checkpoints import import_checkpoint, load_checkpoint
     from understudy.config import Source
     from understudy.data import open_data
     from understudy.detectors import Detector, build_detector, open_detector
@@ -42,6 +42,7 @@ __all__ = [
     "build_detector",
     "distill",
     "functional",
+    "import_checkpoint",
     "load_checkpoint",
     "open_data",
     "open_detector",
@@ -60,7 +61,8 @@ _MODULES = {
     "Truth": "outputs",
     "UserError": "errors",
     "build_detector": "detectors",
-    "load_checkpoint": "checkpoint",
+    "import_checkpoint": "checkpoints",
+    "load_checkpoint": "checkpoints",
     "open_data": "data",
     "open_detector": "detectors",
 }

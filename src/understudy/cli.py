@@ -204,6 +204,54 @@ def export(
     print(f"The plain detector is in {folder}")
 
 
+@app.command(
+    "import",
+    epilog=_example("understudy import gfl_r101_fpn.pth", "understudy import frcnn.pth --classes cat,dog -o cats.ckpt"),
+)
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of torchvision or a checkpoint of mmdet.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write; else FILE's name with .ckpt."),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Class names: a,b,c, a file of names, coco or voc.")
+    ] = None,
+    style: Annotated[
+        str | None, typer.Option(metavar="caffe|pytorch", help="Of a ResNet, where the file does not say.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of the pixels, 0 to 255.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of the pixels, 0 to 255.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where it cannot be told from the weights.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the detector; may be repeated.")
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Go on where weights are missing or left over.")] = False,
+) -> None:
+    """Import a detector of torchvision or mmdet.
+
+    Writes a checkpoint that evaluates, exports and teaches as others do. Nothing
+    in the file is executed; what had to be assumed is printed, each with the
+    option that changes it.
+    """
+    from understudy.checkpoints.importing import import_checkpoint, numbers_of, report, settings_of
+
+    imported = import_checkpoint(
+        file,
+        output,
+        classes=classes,
+        style=style,
+        mean=numbers_of("--mean", mean),
+        std=numbers_of("--std", std),
+        architecture=architecture,
+        settings=settings_of(settings or []),
+        partial=partial,
+    )
+    print(report(imported, file))
+
+
 @app.command(epilog=_example("understudy compare runs/teacher runs/plain runs/student --html compare.html"))
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
@@ -262,14 +310,25 @@ def config(
         print(commented_yaml(kinds[kind]), end="")
 
 
-@app.command(epilog=_example("understudy detectors"))
-def detectors() -> None:
-    """List the names of detectors, by family and backbone."""
-    from understudy.detectors import BACKBONES, DETECTORS, FAMILIES
+@app.command(
+    context_settings=_OVERRIDABLE,
+    epilog=_example("understudy detectors", "understudy detectors gfl_resnet50 width_mult=0.5 num_classes=20"),
+)
+def detectors(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="Explain this one.")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            show_default=False,
+            help="Its keys of the config, e.g. width_mult=0.5; and num_classes.",
+        ),
+    ] = None,
+) -> None:
+    """List the detectors with their sizes, or explain one."""
+    from understudy import listing
 
-    for family in FAMILIES:
-        print(f"{family} on {len(BACKBONES)} backbones:")
-        print("\n".join(f"  {name}" for name in DETECTORS if name.partition("_")[0] == family))
+    print(listing.table() if name is None else listing.explain(name, options or []))
 
 
 @app.command(epilog=_example("understudy methods", "understudy methods frs"))

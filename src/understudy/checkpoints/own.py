@@ -1,4 +1,4 @@
-"""Checkpoints: what is in them, and loading them without executing anything."""
+"""Checkpoints of understudy: what is in them, and loading them without executing anything."""
 
 import io
 import pickle

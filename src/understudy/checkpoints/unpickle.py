@@ -1,0 +1,256 @@
+"""Reading what ``torch.save`` wrote, by anybody, without executing anything.
+
+A pickle names functions and is free to call them. Here every name gives either one of a few harmless stand-ins written
+below (a dict, a tensor of bytes in the file), or an object that ignores whatever is done to it. No name is ever looked
+up, so there is nothing to call. The two formats of ``torch.save`` are read here rather than by ``torch.load``, which
+follows further ways into Python when it is not restricted to its own types: TorchScript, tar files, source code,
+gradient hooks.
+"""
+
+import io
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from understudy.errors import UserError
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first of the pickles in a file of the format before torch 1.6
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_FOREIGN_KINDS = (  # how files begin that are often renamed, or downloaded in place of weights
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"GIF8", "a GIF image"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"%PDF", "a PDF"),
+    (b"version https://git-lfs", "a pointer to a file in Git LFS that was not fetched"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file holds.
+
+    Attributes:
+        value: tensors and plain values; what is neither is an object without meaning.
+        skipped: dotted names of the objects that were neither, in the order of the file.
+    """
+
+    value: Any
+    skipped: tuple[str, ...]
+
+
+def read_foreign(file: Path) -> Content:
+    """Read a file of ``torch.save``, of its present or its former format; nothing in it is executed.
+
+    Args:
+        file: e.g. a checkpoint of mmdet or weights of torchvision.
+
+    Raises:
+        UserError: there is no such file, it is of another kind, or it is damaged.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, io.SEEK_END)
+            stream.seek(0)
+            return _read(file, stream, size)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist; expected a checkpoint to import.") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
+
+
+def _read(file: Path, stream: BinaryIO, size: int) -> Content:
+    start = stream.read(64)
+    stream.seek(0)
+    if kind := _foreign_kind(start):
+        raise UserError(f"{file} is {kind}, not a checkpoint: expected a file that torch.save wrote.")
+    try:
+        return _read_zip(file, stream) if start.startswith(b"PK") else _read_former(file, stream, size)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # what a file of any bytes makes an unpickler raise cannot be listed
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{file} is damaged or not a checkpoint ({reason}). Was it copied whole?") from error
+
+
+def _foreign_kind(start: bytes) -> str | None:
+    if not start:
+        return "an empty file"
+    for sign, kind in _FOREIGN_KINDS:
+        if start.startswith(sign):
+            return kind
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
+        return "a safetensors file"
+    if not start.startswith((b"\x80", b"PK")) and all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start):
+        return "a text file"
+    return None
+
+
+# --- the two formats --------------------------------------------------------------------------------------------------
+
+
+def _read_zip(file: Path, stream: BinaryIO) -> Content:
+    """Read the format since torch 1.6: a zip archive of one pickle and one member for each storage."""
+    with zipfile.ZipFile(stream) as archive:
+        members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
+        if "data.pkl" not in members or "constants.pkl" in members:
+            what = "a TorchScript archive" if "constants.pkl" in members else "a zip archive without weights"
+            raise UserError(f"{file} is {what}, not a checkpoint: expected a file that torch.save wrote.")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+            raise UserError(f"{file} was compressed after torch.save wrote it: unpack it and give the file inside.")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise UserError(f"{file} was written by a machine whose numbers are big-endian; that is not supported.")
+
+        def storage(key: str, nbytes: int) -> torch.UntypedStorage:
+            return _as_storage(archive.read(members[f"data/{key}"]))
+
+        unpickler = _Unpickler(io.BytesIO(archive.read(members["data.pkl"])), storage)
+        return Content(unpickler.load(), tuple(unpickler.skipped))
+
+
+def _read_former(file: Path, stream: BinaryIO, size: int) -> Content:
+    """Read the format before torch 1.6: five pickles, then the bytes of every storage."""
+    allocated = 0
+
+    def storage(key: str, nbytes: int) -> torch.UntypedStorage:
+        nonlocal allocated
+        allocated += nbytes
+        if nbytes < 0 or allocated > size:
+            raise ValueError("its tensors are larger than the file")
+        return torch.UntypedStorage(nbytes)
+
+    first = _Unpickler(stream, storage)
+    if first.load() != _MAGIC_NUMBER:
+        named = f" of {', '.join(list(first.skipped)[:5])}" if first.skipped else ""
+        raise UserError(
+            f"{file} is a plain pickle{named}, not a checkpoint: expected a file that torch.save wrote. "
+            "Nothing in it was executed."
+        )
+    for _ in ("version of the protocol", "sizes of the machine's types"):
+        _Unpickler(stream, storage).load()
+    unpickler = _Unpickler(stream, storage)
+    value = unpickler.load()
+    for key in _Unpickler(stream, storage).load():
+        dtype, empty = unpickler.storages[key]
+        (count,) = struct.unpack("<q", stream.read(8))
+        raw = stream.read(empty.nbytes())
+        if len(raw) != empty.nbytes() or count * dtype.itemsize != len(raw):
+            raise ValueError("it ends in the middle of its tensors")
+        empty.copy_(_as_storage(raw))
+    return Content(value, tuple(unpickler.skipped))
+
+
+def _as_storage(raw: bytes) -> torch.UntypedStorage:
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).untyped_storage() if raw else torch.UntypedStorage(0)
+
+
+# --- what the names in a pickle stand for -----------------------------------------------------------------------------
+# A pickle may also set attributes on whatever it is handed. So nothing here has any, and what takes a state ignores it.
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    """Do nothing."""
+
+
+class _Dict(dict):
+    """Stands for OrderedDict, whose extra attributes (the versions of modules) mean nothing here."""
+
+    __slots__ = ()
+    __setstate__ = staticmethod(_ignore)
+
+
+class _Skipped:
+    """Stands for everything that is not known: may be made, called and filled, and stays empty."""
+
+    __slots__ = ()
+    append = extend = add = __setitem__ = __setstate__ = staticmethod(_ignore)
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Skipped":
+        return super().__new__(cls)
+
+    def __call__(self, *_: Any, **__: Any) -> "_Skipped":
+        return self
+
+
+class _RebuildTensor:
+    """Stands for torch's functions that lay a tensor over a storage."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> "Tensor | _Skipped":
+        if not isinstance(storage, tuple):  # of an object that was pickled whole, without torch.save
+            return _Skipped()
+        dtype, content = storage
+        if math.prod(size) * dtype.itemsize > content.nbytes():
+            raise ValueError(f"a tensor of shape {tuple(size)} is larger than its storage")
+        return torch.empty(0, dtype=dtype).set_(content, offset, tuple(size), tuple(stride))
+
+
+class _RebuildParameter:
+    """Stands for torch's functions that make a parameter of a tensor."""
+
+    __slots__ = ()
+
+    def __call__(self, data: Any, *_: Any) -> Any:
+        return data
+
+
+_STAND_INS: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _Dict,
+    ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+    ("torch", "Size"): tuple,
+    **{
+        (module, kind): kind_of
+        for module in ("builtins", "__builtin__")
+        for kind, kind_of in (("set", set), ("frozenset", frozenset))
+    },
+    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads one pickle; ``skipped`` names what it left out, ``storages`` holds dtype and bytes by key."""
+
+    def __init__(self, stream: Any, make_storage: Any):
+        super().__init__(stream, encoding="utf-8")
+        self.make_storage = make_storage
+        self.skipped: dict[str, None] = {}  # an ordered set
+        self.storages: dict[str, tuple[torch.dtype, torch.UntypedStorage]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give the stand-in of exactly this name; a dotted name (``OrderedDict.__init__``) is another name."""
+        if (module, name) in _STAND_INS:
+            return _STAND_INS[module, name]
+        self.skipped[f"{module}.{name}"] = None
+        return _Skipped
+
+    def persistent_load(self, pid: Any) -> tuple[torch.dtype, torch.UntypedStorage]:
+        """Give dtype and bytes of a storage."""
+        kind, dtype, key, _, count, *view = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or view not in ([], [None]):
+            raise ValueError("it holds tensors of a kind that is not supported")
+        if key not in self.storages:
+            self.storages[key] = dtype, self.make_storage(key, count * dtype.itemsize)
+        return dtype, self.storages[key][1]
