@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import understudy
-from understudy.checkpoint import read_checkpoint, write_checkpoint
+from understudy.checkpoints import read_checkpoint, write_checkpoint
 from understudy.demo import make_teacher
 
 SHIPPED = Path(understudy.__file__).parent / "demo_teacher"

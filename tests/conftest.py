@@ -69,7 +69,7 @@ def confident(tiny, scenes, tmp_path_factory) -> Callable[[str], Path]:
     """Makes checkpoints of untrained detectors, by name, that see something everywhere: scores lie around a half."""
 
     def confident(name: str) -> Path:
-        from understudy.checkpoint import FORMAT, STUDENT, build_options, write_checkpoint
+        from understudy.checkpoints import FORMAT, STUDENT, build_options, write_checkpoint
         from understudy.config import TrainConfig, load_config
         from understudy.data import open_data
         from understudy.detectors.plain import build_network

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import understudy
-from understudy.checkpoint import FORMAT, STUDENT, load_checkpoint, read_checkpoint, write_checkpoint
+from understudy.checkpoints import FORMAT, STUDENT, load_checkpoint, read_checkpoint, write_checkpoint
 from understudy.data import open_data
 from understudy.errors import RunError, UserError
 

@@ -247,8 +247,11 @@ def test_config_prints_a_file_that_loads(run, tmp_path):
 
 def test_detectors_and_methods_are_listed(run):
     listed = run("detectors").out
-    assert "  retinanet_resnet50\n" in listed
-    assert "  fcos_mobilenet_v2\n" in listed
+    assert "retinanet           fcos            gfl    faster_rcnn\n" in listed
+    assert "\nmobilenet_v2  " in listed
+    assert "FCOS" in run("detectors", "fcos_resnet18", "width_mult=0.25", "neck_channels=16").out
+    assert run("detectors", "fcos_resnet1B").code == 2
+    assert "did you mean 'fcos_resnet18'?" in run("detectors", "fcos_resnet1B").err
     assert "frs: " in run("methods").out
     assert "frs_feature, frs_class" in run("methods").out
     explained = run("methods", "frs").out

@@ -200,7 +200,7 @@ def test_all_faults_at_once():
         ("batch_size=8.5", "batch_size: expected a whole number above 0, got 8.5"),
         ("optimizer.scale_lr=maybe", "optimizer.scale_lr: expected true or false, got maybe"),
         ("detector.image_std=[1, 1, 0]", "detector.image_std: expected 3 values, each a number above 0, got "),
-        ("detector.norm=[a]", "detector.norm: expected auto, batch or frozen, got [a]"),
+        ("detector.norm=[a]", "detector.norm: expected auto, batch, sync, eval or frozen, got [a]"),
         ("log_every=[", "log_every: [ cannot be read as a YAML value"),
         ("--lr=0.1", '"--lr=0.1": no such option (see --help); keys have no dashes, e.g. optimizer.lr=0.01'),
         ("=3", '"=3": expected key=value, e.g. data.flip=0.5'),
@@ -288,6 +288,12 @@ def test_schema_takes_the_nulls_that_are_filled_in():
     kinds = schema["$defs"]["OptimizerConfig"]["properties"]["lr"]["anyOf"]
     assert [kind["type"] for kind in kinds] == ["number", "null"]
     assert set(schema["required"]) == {"run", "data", "teacher"}
+
+
+def test_settings_of_a_detector_are_numbers_and_truths_not_text():
+    arguments = ["detector.settings.a=true", "detector.settings.b=1.5", "detector.settings={c: 2, d: on_input}"]
+    config = load_config(TrainConfig, None, ["run=r", "data=d", *arguments])
+    assert config.detector.settings == {"a": True, "b": 1.5, "c": 2, "d": "on_input"}
 
 
 def table() -> str:

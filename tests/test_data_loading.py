@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from understudy.data import Batch, DetectionData, evaluation_loader, load_image, open_data, training_loader
+from understudy.data import (
+    Batch,
+    DetectionData,
+    evaluation_loader,
+    load_image,
+    open_data,
+    open_unlabelled,
+    training_loader,
+)
 from understudy.data.images import UnreadableImage
 from understudy.errors import RunError, UserError
 
@@ -178,6 +186,110 @@ def test_a_bad_image_stops_the_run_by_name(data: DetectionData, damage: Callable
 def test_a_batch_moves_with_all_its_tensors(data: DetectionData) -> None:
     batch = epochs(data, count=1)[0].to("meta")
     assert {tensor.device.type for t in batch.targets for tensor in t.values()} | {batch.images.device.type} == {"meta"}
+
+
+# --- images without labels --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def more(tmp_path: Path) -> DetectionData:
+    """Five images of no data set, two of them in a folder of their own; one is to be turned."""
+    folder = tmp_path / "more"
+    (folder / "deeper").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i, name in enumerate(("a.png", "b.JPG", "deeper/c.png", "deeper/d.jpg")):
+        Image.new("RGB", (40 + i, 60), (i, 2, 3)).save(folder / name)
+    Image.new("RGB", (40, 60)).save(folder / "turned.jpg", exif=exif)
+    (folder / "notes.txt").write_text("no image")
+    return open_unlabelled(folder)
+
+
+def drawn(batches: list[Batch], labelled: bool) -> list[int]:
+    return [i for b in batches for i, known in zip(b.image_ids, b.labelled, strict=True) if known is labelled]
+
+
+def test_a_folder_of_images_without_labels(more: DetectionData) -> None:
+    assert [record.path.name for record in more.records] == ["a.png", "b.JPG", "c.png", "d.jpg", "turned.jpg"]
+    assert [(record.width, record.height) for record in more.records][3:] == [(43, 60), (60, 40)]
+    assert all(len(record.boxes) == len(record.labels) == 0 for record in more.records)
+
+
+def test_of_a_data_set_the_training_images_are_taken_without_their_labels(data: DetectionData) -> None:
+    found = open_unlabelled(data.source.parent)
+    assert [record.path for record in found.records] == [record.path for record in data.records]
+    assert all(len(record.labels) == 0 for record in found.records)
+
+
+def test_unlabelled_images_come_after_the_labelled_of_every_batch(data: DetectionData, more: DetectionData) -> None:
+    plain = epochs(data)
+    mixed = epochs(data, unlabelled=more, unlabelled_batch=1)
+    assert len(mixed) == len(plain) == 6
+    for one, both in zip(plain, mixed, strict=True):
+        assert both.labelled == [True, True, False]
+        assert both.image_ids[:2] == one.image_ids
+        assert both.image_sizes[:2] == one.image_sizes
+        assert len(both.targets[2]["boxes"]) == len(both.targets[2]["labels"]) == 0
+        assert one.labelled == [True, True]
+    loader = training_loader(data, **OPTIONS, unlabelled=more, unlabelled_batch=3)
+    assert len(loader) == 3  # an epoch is one of labelled images
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(1, 1), (2, 1), (1, 2), (7, 1)])
+def test_every_unlabelled_image_is_seen_before_any_is_seen_again(data, more, size: int, ranks: int) -> None:
+    options = {"count": 5, "unlabelled": more, "unlabelled_batch": size, "world_size": ranks, "batch_size": 1}
+    of_rank = [epochs(data, rank=rank, **options) for rank in range(ranks)]
+    seen = [i for step in zip(*of_rank, strict=True) for batch in step for i in drawn([batch], labelled=False)]
+    turns = [seen[i : i + 5] for i in range(0, len(seen) - 4, 5)]
+    assert len(turns) >= 6
+    assert all(sorted(turn) == [1, 2, 3, 4, 5] for turn in turns)
+    assert len({tuple(turn) for turn in turns}) > 1  # in another order
+
+
+def test_two_ranks_share_the_unlabelled_images_as_one_would_see_them(data, more) -> None:
+    options = {"unlabelled": more, "batch_size": 1}
+    ranks = [epochs(data, rank=rank, world_size=2, unlabelled_batch=2, **options) for rank in (0, 1)]
+    whole = epochs(data, **options | {"batch_size": 2}, unlabelled_batch=4)
+    for one, *parts in zip(whole, *ranks, strict=True):
+        assert drawn([one], labelled=False) == drawn(parts, labelled=False)
+        assert drawn([one], labelled=True) == drawn(parts, labelled=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mixed_epoch_goes_on_where_it_was_left(data, more, workers: int) -> None:
+    options = {"unlabelled": more, "unlabelled_batch": 2}
+    whole = epochs(data, count=3, **options)
+    loader = training_loader(data, **OPTIONS, **options, workers=workers)
+    loader.sampler.set_epoch(1)
+    loader.sampler.start = 2
+    rest = list(loader)
+    loader.sampler.set_epoch(2)
+    assert equal(rest + list(loader), whole[5:])
+
+
+@pytest.mark.filterwarnings("error")
+def test_unlabelled_images_that_cannot_be_used(data: DetectionData, more: DetectionData, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"No unlabelled images at .*empty: there is none in it \(\.bmp, "):
+        open_unlabelled(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"no such file or folder. Did you mean .*more"):
+        open_unlabelled(tmp_path / "mor")
+    with pytest.raises(UserError, match=r"The 7 unlabelled images of .* are those of data.train or data.val"):
+        open_unlabelled(data.source.parent, seen=[data])
+    more.records[0].path.write_text("no image")
+    more.records[2].path.write_text("")
+    with pytest.raises(UserError, match=r"2 of the 5 unlabelled images(.|\n)*a\.png cannot(.|\n)*c\.png cannot"):
+        open_unlabelled(more.source)
+    truncated = more.records[1].path
+    truncated.write_bytes(truncated.read_bytes()[:-40])
+    with pytest.raises(RunError, match=r"(a|c|b)\.(png|JPG) .*It is unlabelled: take it out of the folder"):
+        epochs(data, unlabelled=more, unlabelled_batch=5)
+
+
+def test_labelled_images_among_the_unlabelled_are_left_out(data: DetectionData, more: DetectionData) -> None:
+    (more.source / "link.png").symlink_to(data.records[0].path)
+    assert len(open_unlabelled(more.source)) == 6
+    assert len(open_unlabelled(more.source, seen=[data])) == 5
 
 
 def save(file: Path, array: np.ndarray, mode: str, **options) -> None:

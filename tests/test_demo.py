@@ -5,7 +5,7 @@ import json
 import pytest
 
 from understudy import demo
-from understudy.checkpoint import load_checkpoint
+from understudy.checkpoints import load_checkpoint
 from understudy.errors import UserError
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import multiprocessing
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from understudy.errors import UserError
 from understudy.evaluation import (
     Evaluation,
     detect_all,
+    evaluate,
     evaluating,
     gather_detections,
     match_classes,
@@ -406,5 +408,33 @@ def test_two_processes_gather_the_detections_of_one(tmp_path):
 
 def test_classes_are_matched_by_name_and_differences_listed(photos):
     assert match_classes(("dog", "cat"), photos) == (8, 4)
-    with pytest.raises(UserError, match=r"'bird' is known to the detector only(.|\n)*'dog' is in the data only"):
-        match_classes(("cat", "bird"), photos)
+    assert match_classes(("Dog ", "bird", "cat"), photos) == (8, None, 4)
+    with pytest.raises(UserError) as failure:
+        match_classes(("bird", "cats"), photos)
+    assert "the detector has bird, cats; the data set" in str(failure.value)
+    assert "has cat, dog" in str(failure.value)
+    assert "'cats' of the detector is close to 'cat'" in str(failure.value)
+
+
+def test_a_detector_of_other_classes_is_measured_on_the_common_ones(scenes, confident, tmp_path):
+    """Detections of classes that the data lack are left out, objects the detector cannot know count as missed."""
+    checkpoint = confident("retinanet_mobilenet_v2")
+    same = evaluate(checkpoint, scenes)
+    assert same.unknown_classes == same.unused_classes == ()
+    found = max((name for name, value in same.per_class.items() if value >= 0), key=lambda name: same.per_class[name])
+    folder = shutil.copytree(scenes, tmp_path / "renamed")
+    content = json.loads((folder / "instances_val.json").read_text())
+    for category in content["categories"]:
+        category["name"] = "unicorn" if category["name"] == found else category["name"].upper()
+    (folder / "instances_val.json").write_text(json.dumps(content))
+    other = evaluate(checkpoint, folder)
+    assert (other.unknown_classes, other.unused_classes) == (("unicorn",), (found,))
+    assert other.per_class["unicorn"] == other.voc_per_class["unicorn"] == 0 < same.per_class[found]
+    assert {name.upper(): value for name, value in same.per_class.items() if name != found} == pytest.approx(
+        {name: value for name, value in other.per_class.items() if name != "unicorn"}, abs=0, nan_ok=True
+    )
+    assert Evaluation.from_dict(json.loads(json.dumps(other.to_dict()))).unused_classes == (found,)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(other)
+    printed = console.export_text()
+    assert f"does not know unicorn: their objects count as missed.\nThe data do not have {found}:" in printed

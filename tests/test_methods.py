@@ -1,5 +1,9 @@
 """The conformance menu over every method, on records that are made up from two Specs."""
 
+import itertools
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -156,8 +160,6 @@ def test_state_dict_round_trip(name):
 
 @EVERY
 def test_a_pair_that_does_not_fit_is_refused_and_both_are_named(name):
-    from dataclasses import replace
-
     with pytest.raises(UserError) as failure:
         METHODS[name](STUDENT, replace(TEACHER, num_anchors=9, num_classes=80, strides=(8, 32)))
     for part in ("little", "big", "9", "80", "(8, 32)"):
@@ -241,8 +243,6 @@ def test_weights_that_are_no_numbers_are_refused(weight):
 
 
 def test_a_family_without_published_weights_must_be_given_them():
-    from dataclasses import replace
-
     student = replace(STUDENT, family="mydetector")
     with pytest.raises(UserError, match="is published"):
         build_methods({"frs": {}}, student, TEACHER)
@@ -265,6 +265,26 @@ class Own(Method):
         return {"own_mean": student.features[0].float().pow(self.power).mean()}
 
 
+class Fussy(Own):
+    """One that does not serve every pair."""
+
+    name = "fussy"
+
+    @classmethod
+    def obstacles(cls, student, teacher, **options):
+        return {"mean": f"{teacher.name} is not to its taste"} if teacher.num_anchors == 1 else {}
+
+
+class Two(Own):
+    """One that computes all terms, whichever are asked for."""
+
+    name = "two"
+    terms = ("mean", "peak")
+
+    def forward(self, student, teacher, truth):
+        return {"two_mean": student.features[0].mean(), "two_peak": student.features[0].amax()}
+
+
 def test_a_method_of_ones_own_by_its_import_path():
     path = f"{__name__}:Own"
     assert method_class(path) is Own
@@ -284,6 +304,75 @@ def test_ramps_grow_linearly_and_stay():
     assert TermWeight(0.5).at(0) == 0.5
     terms = {"classification": torch.tensor(1.0), "frs_feature": torch.tensor(4.0)}
     assert weighted_sum(terms, {"frs_feature": weight}, 5).item() == 2.0
+
+
+# --------------------------------------------------------------------------------------------- terms and what they need
+
+ONE_ANCHOR = replace(TEACHER, num_anchors=1, name="anchorless")
+RPN = replace(TEACHER, num_classes=1, objectness=True, family="faster_rcnn", name="two_stage")
+WEIGHTS = {"feature_weight": 1.0, "class_weight": 1.0}
+
+
+def test_a_term_without_weight_is_neither_computed_nor_needs_anything():
+    (method,), weights = build_methods({"frs": {"class_weight": 0}}, STUDENT, ONE_ANCHOR)
+    assert weights == {"frs_feature": TermWeight(0.005, 500)}
+    assert list(method(record(STUDENT, 1), record(ONE_ANCHOR, 2), truth())) == ["frs_feature"]
+    (method,), weights = build_methods({"frs": {"feature_weight": 0}}, STUDENT, TEACHER)
+    assert list(weights) == ["frs_class"]
+    assert not list(method.parameters())  # no adapter that would never get a gradient
+    assert METHODS["frs"].terms == ("feature", "class")
+    with pytest.raises(UserError, match="feature_weight, class_weight: all are 0"):
+        build_methods({"frs": {"feature_weight": 0, "class_weight": 0}}, STUDENT, TEACHER)
+
+
+def test_a_method_that_cannot_serve_says_what_can():
+    with pytest.raises(UserError) as failure:
+        build_methods({"frs": {}, f"{__name__}:Fussy": {}}, STUDENT, ONE_ANCHOR)
+    message = str(failure.value)
+    assert "frs_class: the student little has 2 anchors per cell, the teacher anchorless has 1" in message
+    assert "methods.frs.scores=cell" in message
+    assert "frs can serve with methods.frs.class_weight=0" in message
+    assert "Fussy_mean: anchorless is not to its taste" in message  # all faults at once
+    assert "what serves the student little and the teacher anchorless: frs (feature only)" in message
+    with pytest.raises(UserError, match="threshold"):
+        build_methods({"frs": {"threshold": 7}}, STUDENT, TEACHER)
+    with pytest.raises(UserError, match=r"the teacher distant: no method"):
+        build_methods({"frs": {}}, STUDENT, replace(TEACHER, strides=(1, 2), name="distant"))
+
+
+def test_frs_compares_cells_where_anchors_differ():
+    (method,), _ = build_methods({"frs": {"scores": "cell", "ramp_steps": 0}}, STUDENT, ONE_ANCHOR)
+    student, teacher = record(STUDENT, 1), record(ONE_ANCHOR, 2)
+    expected = 0.0
+    for own, theirs in zip(student.class_logits, teacher.class_logits, strict=True):
+        above = below = 0.0
+        for n, y, x in itertools.product(range(2), range(own.shape[1]), range(own.shape[2])):
+            weight = theirs[n, y, x].max().sigmoid().item()
+            below += weight
+            for k in range(3):
+                score = max(own[n, y, x, a, k].sigmoid().item() for a in range(2))
+                soft = theirs[n, y, x, 0, k].sigmoid().item()
+                above -= weight * (soft * math.log(score) + (1 - soft) * math.log(1 - score))
+        expected += above / below
+    terms = method(student, teacher, truth())
+    assert terms["frs_class"].item() == pytest.approx(expected, rel=1e-5)
+    terms["frs_class"].backward()
+    assert all(logits.grad.abs().sum() > 0 for logits in student.class_logits)
+
+
+@pytest.mark.parametrize("scores", ["anchor", "cell"])
+def test_objectness_is_not_compared_with_classes(scores):
+    options = WEIGHTS | {"scores": scores}
+    for student, teacher in ((STUDENT, RPN), (RPN, TEACHER), (replace(STUDENT, num_classes=1), RPN)):
+        with pytest.raises(
+            UserError, match=r"frs_class: the student \w+ has (objectness|\d classes), the teac"
+        ) as failure:
+            build_methods({"frs": options}, student, teacher)
+        assert "scores=cell" not in str(failure.value)  # it would not help
+        (method,), _ = build_methods({"frs": {"feature_weight": 1, "class_weight": 0}}, student, teacher)
+        assert method(record(student, 1), record(teacher, 2), truth())["frs_feature"] > 0
+    (method,), _ = build_methods({"frs": options}, RPN, RPN)
+    assert method(record(RPN, 1), record(RPN, 2), truth())["frs_class"] > 0
 
 
 # -------------------------------------------------------------------------------------------------------------- learner
@@ -313,9 +402,14 @@ def test_the_learner_runs_the_student_once_and_never_holds_the_teacher():
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not any("teacher" in key for key in learner.state_dict())
 
+    both = {f"{__name__}:Two": {"mean_weight": 1, "peak_weight": 0}}
+    some, weights = build_methods(both, student.spec, teacher.spec)
+    terms = Learner(student, some)(images, targets, theirs)
+    assert [name for name in terms if name.startswith("two")] == ["two_mean"] == list(weights)
+
     with pytest.raises(UserError, match="give it the teacher's outputs"):
         learner(images, targets)
     with torch.no_grad():
         smaller = teacher(images[..., :32])
-    with pytest.raises(UserError, match=r"Level sizes differ: student \[\(8, 8\).*teacher \[\(8, 4\)"):
+    with pytest.raises(UserError, match=r"student fcos_\S+ \[\(8, 8\).*teacher fcos_\S+ \[\(8, 4\)"):
         Learner(student, methods)(images, targets, smaller)

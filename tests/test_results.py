@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from understudy.checkpoint import FORMAT, STUDENT, build_options, write_checkpoint
+from understudy.checkpoints import FORMAT, STUDENT, build_options, write_checkpoint
 from understudy.config import DistillConfig, TrainConfig, dump_config
 from understudy.detectors.plain import build_network
 from understudy.errors import UserError

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from understudy.checkpoint import STUDENT, read_checkpoint, write_checkpoint
+from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
 from understudy.data import DetectionData, evaluation_loader
 from understudy.evaluation import detect_all, gather_detections, score

@@ -129,6 +129,16 @@ class DataConfig(Section):
     longer_side: Pixels = Field(1333, description="The most pixels an image's longer side may have.")
     flip: Fraction = Field(0.5, description="The probability that a training image is mirrored left to right.")
     workers: NonNegativeInt = Field(2, description="Processes that load images; 0 loads them in the training process.")
+    unlabelled: FilePath | None = Field(
+        None,
+        description="Images that take part in the distillation alone: a folder of images, or a data set whose `train` "
+        "split is taken without its labels.",
+    )
+    unlabelled_batch: NonNegativeInt | None = Field(
+        None,
+        description="Unlabelled images of one step, in each process, beside the `batch_size` labelled ones; null: as "
+        "many as those.",
+    )
 
 
 class DetectorConfig(Section):
@@ -136,15 +146,15 @@ class DetectorConfig(Section):
 
     name: Text = Field("retinanet_resnet50", description="Family and backbone, as `understudy detectors` lists them.")
     neck_channels: PositiveInt = Field(256, description="Channels of the feature pyramid and of the heads.")
-    width_mult: PositiveFloat = Field(1.0, description="Width of a MobileNetV2 backbone; 1 for the others.")
+    width_mult: PositiveFloat = Field(1.0, description="Width of the backbone; 1 is the published one.")
     backbone_weights: Text | None = Field(
         None,
         description="Weights of the backbone to start from: a torchvision name or a file; null starts from chance.",
     )
-    norm: Literal["auto", "batch", "frozen"] = Field(
+    norm: Literal["auto", "batch", "sync", "eval", "frozen"] = Field(
         "auto",
-        description="Batch normalisation of the backbone: trained, or frozen; auto freezes it where backbone_weights "
-        "are given.",
+        description="Batch normalisation of the backbone: trained (batch), trained over all processes together (sync), "
+        "weights trained on fixed statistics (eval), or frozen; auto freezes it where backbone_weights are given.",
     )
     head_norm: Literal["group"] | None = Field(
         None, description="Normalisation inside the head; null keeps the family's own."
@@ -152,14 +162,24 @@ class DetectorConfig(Section):
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = Field(
         0, description="How many of the backbone's first stages are not trained."
     )
-    anchor_scale: PositiveFloat = Field(
-        4.0, description="Side of the smallest anchor in strides of its level; less for small objects."
+    anchor_scale: PositiveFloat | None = Field(
+        None,
+        description="Side of the smallest anchor in strides of its level, less for small objects; null: RetinaNet 4, "
+        "GFL and Faster R-CNN 8.",
     )
     image_mean: ThreeNumbers = Field(
         (0.485, 0.456, 0.406), description="Mean of red, green and blue (0 to 1) that is subtracted from the pixels."
     )
     image_std: ThreePositive = Field(
         (0.229, 0.224, 0.225), description="Deviation of red, green and blue that the pixels are divided by."
+    )
+    conventions: Literal["torchvision", "mmdet"] = Field(
+        "torchvision",
+        description="Whose details the detector follows (anchors, coarse levels, heads, losses); take mmdet for the "
+        "papers' own detectors.",
+    )
+    settings: dict[str, Any] = Field(
+        {}, description="What only this family in these conventions has; `understudy detectors NAME` lists it."
     )
 
     @classmethod
@@ -351,7 +371,8 @@ class _Draft:
     def _put_all(self, assignments: Iterable["Assignment"], written: bool) -> None:
         """Put values in, wholes before their parts, so that the order they came in does not matter."""
         for path, value in sorted(assignments, key=lambda assignment: len(assignment[0])):
-            free = get_origin(_type_at(self.cls, path[:1])) is dict
+            owners = (path[:depth] for depth in range(1, len(path) + 1))
+            free = any(get_origin(_bare(_type_at(self.cls, owner))) is dict for owner in owners)
             self._put(path, _free_values(value) if written and free else copy.deepcopy(value))
 
     def _put(self, path: tuple[str, ...], value: Any) -> None:

@@ -12,7 +12,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from understudy.checkpoint import load_checkpoint
+from understudy.checkpoints import load_checkpoint
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.data import evaluation_loader, open_data
 from understudy.data.scenes import make_scenes

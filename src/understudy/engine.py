@@ -10,7 +10,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from understudy.checkpoint import FORMAT, build_options
+from understudy.checkpoints import FORMAT, build_options
 from understudy.config import TrainConfig
 from understudy.data import Batch, DetectionData, derived_seed
 from understudy.detectors import Detector
@@ -35,6 +35,7 @@ class Engine(L.LightningModule):
         weights: weight of each distillation term.
         teacher: frozen, or None.
         steps_per_epoch: optimizer steps of one epoch.
+        unlabelled: number of unlabelled images that are mixed in.
         saved: the metadata of the checkpoint to go on from, or None.
 
     Attributes:
@@ -53,10 +54,12 @@ class Engine(L.LightningModule):
         weights: Mapping[str, TermWeight],
         teacher: Detector | None,
         steps_per_epoch: int,
+        unlabelled: int = 0,
         saved: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.config, self.data, self.weights, self.steps_per_epoch = config, data, weights, steps_per_epoch
+        self.unlabelled = unlabelled
         self.learner = learner
         # Not a submodule: absent from parameters, checkpoints and DDP, and never in training mode.
         self.__dict__["teacher"] = teacher
@@ -111,7 +114,7 @@ class Engine(L.LightningModule):
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_outputs = self.teacher(batch.images, batch.image_sizes)
-        terms = self.learner(batch.images, batch.targets, teacher_outputs, batch.image_sizes)
+        terms = self.learner(batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled)
         total = weighted_sum(terms, self.weights, self.global_step)
         self.losses = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist(), strict=True))
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -181,6 +184,7 @@ class Engine(L.LightningModule):
             "epoch": self.global_step / self.steps_per_epoch,
             "step": self.global_step,
             "seconds": self.seconds,
+            "unlabelled": self.unlabelled,
             **more,
         }
 

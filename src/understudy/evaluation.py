@@ -9,7 +9,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from understudy.data import Batch, DetectionData, evaluation_loader, open_data
 from understudy.detectors import Detector
 from understudy.errors import UserError
+from understudy.pairing import listed, match_names, no_common_name
 
 Detection = dict[str, Any]
 """One row of COCO's results format: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``score``."""
@@ -61,6 +62,8 @@ class Evaluation:
         voc: ``AP50`` (area under the precision envelope) and ``AP50_11point``, means over the classes, by VOC's rules.
         voc_per_class: VOC's AP50 (area) of each class, by name.
         images: the number of images evaluated.
+        unknown_classes: classes of the data that the detector lacks: all their objects count as missed.
+        unused_classes: classes of the detector that the data do not have: their detections are left out.
     """
 
     coco: dict[str, float]
@@ -68,6 +71,8 @@ class Evaluation:
     voc: dict[str, float]
     voc_per_class: dict[str, float]
     images: int
+    unknown_classes: tuple[str, ...] = ()
+    unused_classes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as plain JSON; what is undefined (nan) becomes None, which JSON can say."""
@@ -77,14 +82,16 @@ class Evaluation:
             "voc": _nan_to_none(self.voc),
             "voc_per_class": _nan_to_none(self.voc_per_class),
             "images": self.images,
+            "unknown_classes": list(self.unknown_classes),
+            "unused_classes": list(self.unused_classes),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`; other keys are left alone.
+        """The inverse of :meth:`to_dict`; other keys are left alone, and the names of classes may be missing.
 
         Raises:
-            KeyError: one of the five fields is missing.
+            KeyError: one of the other five fields is missing.
         """
         return cls(
             coco=_none_to_nan(values["coco"]),
@@ -92,6 +99,8 @@ class Evaluation:
             voc=_none_to_nan(values["voc"]),
             voc_per_class=_none_to_nan(values["voc_per_class"]),
             images=values["images"],
+            unknown_classes=tuple(values.get("unknown_classes", ())),
+            unused_classes=tuple(values.get("unused_classes", ())),
         )
 
     def __rich__(self) -> Group:
@@ -111,7 +120,12 @@ class Evaluation:
         for name, value in self.per_class.items():
             classes.add_row(name, percent(value), percent(self.voc_per_class[name]))
         recall = f"COCO AR with 1 and 10 detections an image: {coco['AR1']}, {coco['AR10']}"
-        return Group(summary, recall, "", classes)
+        notes = []
+        if self.unknown_classes:
+            notes.append(f"The detector does not know {listed(self.unknown_classes)}: their objects count as missed.")
+        if self.unused_classes:
+            notes.append(f"The data do not have {listed(self.unused_classes)}: detections of these are left out.")
+        return Group(summary, recall, "", classes, *([""] if notes else []), *notes)
 
 
 def percent(value: float) -> str:
@@ -122,27 +136,22 @@ def percent(value: float) -> str:
 # --- from a detector to detections ------------------------------------------------------------------------------------
 
 
-def match_classes(classes: Sequence[str], data: DetectionData) -> tuple[int, ...]:
-    """For each label of a detector, the category id that the data set has for the class of that name.
+def match_classes(classes: Sequence[str], data: DetectionData) -> tuple[int | None, ...]:
+    """For each label of a detector, the category id that the data set has for the class of that name, or None.
 
-    Classes are matched by name, so a data set that lists the same classes in another order is evaluated rightly.
+    Classes are matched by name, without regard to order, case and surrounding blanks, so a detector of many classes is
+    evaluated on a data set that has a few of them.
 
     Raises:
-        UserError: the detector and the data set do not have the same classes; all differences are listed.
+        UserError: there is no class in common.
     """
-    only_detector = [name for name in classes if name not in data.classes]
-    only_data = [name for name in data.classes if name not in classes]
-    if only_detector or only_data:
+    places = match_names(classes, data.classes)
+    if all(place is None for place in places):
         raise UserError.listing(
-            f"the detector has {len(classes)} classes, {data.source} has {len(data.classes)}, and they differ. "
-            "Use data with the classes the detector was trained for",
-            [
-                *(f"{name!r} is known to the detector only" for name in only_detector),
-                *(f"{name!r} is in the data only" for name in only_data),
-            ],
+            "The detector cannot be used on these data:",
+            no_common_name("detector", classes, f"data set {data.source}", data.classes),
         )
-    category_ids = dict(zip(data.classes, data.category_ids, strict=True))
-    return tuple(category_ids[name] for name in classes)
+    return tuple(None if place is None else data.category_ids[place] for place in places)
 
 
 @contextlib.contextmanager
@@ -165,7 +174,7 @@ def detect_all(
     detector: Detector,
     loader: Iterable[Batch],
     device: torch.device | str,
-    category_ids: Sequence[int] | None = None,
+    category_ids: Sequence[int | None] | None = None,
 ) -> list[Detection]:
     """Run a detector over a data set and return its detections, in pixels of the original images.
 
@@ -173,8 +182,9 @@ def detect_all(
         detector: on ``device`` already; it is left in the mode it was in.
         loader: an :func:`~understudy.data.evaluation_loader`.
         device: where the batches go.
-        category_ids: the data set's category id of each label, see :func:`match_classes`; by default those of the
-            loader's own data, right for a detector trained on the same data set.
+        category_ids: the data set's category id of each label, see :func:`match_classes`; detections of a label whose
+            id is None are left out. By default those of the loader's own data, right for a detector trained on the
+            same data set.
 
     Returns:
         Rows of COCO's results format, in the order of the loader and, within an image, of the detector.
@@ -208,7 +218,7 @@ def to_original_pixels(boxes: Tensor, size: tuple[int, int], original_size: tupl
 
 
 def _result_rows(
-    image_id: int, boxes: Tensor, scores: Tensor, labels: Tensor, category_ids: Sequence[int]
+    image_id: int, boxes: Tensor, scores: Tensor, labels: Tensor, category_ids: Sequence[int | None]
 ) -> list[Detection]:
     """Detections of one image as rows; widths are taken in float64 so that x + width is the right edge again."""
     corners = boxes.cpu().double()
@@ -216,6 +226,7 @@ def _result_rows(
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in zip(xywh.tolist(), scores.tolist(), labels.tolist(), strict=True)
+        if category_ids[label] is not None
     ]
 
 
@@ -453,7 +464,7 @@ def evaluate(
 
     Args:
         checkpoint: a checkpoint or a run folder (its best checkpoint).
-        data: the data set; by default the one of the training run.
+        data: the data set; by default the one of the training run, which an imported detector has not.
         split: by default the validation split of the training run.
         device: by default a GPU where there is one.
         batch_size: images at once. Images of one batch are padded to a common size, which can move a score in the last
@@ -462,12 +473,14 @@ def evaluate(
         backend: see :func:`score`.
 
     Raises:
-        UserError: no such checkpoint or data, or the data has other classes than the detector.
+        UserError: no such checkpoint or data, or the data has no class that the detector knows.
     """
-    from understudy.checkpoint import load_checkpoint  # here, because checkpoints are saved by what evaluates
+    from understudy.checkpoints import load_checkpoint  # here, because checkpoints are saved by what evaluates
 
     loaded = load_checkpoint(checkpoint)
     config = loaded.config["data"]
+    if data is None and config["path"] is None:
+        raise UserError(f"{checkpoint} was imported, not trained here, so it names no data set: give one as DATA.")
     opened = open_data(data if data is not None else config["path"], split or config["val"])
     category_ids = match_classes(loaded.classes, opened)
     device = choose_device(device)
@@ -479,7 +492,14 @@ def evaluate(
         workers=workers,
     )
     detector = loaded.detector.to(device)
-    return score(opened, detect_all(detector, with_progress(loader, "evaluating"), device, category_ids), backend)
+    found = detect_all(detector, with_progress(loader, "evaluating"), device, category_ids)
+    return replace(
+        score(opened, found, backend),
+        unknown_classes=tuple(
+            name for name, i in zip(opened.classes, opened.category_ids, strict=True) if i not in category_ids
+        ),
+        unused_classes=tuple(name for name, i in zip(loaded.classes, category_ids, strict=True) if i is None),
+    )
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:

@@ -31,6 +31,18 @@ def feature_richness(class_logits: Tensor) -> Tensor:
     return _at_least_float32(class_logits).amax((-2, -1)).sigmoid()
 
 
+def highest_of_cell(class_logits: Tensor) -> Tensor:
+    """Keep, for each class, the highest score of a cell over its anchors, so that detectors with other anchors compare.
+
+    Args:
+        class_logits: (N, H, W, A, K).
+
+    Returns:
+        (N, H, W, 1, K); anchors with the same highest score share its gradient.
+    """
+    return class_logits.amax(-2, keepdim=True)
+
+
 def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch") -> Tensor:
     """Compare two feature maps of one level where a weight map says it matters.
 

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.methods.base import Method
 from understudy.outputs import Outputs, Target, Truth
+from understudy.pairing import Pairing
 
 
 class Learner(nn.Module):
@@ -24,13 +26,27 @@ class Learner(nn.Module):
     Args:
         student: the detector to train.
         methods: distillation methods built for this student and its teacher; none is plain training.
+        pairing: what student and teacher have in common, where that is not everything; the methods are built from its
+            two Specs (see :func:`understudy.pairing.pair`).
+
+    Raises:
+        UserError: a method was built for another student.
     """
 
-    def __init__(self, student: Detector, methods: Sequence[Method] = ()):
+    def __init__(self, student: Detector, methods: Sequence[Method] = (), pairing: Pairing | None = None):
         super().__init__()
-        self.student = student
+        self.student, self.pairing = student, pairing
         self.methods: Any = nn.ModuleList(methods)
         self._levels_checked = False
+        expected = pairing.student if pairing else student.spec
+        for method in methods:
+            if (method.student.strides, method.student.num_classes) != (expected.strides, expected.num_classes):
+                raise UserError(
+                    f"The method {method.name} was built for {method.student.name} with the strides "
+                    f"{method.student.strides} and {method.student.num_classes} classes, and is to train "
+                    f"{expected.name} with {expected.strides} and {expected.num_classes}. Give the Learner the pairing "
+                    "whose student and teacher it was built from."
+                )
 
     @property
     def distillation_terms(self) -> tuple[str, ...]:
@@ -43,37 +59,63 @@ class Learner(nn.Module):
         targets: Sequence[Target],
         teacher_outputs: Outputs | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
+        labelled: Sequence[bool] | None = None,
     ) -> dict[str, Tensor]:
         """Compute every loss by name, unweighted: torchvision's names, then ``<method>_<term>``.
 
         Args:
             images: (N, 3, H, W), 0..1.
-            targets: ground truth per image.
+            targets: ground truth per image; that of an unlabelled image is not looked at.
             teacher_outputs: the teacher's record of the same images; needed when there are methods.
             image_sizes: unpadded height and width of each image.
+            labelled: which images have a ground truth; None: all. The others take part in the methods' terms only,
+                and where there are only such, so are the losses.
 
         Raises:
             UserError: methods without a teacher's record, or a record whose levels have other sizes.
         """
-        outputs = self.student(images, image_sizes)
-        gt_index = self.student.assign(outputs, targets)
-        losses = self.student.loss(outputs, targets, gt_index)
-        if not self.methods:
-            return losses
-        if teacher_outputs is None:
+        if self.methods and teacher_outputs is None:
             raise UserError("This learner has distillation methods: give it the teacher's outputs of the same images.")
+        outputs = self.student(images, image_sizes)
+        losses, truth = self._task(outputs, targets, labelled)
+        if not self.methods or teacher_outputs is None:
+            return losses
+        if self.pairing:
+            truth = self.pairing.truth(truth, outputs)
+            outputs = self.pairing.student_record(outputs)
+            teacher_outputs = self.pairing.teacher_record(teacher_outputs)
         self._check_levels(outputs, teacher_outputs)
-        truth = Truth(targets, gt_index)
         for method in self.methods:
-            losses |= method(outputs, teacher_outputs, truth)
+            terms = method(outputs, teacher_outputs, truth)
+            losses |= {name: terms[name] for name in (f"{method.name}_{term}" for term in method.terms)}
         return losses
+
+    def _task(
+        self, outputs: Outputs, targets: Sequence[Target], labelled: Sequence[bool] | None
+    ) -> tuple[dict[str, Tensor], Truth]:
+        """The student's own losses, and the ground truth of all images; anchors of unlabelled ones are ignored (-2)."""
+        if labelled is None or all(labelled):
+            gt_index = self.student.assign(outputs, targets)
+            return self.student.loss(outputs, targets, gt_index), Truth(targets, gt_index)
+        chosen = [image for image, known in enumerate(labelled) if known]
+        nothing = {name: value[:0] for name, value in targets[0].items()}
+        targets = [target if known else nothing for target, known in zip(targets, labelled, strict=True)]
+        anchors = sum(level[..., 0].numel() for level in outputs.anchors)
+        gt_index = torch.full((len(targets), anchors), -2, device=outputs.anchors[0].device)
+        if not chosen:
+            return {}, Truth(targets, gt_index)
+        record, own = outputs.of_images(chosen), [targets[image] for image in chosen]
+        gt_index[chosen] = found = self.student.assign(record, own)
+        return self.student.loss(record, own, found), Truth(targets, gt_index)
 
     def _check_levels(self, student: Outputs, teacher: Outputs) -> None:
         if self._levels_checked:
             return
         if student.level_sizes != teacher.level_sizes:
+            names = self.methods[0].student.name, self.methods[0].teacher.name
             raise UserError(
-                f"Level sizes differ: student {student.level_sizes}, teacher {teacher.level_sizes}. Both must see the "
-                "same images, padded alike, and have levels of the same strides."
+                f"Level sizes differ: student {names[0]} {student.level_sizes}, teacher {names[1]} "
+                f"{teacher.level_sizes}. Both must see the same images, padded alike, and have levels of the same "
+                "strides."
             )
         self._levels_checked = True

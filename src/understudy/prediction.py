@@ -64,7 +64,7 @@ def predict(
         UserError: no checkpoint, nothing to predict on, images that cannot be read (all are listed), a data set of
             other classes than the detector's, or an output folder with something in it.
     """
-    from understudy.checkpoint import load_checkpoint
+    from understudy.checkpoints import load_checkpoint
 
     output = Path(output)
     if not 0 <= score_threshold <= 1:

@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from understudy.checkpoint import load_checkpoint
+from understudy.checkpoints import load_checkpoint
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.data import Batch, evaluation_loader, open_data
 from understudy.detectors import Detector
@@ -401,6 +401,7 @@ def _budget(run: Run) -> dict[str, Any]:
         "shorter side": data.shorter_side,
         "longer side": data.longer_side,
         "flip": data.flip,
+        "unlabelled images a step": data.unlabelled_batch or 0,
         "epochs": schedule.epochs,
         "schedule": schedule.name,
         "batch size": config.batch_size,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from understudy.errors import RunError, UserError
@@ -37,12 +38,13 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: str) -> "RunFolder":
+    def create(cls, path: Path, config: str, facts: Mapping[str, Any] = MappingProxyType({})) -> "RunFolder":
         """Make the folder of a new run and write down what it is.
 
         Args:
             path: must not exist, or be empty.
             config: the resolved config as YAML.
+            facts: what else was found out and belongs beside the environment, as plain values.
 
         Raises:
             UserError: the folder is in use, or cannot be made.
@@ -56,7 +58,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"The run folder {path} cannot be made: {error.strerror or error}.") from error
         try:
-            write_atomically(folder.environment, (json.dumps(environment(), indent=2) + "\n").encode())
+            write_atomically(folder.environment, (json.dumps({**environment(), **facts}, indent=2) + "\n").encode())
             write_atomically(folder.config, config.encode())
         except RunError:
             folder.environment.unlink(missing_ok=True)  # so that the folder can be used once there is room

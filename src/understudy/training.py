@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,22 @@ import torch
 import yaml
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.markup import escape
 from torch.utils.data import DataLoader
 
-from understudy.callbacks import Interrupted, KeepCheckpoints, LogLosses, ShowProgress, Validate
-from understudy.checkpoint import build_options, load_checkpoint, read_checkpoint, write_checkpoint
+from understudy.callbacks import Interrupted, KeepCheckpoints, LogLosses, ShowProgress, Validate, say
+from understudy.checkpoints import build_options, load_checkpoint, read_checkpoint, write_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig, dump_config, load_config
-from understudy.data import DetectionData, open_data, training_loader
+from understudy.data import DetectionData, open_data, open_unlabelled, training_loader
 from understudy.detectors import DETECTORS, Detector, build_detector
+from understudy.detectors.plain import split_name
 from understudy.engine import Engine
 from understudy.errors import RunError, UserError
 from understudy.learner import Learner
 from understudy.methods import build_methods, resolve_options
+from understudy.pairing import pair
 from understudy.runs import RunFolder, drop_rows_after, is_first_process
 from understudy.weighting import TermWeight
 
@@ -41,6 +45,7 @@ MAY_CHANGE = (
     "run",
     "data.path",
     "data.workers",
+    "data.unlabelled",
     "teacher",
     "detector.backbone_weights",
     "accelerator",
@@ -102,6 +107,8 @@ class _Assembled:
     loader: DataLoader
     validate: Validate
     checkpoints: KeepCheckpoints
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...]
     resumed: bool
 
 
@@ -110,7 +117,7 @@ def _start(config: TrainConfig) -> Path:
     folder = RunFolder(config.run)
     assembled = _assemble(config, folder)
     if is_first_process():
-        RunFolder.create(config.run, dump_config(config))
+        RunFolder.create(config.run, dump_config(config), assembled.facts)
     with folder.locked():
         return _fit(assembled)
 
@@ -124,6 +131,7 @@ def _assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] |
         saved: the metadata of the checkpoint that the run goes on from, or None.
     """
     train_data, val_data = _open_splits(config.data)
+    unlabelled = _open_unlabelled(config, train_data, val_data)
     learner, weights, teacher = _build(config, train_data, with_backbone=saved is None)
     validate, checkpoints = Validate(folder, val_data, config), KeepCheckpoints(folder, saved["step"] if saved else 0)
     callbacks: list[L.Callback] = [LogLosses(folder, config.log_every), validate, checkpoints, ShowProgress()]
@@ -138,12 +146,16 @@ def _assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] |
         workers=config.data.workers,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
+        unlabelled=unlabelled,
+        unlabelled_batch=config.data.unlabelled_batch or 0,
     )
+    count = len(unlabelled) if unlabelled else 0
     if saved:
-        _check_unchanged(saved, train_data, len(loader))
+        _check_unchanged(saved, train_data, len(loader), count)
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
-    engine = Engine(config, train_data, learner, weights, teacher, len(loader), saved)
-    return _Assembled(folder, engine, trainer, loader, validate, checkpoints, resumed=saved is not None)
+    engine = Engine(config, train_data, learner, weights, teacher, len(loader), count, saved)
+    facts, notes = _found_out(learner, unlabelled)
+    return _Assembled(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
 
 
 def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
@@ -163,6 +175,36 @@ def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
     return train_data, val_data
 
 
+def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> DetectionData | None:
+    """The images that are mixed in without labels; those of the labelled splits are left out."""
+    data = config.data
+    if data.unlabelled is None:
+        if data.unlabelled_batch:
+            raise UserError(
+                f"data.unlabelled_batch={data.unlabelled_batch} without any such images: name them by data.unlabelled."
+            )
+        return None
+    if not isinstance(config, DistillConfig):
+        raise UserError(
+            f"data.unlabelled={data.unlabelled}: images without labels are for `understudy distill`, where a teacher "
+            "speaks of them; in a run without a teacher they teach nothing. Leave data.unlabelled out."
+        )
+    return open_unlabelled(data.unlabelled, seen=labelled)
+
+
+def _found_out(learner: Learner, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the run folder and the user are told of what student and teacher share, and of the unlabelled images."""
+    facts: dict[str, Any] = {}
+    notes: list[str] = []
+    if learner.pairing:
+        facts["pairing"] = learner.pairing.facts()
+        notes += [learner.pairing.note] if learner.pairing.note else []
+    if unlabelled:
+        facts["unlabelled_images"] = len(unlabelled)
+        notes.append(f"{len(unlabelled)} unlabelled images of {unlabelled.source} take part in the distillation")
+    return facts, tuple(notes)
+
+
 def _build(
     config: TrainConfig, data: DetectionData, *, with_backbone: bool
 ) -> tuple[Learner, Mapping[str, TermWeight], Detector | None]:
@@ -176,29 +218,23 @@ def _build(
     if not isinstance(config, DistillConfig):
         return Learner(student), {}, None
     teacher = load_checkpoint(config.teacher)
-    _check_classes(teacher.classes, data, config.teacher)
-    methods, weights = build_methods(config.methods, student.spec, teacher.detector.spec)
-    return Learner(student, methods), weights, teacher.detector.requires_grad_(False).eval()
-
-
-def _check_classes(teacher: Sequence[str], data: DetectionData, path: Path) -> None:
-    if tuple(teacher) == tuple(data.classes):
-        return
-    faults = [f"only the teacher has {name!r}" for name in teacher if name not in data.classes]
-    faults += [f"only the data set has {name!r}" for name in data.classes if name not in teacher]
-    if not faults:
-        faults = [f"the order differs: teacher {list(teacher)}, data set {list(data.classes)}"]
-    faults.append("train a teacher on this data set: understudy train data=... detector=... run=...")
-    raise UserError.listing(f"The teacher {path} and the data set {data.source} have different classes:", faults)
+    pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes)
+    methods, weights = build_methods(config.methods, pairing.student, pairing.teacher)
+    return Learner(student, methods, pairing), weights, teacher.detector.requires_grad_(False).eval()
 
 
 def _resolved(config: TrainConfig) -> TrainConfig:
     """The config with nothing left open: paths that lead to the same place from anywhere, every method's options."""
-    changes: dict[str, Any] = {"data": config.data.model_copy(update={"path": config.data.path.resolve()})}
+    data: dict[str, Any] = {"path": config.data.path.resolve()}
+    if config.data.unlabelled is not None:
+        data["unlabelled"] = config.data.unlabelled.resolve()
+        if config.data.unlabelled_batch is None:
+            data["unlabelled_batch"] = config.batch_size
+    changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()
         if config.detector.name in DETECTORS:  # another name is refused where the detector is built
-            changes["methods"] = resolve_options(config.methods, config.detector.name.partition("_")[0])
+            changes["methods"] = resolve_options(config.methods, split_name(config.detector.name)[0])
     weights = config.detector.backbone_weights
     if weights and Path(weights).exists():
         changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})
@@ -229,7 +265,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_unchanged(saved: Mapping[str, Any], data: DetectionData, steps_per_epoch: int) -> None:
+def _check_unchanged(saved: Mapping[str, Any], data: DetectionData, steps_per_epoch: int, unlabelled: int) -> None:
     """Refuse to go on with other data than before."""
     faults = []
     if list(data.classes) != saved["classes"]:
@@ -237,11 +273,16 @@ def _check_unchanged(saved: Mapping[str, Any], data: DetectionData, steps_per_ep
     steps_before = round(saved["step"] / saved["epoch"])
     if steps_before != steps_per_epoch:
         faults.append(f"an epoch had {steps_before} steps and has {steps_per_epoch}: other images, or other devices")
+    if saved.get("unlabelled", 0) != unlabelled:
+        faults.append(f"there were {saved.get('unlabelled', 0)} unlabelled images and are {unlabelled}")
     if faults:
         raise UserError.listing(f"The run cannot go on with {data.source}:", faults)
 
 
 def _fit(run: _Assembled) -> Path:
+    if is_first_process():
+        for note in run.notes:
+            say(escape(note))
     torch.set_flush_denormal(True)  # denormal numbers make training on a CPU crawl
     with _quiet_lightning(), _plain_failures(run.folder), run.checkpoints.listening():
         try:
@@ -263,6 +304,7 @@ def _trainer(config: TrainConfig, folder: RunFolder, callbacks: list[L.Callback]
                 precision=PRECISIONS[config.precision],
                 max_epochs=config.schedule.epochs,
                 gradient_clip_val=config.optimizer.clip_norm,
+                sync_batchnorm=config.detector.norm == "sync",
                 callbacks=callbacks,
                 plugins=[_AtomicCheckpoints()],
                 use_distributed_sampler=False,
@@ -279,6 +321,12 @@ def _trainer(config: TrainConfig, folder: RunFolder, callbacks: list[L.Callback]
         ) from error
     if config.precision == "16" and isinstance(trainer.accelerator, CPUAccelerator):
         raise UserError("precision=16 needs a GPU, and this run is on the CPU: use precision=32, or bf16.")
+    on_several_cpus = isinstance(trainer.accelerator, CPUAccelerator) and isinstance(trainer.strategy, ParallelStrategy)
+    if config.detector.norm == "sync" and on_several_cpus:
+        raise UserError(
+            "detector.norm=sync needs GPUs: PyTorch cannot synchronise batch normalisation between processes on CPUs. "
+            "Use norm=batch (each process then has the statistics of its own images), eval or frozen."
+        )
     return trainer
 
 

@@ -1,7 +1,7 @@
 """Data sets as they lie on disk (COCO, VOC, YOLO), and the batches made of them."""
 
 from understudy.data.check import CheckReport, check_data
-from understudy.data.dataset import open_data, splits
+from understudy.data.dataset import open_data, open_unlabelled, splits
 from understudy.data.images import UnreadableImage, image_size, load_image
 from understudy.data.loading import Batch, EpochSampler, derived_seed, evaluation_loader, training_loader
 from understudy.data.records import DetectionData, Record
@@ -19,6 +19,7 @@ __all__ = [
     "image_size",
     "load_image",
     "open_data",
+    "open_unlabelled",
     "splits",
     "training_loader",
 ]

@@ -4,12 +4,13 @@ import difflib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from understudy.data import coco, voc, yolo
-from understudy.data.records import SPLIT_NAMES, DetectionData, Fault, Format, Reading
+from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
+from understudy.data.records import SPLIT_NAMES, DetectionData, Fault, Format, Reading, Record
 from understudy.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,65 @@ def open_data(path: Path | str, split: str = "train") -> DetectionData:
         split=name,
         image_root=reading.image_root,
     )
+
+
+def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = ()) -> DetectionData:
+    """Open images of which no labels are used, as a split without objects and classes.
+
+    Args:
+        path: a folder, in which images are looked for at any depth; or a data set, of which the split "train" is
+            taken, or the only one.
+        seen: splits whose images are left out: the labelled ones, and those that results are measured on. An image is
+            known by its file, through links; a copy is another image.
+
+    Raises:
+        UserError: nothing there, no images, only images that are in `seen`, or a list of every image whose header
+            cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"No unlabelled images at {path}: there is no such file or folder.{_closest_sibling(path)}")
+    files = _files_without_labels(path)
+    if not files:
+        raise UserError(f"No unlabelled images at {path}: there is none in it ({', '.join(sorted(SUFFIXES))}).")
+    known = {_identity(record.path) for data in seen for record in data.records if record.path.exists()}
+    others = [file for file in files if not file.exists() or _identity(file) not in known]
+    if not others:
+        raise UserError(
+            f"The {len(files)} unlabelled images of {path} are those of data.train or data.val. Name other images: "
+            "labelled ones take part in the distillation already, and those of data.val must not be trained on."
+        )
+    records, faults = [], []
+    for number, file in enumerate(others, start=1):
+        try:
+            records.append(Record.without_objects(number, file, shown_size(file)))
+        except UnreadableImage as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError.listing(
+            f"{len(faults)} of the {len(others)} unlabelled images of {path} cannot be used:", faults
+        )
+    return DetectionData((), (), tuple(records), format="coco", source=path, split="unlabelled")
+
+
+def _files_without_labels(path: Path) -> list[Path]:
+    """The image files of a data set's training split, or of a folder that is no data set."""
+    try:
+        names = splits(path)
+    except UserError:
+        if path.is_file():
+            raise
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    try:
+        return [record.path for record in open_data(path, names[0] if len(names) == 1 else "train").records]
+    except UserError as error:
+        raise UserError(f"{error}\nNo labels are needed here: name the folder of its images instead.") from None
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """What tells whether two paths are one file."""
+    found = file.stat()
+    return found.st_dev, found.st_ino
 
 
 def splits(path: Path | str) -> list[str]:

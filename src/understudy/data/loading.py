@@ -1,8 +1,9 @@
 """Batches for training and evaluation; which images, in which order and how augmented follows from the seed alone."""
 
+import itertools
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +15,8 @@ from understudy.data import transforms
 from understudy.data.images import UnreadableImage, load_image
 from understudy.data.records import DetectionData, Record
 from understudy.errors import RunError, UserError
+
+_UNLABELLED = 0x756E6C61  # keeps what is drawn for unlabelled images apart from what is drawn for the others
 
 
 @dataclass(slots=True)
@@ -27,6 +30,7 @@ class Batch:
         image_sizes: (h, w) of each image in the batch, without the padding.
         original_sizes: (h, w) of each image on disk.
         image_ids: the data set's own.
+        labelled: which images have a ground truth; the others' targets are empty, and the labelled ones come first.
     """
 
     images: Tensor
@@ -34,6 +38,7 @@ class Batch:
     image_sizes: list[tuple[int, int]]
     original_sizes: list[tuple[int, int]]
     image_ids: list[int]
+    labelled: list[bool]
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with its tensors on another device."""
@@ -48,7 +53,7 @@ class Batch:
 
     def _replaced(self, change) -> Self:
         targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
-        return type(self)(change(self.images), targets, self.image_sizes, self.original_sizes, self.image_ids)
+        return replace(self, images=change(self.images), targets=targets)
 
 
 def training_loader(
@@ -62,6 +67,8 @@ def training_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    unlabelled: DetectionData | None = None,
+    unlabelled_batch: int = 0,
 ) -> DataLoader:
     """Shuffled, augmented batches: the same for the same seed, whatever the number of workers.
 
@@ -78,6 +85,8 @@ def training_loader(
         workers: processes that load ahead; 0 loads in this process.
         rank: number of this process, 0..world_size-1.
         world_size: number of processes that share an epoch.
+        unlabelled: images that are mixed in, as `open_unlabelled` opens them; they do not lengthen an epoch.
+        unlabelled_batch: how many of them each batch of this process has after its labelled images.
 
     Raises:
         UserError: fewer images than one batch of every process.
@@ -89,8 +98,12 @@ def training_loader(
             f"for each of {world_size} processes. Lower batch_size or the number of processes."
         )
     dataset = LoadedImages(data, shorter_side, longer_side, flip, seed)
-    sampler = EpochSampler(len(data), batch_size, seed, rank, world_size)
-    return _loader(dataset, sampler, batch_size, workers, drop_last=True)
+    if unlabelled is None or not unlabelled_batch:
+        sampler = EpochSampler(len(data), batch_size, seed, rank, world_size)
+        return _loader(dataset, sampler, batch_size, workers, drop_last=True)
+    others = LoadedImages(unlabelled, shorter_side, longer_side, flip, derived_seed(seed, _UNLABELLED), labelled=False)
+    sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, len(unlabelled), unlabelled_batch)
+    return _loader(MixedImages(dataset, others), sampler, batch_size + unlabelled_batch, workers, drop_last=True)
 
 
 def evaluation_loader(
@@ -141,11 +154,55 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return self.length // self.world_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        mine = order[self.rank : len(self) * self.world_size : self.world_size]
+        order = _permutation(self.length, self.seed, self.epoch)
+        mine = order[self.rank : self.length // self.world_size * self.world_size : self.world_size]
         skipped, self.start = self.start * self.batch_size, 0
         return iter([(index, self.epoch) for index in mine[skipped:]])
+
+
+class MixedSampler(EpochSampler):
+    """What `EpochSampler` draws, with a few unlabelled images after the labelled ones of each batch.
+
+    Those are drawn through all epochs and ranks from one endless row of permutations, so that each is seen once before
+    any is seen again; where a batch stands in that row follows from the epoch, its number and the rank. As an index
+    they have their place after all labelled images, and in place of the epoch the number of their permutation.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        unlabelled: int,
+        unlabelled_batch: int,
+    ):
+        super().__init__(length, batch_size, seed, rank, world_size)
+        self.unlabelled, self.unlabelled_batch = unlabelled, unlabelled_batch
+        self.batches = length // world_size // batch_size
+
+    def __len__(self) -> int:
+        return self.batches * (self.batch_size + self.unlabelled_batch)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        first, labelled = self.start, super().__iter__()
+        orders: dict[int, list[int]] = {}
+        drawn: list[tuple[int, int]] = []
+        for batch in range(first, self.batches):
+            drawn += itertools.islice(labelled, self.batch_size)
+            place = ((self.epoch * self.batches + batch) * self.world_size + self.rank) * self.unlabelled_batch
+            for number in range(place, place + self.unlabelled_batch):
+                turn, index = divmod(number, self.unlabelled)
+                if turn not in orders:
+                    orders[turn] = _permutation(self.unlabelled, self.seed, _UNLABELLED, turn)
+                drawn.append((self.length + orders[turn][index], turn))
+        return iter(drawn)
+
+
+def _permutation(length: int, *numbers: int) -> list[int]:
+    generator = torch.Generator().manual_seed(derived_seed(*numbers))
+    return torch.randperm(length, generator=generator).tolist()
 
 
 class RankSampler(Sampler[tuple[int, int]]):
@@ -168,9 +225,17 @@ class LoadedImages(Dataset):
     loaded before.
     """
 
-    def __init__(self, data: DetectionData, shorter_side: Sequence[int], longer_side: int, flip: float, seed: int):
+    def __init__(
+        self,
+        data: DetectionData,
+        shorter_side: Sequence[int],
+        longer_side: int,
+        flip: float,
+        seed: int,
+        labelled: bool = True,
+    ):
         self.data, self.shorter_side, self.longer_side = data, list(shorter_side), longer_side
-        self.flip, self.seed = flip, seed
+        self.flip, self.seed, self.labelled = flip, seed, labelled
 
     def __len__(self) -> int:
         return len(self.data)
@@ -182,7 +247,8 @@ class LoadedImages(Dataset):
             image = load_image(record.path, (record.width, record.height))
         except UnreadableImage as error:
             # Returned, not raised: a worker's exception would reach the user wrapped in the worker's traceback.
-            return RunError(f"{error}. `understudy check {self.data.source}` lists every such image.")
+            way_on = f"`understudy check {self.data.source}` lists every such image."
+            return RunError(f"{error}. {way_on if self.labelled else 'It is unlabelled: take it out of the folder.'}")
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, position))
         size_index = int(torch.randint(len(self.shorter_side), (), generator=generator))
         flipped = bool(torch.rand((), generator=generator) < self.flip)
@@ -198,7 +264,24 @@ class LoadedImages(Dataset):
             image, boxes = transforms.flip_horizontally(image, boxes)
         boxes = boxes.float()
         solid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # what is left of a box at the border may vanish in float32
-        return Sample(image, boxes[solid], record.labels[wanted][solid], original_size, record.image_id)
+        labels = record.labels[wanted][solid]
+        return Sample(image, boxes[solid], labels, original_size, record.image_id, self.labelled)
+
+
+class MixedImages(Dataset):
+    """Labelled images and, after them, unlabelled ones."""
+
+    def __init__(self, labelled: LoadedImages, unlabelled: LoadedImages):
+        self.labelled, self.unlabelled = labelled, unlabelled
+
+    def __len__(self) -> int:
+        return len(self.labelled) + len(self.unlabelled)
+
+    def __getitem__(self, index: tuple[int, int]) -> "Sample | RunError":
+        position, turn = index
+        if position < len(self.labelled):
+            return self.labelled[position, turn]
+        return self.unlabelled[position - len(self.labelled), turn]
 
 
 @dataclass(slots=True)
@@ -210,6 +293,7 @@ class Sample:
     labels: Tensor
     original_size: tuple[int, int]
     image_id: int
+    labelled: bool
 
 
 class _Loader(DataLoader):
@@ -223,7 +307,7 @@ class _Loader(DataLoader):
             yield batch
 
 
-def _loader(dataset: LoadedImages, sampler: Sampler, batch_size: int, workers: int, drop_last: bool) -> DataLoader:
+def _loader(dataset: Dataset, sampler: Sampler, batch_size: int, workers: int, drop_last: bool) -> DataLoader:
     return _Loader(
         dataset,
         batch_size=batch_size,
@@ -255,4 +339,5 @@ def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:
         image_sizes=[(sample.image.shape[-2], sample.image.shape[-1]) for sample in loaded],
         original_sizes=[sample.original_size for sample in loaded],
         image_ids=[sample.image_id for sample in loaded],
+        labelled=[sample.labelled for sample in loaded],
     )

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -43,6 +43,13 @@ class Record:
     ignore: Tensor
     areas: Tensor
     annotation_ids: Tensor
+
+    @classmethod
+    def without_objects(cls, image_id: int, path: Path, size: tuple[int, int]) -> Self:
+        """An image of `size` (width, height) of which no object is known."""
+        nothing = torch.zeros(0, dtype=torch.int64)
+        boxes = torch.zeros(0, 4, dtype=torch.float64)
+        return cls(image_id, path, *size, boxes, nothing, nothing.bool(), nothing.double(), nothing)
 
     def __reduce__(self) -> tuple:
         # A pickled tensor becomes a shared-memory file; five for each image would exhaust a spawned worker's

@@ -85,6 +85,9 @@ def resolve_options(entries: Mapping[str, Mapping[str, Any] | None], family: str
             faults += [_option_fault(name, method_options(name), fault) for fault in error.errors()]
             continue
         published = method.weights.get(family, {})
+        weights = [f"{term}_weight" for term in method.terms]
+        if all(options[weight] == 0 for weight in weights):
+            faults.append(f"[methods.{name}] {', '.join(weights)}: all are 0, so it teaches nothing; leave it out")
         for term in method.terms:
             if options[f"{term}_weight"] is None:
                 options[f"{term}_weight"] = published.get(term)
@@ -103,22 +106,59 @@ def build_methods(
 ) -> tuple[list[Method], dict[str, TermWeight]]:
     """Build the methods of a config, and by term name (``frs_feature``) the weight of every term.
 
+    A term whose weight is 0 is not computed, and needs nothing of the pair.
+
     Args:
         entries: method name to its options, as in the ``methods`` section of a config.
-        student: what is known of the student.
-        teacher: what is known of the teacher.
+        student: what is known of the student; of a pair that differs, that of its pairing.
+        teacher: what is known of the teacher, likewise.
 
     Raises:
-        UserError: as :func:`resolve_options`, or a method cannot serve this pair.
+        UserError: as :func:`resolve_options`, or listing every term that cannot be computed for this pair, and what
+            can be.
     """
     methods: list[Method] = []
     weights: dict[str, TermWeight] = {}
+    faults: list[str] = []
+    unfit = False
     for name, options in resolve_options(entries, student.family).items():
         method, ramp = method_class(name), options.pop("ramp_steps")
-        for term in method.terms:
-            weights[f"{method.name}_{term}"] = TermWeight(options.pop(f"{term}_weight"), ramp)
-        methods.append(method(student, teacher, **options))
+        wanted = {term: weight for term in method.terms if (weight := options.pop(f"{term}_weight"))}
+        if misfits := _misfits(name, wanted, method.obstacles(student, teacher, **options)):
+            faults += misfits
+            unfit = True
+            continue
+        weights |= {f"{method.name}_{term}": TermWeight(weight, ramp) for term, weight in wanted.items()}
+        try:
+            methods.append(method.narrowed(tuple(wanted))(student, teacher, **options))
+        except UserError as error:
+            faults.append(str(error))
+    if unfit:
+        faults.append(
+            f"what serves the student {student.name} and the teacher {teacher.name}: {_serving(student, teacher)}"
+        )
+    if faults:
+        raise UserError.listing("The methods of this run are not right:", faults)
     return methods, weights
+
+
+def _misfits(name: str, wanted: Mapping[str, float], obstacles: Mapping[str, str]) -> list[str]:
+    """Why terms that are wanted of a method cannot be computed, and how the others can."""
+    blocked = [term for term in wanted if term in obstacles]
+    lines = [f"{name}_{term}: {obstacles[term]}" for term in blocked]
+    if 0 < len(blocked) < len(wanted):
+        lines.append(f"{name} can serve with {' '.join(f'methods.{name}.{term}_weight=0' for term in blocked)}")
+    return lines
+
+
+def _serving(student: Spec, teacher: Spec) -> str:
+    """All methods that can compute something for a pair, with their default options."""
+    found = []
+    for name, method in METHODS.items():
+        obstacles = method.obstacles(student, teacher)
+        free = [term for term in method.terms if term not in obstacles]
+        found += [name if not obstacles else f"{name} ({', '.join(free)} only)"] if free else []
+    return ", ".join(found) or "no method"
 
 
 def _option_fault(name: str, options: type[BaseModel], fault: Any) -> str:

@@ -1,11 +1,12 @@
 """What a distillation method is: two records in, named scalars out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
+from understudy.errors import UserError
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -16,12 +17,25 @@ class Method(nn.Module, ABC):
     Options are the keyword-only arguments of ``__init__``, typed, with the paper's defaults: configuration files and
     the command line read them from there. Weights and ramps are not its business: it returns raw terms.
 
+    Only terms with a weight above zero are asked for: :func:`build_methods` narrows ``terms`` to them before
+    ``__init__`` runs. A method may compute others, which are dropped, but an adapter that only they use gets no
+    gradient then; so one with an adapter for each of several terms looks at ``self.terms``.
+
+    Args:
+        student: what is known of the student; where the two differ in levels or classes, reduced to what they share
+            (see :func:`understudy.pairing.pair`).
+        teacher: what is known of the teacher, likewise.
+        **options: what :meth:`obstacles` needs to know.
+
     Attributes:
         name: what it is called in a configuration.
         terms: its terms without the method's name; ``forward`` returns ``<name>_<term>`` for each.
         weights: published weight of each term, per family of detectors.
         ramp_steps: steps over which the weights grow linearly from zero.
         source: paper, and where the weights are from.
+
+    Raises:
+        UserError: a term that is asked for cannot be computed for this pair.
     """
 
     name: ClassVar[str]
@@ -30,9 +44,30 @@ class Method(nn.Module, ABC):
     ramp_steps: ClassVar[int] = 0
     source: ClassVar[str]
 
-    def __init__(self, student: Spec, teacher: Spec):
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
         super().__init__()
         self.student, self.teacher = student, teacher
+        obstacles = self.obstacles(student, teacher, **options)
+        if faults := [f"{self.name}_{term}: {obstacles[term]}" for term in self.terms if term in obstacles]:
+            raise UserError.listing(f"{self.name} cannot compare {student.name} with {teacher.name}:", faults)
+
+    @classmethod
+    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
+        """Say of each term that cannot be computed for this pair why not, naming both sides; by default, none.
+
+        Args:
+            student: what is known of the student.
+            teacher: what is known of the teacher.
+            **options: of ``__init__``, as far as they are given.
+        """
+        return {}
+
+    @classmethod
+    def narrowed(cls, terms: Sequence[str]) -> type[Self]:
+        """The same method with some of its terms."""
+        if tuple(terms) == cls.terms:
+            return cls
+        return cast(type[Self], type(cls.__name__, (cls,), {"terms": tuple(terms)}))
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
@@ -43,3 +78,9 @@ class Method(nn.Module, ABC):
             teacher: the teacher's record of the same batch, without.
             truth: ground truth and the student's assignment.
         """
+
+
+def differences(student: Spec, teacher: Spec, fact: Callable[[Spec], str]) -> list[str]:
+    """Say in what two detectors differ, naming both: one sentence, or none where the fact is the same of both."""
+    own, theirs = fact(student), fact(teacher)
+    return [] if own == theirs else [f"the student {student.name} has {own}, the teacher {teacher.name} has {theirs}"]

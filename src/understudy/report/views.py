@@ -12,7 +12,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from understudy.checkpoint import load_checkpoint
+from understudy.checkpoints import load_checkpoint
 from understudy.data import Batch, DetectionData, evaluation_loader
 from understudy.data.scenes import read_unlabelled
 from understudy.detectors import Detector
