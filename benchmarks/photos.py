@@ -3,9 +3,10 @@
     python benchmarks/photos.py DATA --teacher-weights mobilenetv2_1.0.pt --student-weights mobilenetv2_0.35.pt
 
 For every seed a teacher (MobileNetV2 1.0, neck 64), a plain student (MobileNetV2 0.35, neck 32) and the same student
-distilled from that seed's teacher, once for each --frs, are trained on the same images in the same order. Runs that are
-finished are not trained again, so an interrupted benchmark goes on where it stopped. The table, as Markdown with
-command, hardware and times, is printed and written to OUTPUT/table.md.
+distilled from that seed's teacher, once for each --frs, are trained on the same images in the same order. The teacher
+may be of another family (--teacher-family). Runs that are finished are not trained again: an interrupted benchmark
+goes on where it stopped, and pairs in the same OUTPUT share their teachers and plain students. The table, as Markdown
+with command, hardware and times, is printed and written to OUTPUT/<student>_from_<teacher>.md.
 """
 
 import argparse
@@ -15,11 +16,14 @@ import sys
 from pathlib import Path
 
 from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.detectors import FAMILIES
 from understudy.results import summarise
 from understudy.runs import environment, read_rows
 from understudy.training import distill, resume, train
 
 WIDTHS = {"teacher": (1.0, 64), "student": (0.35, 32)}
+FC_CHANNELS = {"teacher": 256, "student": 128}  # of a Faster R-CNN's box head
+HALF_ANCHORS = {"retinanet": 2.0, "gfl": 4.0, "faster_rcnn": 4.0, "fcos": None}  # half the usual, for small images
 
 
 def main() -> None:
@@ -28,7 +32,7 @@ def main() -> None:
     runs = [run for seed in options.seeds for run in train_all(options, seed)]
     table = summarise(runs)
     text = as_markdown(options, runs, table.to_dict())
-    (options.output / "table.md").write_text(text)
+    (options.output / f"{options.family}_from_{options.teacher_family}.md").write_text(text)
     print(text)
 
 
@@ -37,7 +41,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the data set")
     parser.add_argument("--output", type=Path, default=Path("runs/photos"))
-    parser.add_argument("--family", choices=("retinanet", "fcos"), default="retinanet")
+    parser.add_argument("--family", choices=FAMILIES, default="retinanet", help="of the student")
+    parser.add_argument("--teacher-family", choices=FAMILIES, help="default: the student's")
     parser.add_argument("--teacher-weights", help="ImageNet weights of the teacher's backbone")
     parser.add_argument("--student-weights", help="ImageNet weights of the student's backbone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -45,9 +50,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shorter-side", type=int, default=160)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, as it stands for this batch size")
-    parser.add_argument(
-        "--anchor-scale", type=float, default=2.0, help="of RetinaNet; half the usual, for small images"
-    )
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", default="32")
     parser.add_argument("--accelerator", default="auto")
@@ -61,6 +63,7 @@ def arguments() -> argparse.Namespace:
     )
     options = parser.parse_args()
     options.frs = options.frs or [["frs"]]
+    options.teacher_family = options.teacher_family or options.family
     if options.threads:
         import torch
 
@@ -71,20 +74,22 @@ def arguments() -> argparse.Namespace:
 def train_all(options: argparse.Namespace, seed: int) -> list[Path]:
     """Train the teacher, the plain and the distilled student of one seed; their run folders."""
     folder = options.output / f"seed{seed}"
-    teacher = folder / "teacher"
+    teacher, plain = folder / f"{options.teacher_family}_teacher", folder / f"{options.family}_plain"
     finish(TrainConfig, teacher, recipe(options, seed, "teacher"))
-    finish(TrainConfig, folder / "plain", recipe(options, seed, "student"))
-    runs = [teacher, folder / "plain"]
+    finish(TrainConfig, plain, recipe(options, seed, "student"))
+    runs = [teacher, plain]
     for name, *settings in options.frs:
+        run = folder / f"{options.family}_from_{options.teacher_family}_{name}"
         values = recipe(options, seed, "student") | {"teacher": teacher}
-        finish(DistillConfig, folder / name, values, [f"methods.frs.{setting}" for setting in settings])
-        runs.append(folder / name)
+        finish(DistillConfig, run, values, [f"methods.frs.{setting}" for setting in settings])
+        runs.append(run)
     return runs
 
 
 def recipe(options: argparse.Namespace, seed: int, role: str) -> dict:
     """The config of a teacher or a student."""
     width, neck = WIDTHS[role]
+    family = options.teacher_family if role == "teacher" else options.family
     weights = options.teacher_weights if role == "teacher" else options.student_weights
     return {
         "data": {
@@ -94,11 +99,12 @@ def recipe(options: argparse.Namespace, seed: int, role: str) -> dict:
             "workers": options.workers,
         },
         "detector": {
-            "name": f"{options.family}_mobilenet_v2",
+            "name": f"{family}_mobilenet_v2",
             "width_mult": width,
             "neck_channels": neck,
-            "head_norm": "group",
-            "anchor_scale": options.anchor_scale,
+            "head_norm": "group" if family == "retinanet" else None,
+            "anchor_scale": HALF_ANCHORS[family],
+            "settings": {"fc_channels": FC_CHANNELS[role]} if family == "faster_rcnn" else {},
             "backbone_weights": weights,
             "norm": "batch",
             "image_mean": [0.5] * 3,
