@@ -240,7 +240,7 @@ def test_any_torchvision_detector_opens(family):
 
 def test_other_networks_are_refused_by_name():
     network = ssd300_vgg16(weights=None, weights_backbone=None)
-    with pytest.raises(UserError, match=r"RetinaNet or FCOS.*SSD"):
+    with pytest.raises(UserError, match=r"RetinaNet, FCOS or FasterRCNN, or a GFL, got .*SSD"):
         open_detector(network)
 
 
@@ -255,6 +255,20 @@ def test_backbones_by_name(backbone):
 def test_every_name_is_listed():
     assert len(BACKBONES) == 26
     assert set(DETECTORS) == {f"{family}_{name}" for family in plain.FAMILIES for name in BACKBONES}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fcos_resnet18", {"anchor_scale": 4.0}, "anchor_scale=4 is for detectors with anchors"),
+        ("faster_rcnn_resnet18", {"head_norm": "group"}, "a faster_rcnn has none to normalise"),
+        ("retinanet_resnet18", {"head_norm": "batch"}, "head_norm is 'group' or None, got 'batch'"),
+        ("gfl_resnet18", {"anchor_scale": -1.0}, "anchor_scale is positive"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(name, options, message):
+    with pytest.raises(UserError, match=message):
+        build_detector(name, 2, **options)
 
 
 def test_all_faults_of_a_detector_at_once():

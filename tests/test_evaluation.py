@@ -20,12 +20,12 @@ from rich.console import Console
 
 from understudy.data import DetectionData, Record, evaluation_loader, open_data
 from understudy.detectors import build_detector
+from understudy.detectors.base import evaluating
 from understudy.errors import UserError
 from understudy.evaluation import (
     Evaluation,
     detect_all,
     evaluate,
-    evaluating,
     gather_detections,
     match_classes,
     percent,
@@ -378,7 +378,6 @@ def test_detect_all_keeps_no_graph_and_restores_every_mode(photos, detector):
         assert not all(before)
         assert torch.equal(frozen.running_mean, statistics)
         with contextlib.suppress(KeyboardInterrupt), evaluating(detector):
-            assert not torch.is_grad_enabled()
             assert not any(module.training for module in detector.modules())
             raise KeyboardInterrupt
         assert [module.training for module in detector.modules()] == before

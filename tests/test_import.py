@@ -609,7 +609,8 @@ def test_the_command_says_what_it_did(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert stop.value.code == 0
     assert re.search(r"model.pth \(mmdet\): gfl_resnet18, 0\.\d M parameters\n3 classes: cat, dog, cow\n", said)
-    assert "  - longer_side of images is 1333 pixels (--set longer_side=...)\n" in said
+    assert "  - as in the family's own config: longer_side of images is 1333 pixels, extra_levels is" in said
+    assert "(--set NAME=VALUE)" in said
     assert "shorter_side" not in said
     assert "Skipped, not executed: posix.system\n" in said
     assert said.endswith("Written: model.ckpt\nNext: understudy evaluate model.ckpt DATA\n")

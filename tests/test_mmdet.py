@@ -14,7 +14,8 @@ from understudy import Learner
 from understudy.checkpoints.mmdet_keys import translate
 from understudy.checkpoints.unpickle import read_foreign
 from understudy.detectors import build_detector
-from understudy.detectors.plain.mmdet import ClippedBoxCoder, ForcedMatcher, choose_detections, true_centerness
+from understudy.detectors.plain.gfl import choose_detections
+from understudy.detectors.plain.mmdet import ClippedBoxCoder, ForcedMatcher, true_centerness
 from understudy.errors import UserError
 from understudy.outputs import flatten_levels
 
@@ -460,12 +461,12 @@ def test_quality_multiplies_a_score_once_the_candidates_are_chosen():
     scores = torch.tensor([[0.9, 0.0], [0.8, 0.06], [0.7, 0.0], [0.95, 0.0]])
     quality = torch.tensor([0.1, 1.0, 1.0, 1.0])
     rules = {"score_threshold": 0.05, "nms_threshold": 0.5, "detections": 100}
-    found = choose_detections([(boxes, scores, quality)], (100, 100), candidates=10, **rules)
+    found = choose_detections([(scores, quality, boxes.__getitem__)], (100, 100), candidates=10, **rules)
     # The first is outdone by the third, which lies on it; the last lies outside of the image.
     torch.testing.assert_close(found["scores"], torch.tensor([0.8, 0.7, 0.06]))
     assert found["labels"].tolist() == [0, 0, 1]
     assert found["boxes"][2].tolist() == [50, 50, 60, 60]
-    fewer = choose_detections([(boxes, scores, quality)], (100, 100), candidates=2, **rules)
+    fewer = choose_detections([(scores, quality, boxes.__getitem__)], (100, 100), candidates=2, **rules)
     torch.testing.assert_close(fewer["scores"], torch.tensor([0.09]))  # of the best two only the first is visible
 
 

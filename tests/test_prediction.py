@@ -167,3 +167,11 @@ def test_other_classes_are_listed(checkpoint, data_set, tmp_path):
     for use in (lambda: predict(checkpoint, data_set, tmp_path / "out"), lambda: evaluate(checkpoint, data_set)):
         with pytest.raises(UserError, match=r"no class of the same name: the detector has cat, dog; .* has ox, cow"):
             use()
+
+
+def test_classes_that_the_data_lack_are_left_out_and_named(checkpoint, data_set, tmp_path, caplog):
+    file = data_set / "instances_val.json"
+    file.write_text(file.read_text().replace('"dog"', '"ox"'))
+    rows = predict(checkpoint, data_set, tmp_path / "out")
+    assert {row["category"] for row in rows} == {"cat"}
+    assert "does not have these classes of the detector, left out: dog" in caplog.text

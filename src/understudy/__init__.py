@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from understudy.detectors import Detector, build_detector, open_detector
     from understudy.errors import RunError, UserError
     from understudy.learner import Learner
-    from understudy.methods import METHODS, Method
+    from understudy.methods import METHODS, Method, build_methods
     from understudy.outputs import Outputs, Spec, Truth
+    from understudy.pairing import Pairing, pair
 
     __version__: str
 
@@ -34,18 +35,21 @@ __all__ = [
     "Learner",
     "Method",
     "Outputs",
+    "Pairing",
     "RunError",
     "Spec",
     "Truth",
     "UserError",
     "__version__",
     "build_detector",
+    "build_methods",
     "distill",
     "functional",
     "import_checkpoint",
     "load_checkpoint",
     "open_data",
     "open_detector",
+    "pair",
     "resume",
     "train",
 ]
@@ -56,15 +60,18 @@ _MODULES = {
     "Learner": "learner",
     "Method": "methods",
     "Outputs": "outputs",
+    "Pairing": "pairing",
     "RunError": "errors",
     "Spec": "outputs",
     "Truth": "outputs",
     "UserError": "errors",
     "build_detector": "detectors",
+    "build_methods": "methods",
     "import_checkpoint": "checkpoints",
     "load_checkpoint": "checkpoints",
     "open_data": "data",
     "open_detector": "detectors",
+    "pair": "pairing",
 }
 
 

@@ -8,7 +8,7 @@ import contextlib
 import io
 import math
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from rich.console import Console, Group
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from understudy.data import Batch, DetectionData, evaluation_loader, open_data
 from understudy.detectors import Detector
+from understudy.detectors.base import evaluating
 from understudy.errors import UserError
 from understudy.pairing import listed, match_names, no_common_name
 
@@ -154,22 +155,6 @@ def match_classes(classes: Sequence[str], data: DetectionData) -> tuple[int | No
     return tuple(None if place is None else data.category_ids[place] for place in places)
 
 
-@contextlib.contextmanager
-def evaluating(network: nn.Module) -> Generator[None]:
-    """Within this block a network is in ``eval()`` and keeps no graph; afterwards each module is as it was before.
-
-    Modules are restored one by one, because parts of a training detector may be frozen in ``eval()`` on purpose.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def detect_all(
     detector: Detector,
     loader: Iterable[Batch],
@@ -192,7 +177,7 @@ def detect_all(
     if category_ids is None:
         category_ids = loader.dataset.data.category_ids  # ty: ignore[missing-attribute]
     rows: list[Detection] = []
-    with evaluating(detector):
+    with evaluating(detector), torch.no_grad():
         for batch in loader:
             batch = batch.to(device)
             found = detector.detect(detector(batch.images, batch.image_sizes), batch.image_sizes)

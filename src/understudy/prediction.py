@@ -1,6 +1,7 @@
 """Detections of a trained detector on images: as COCO results, and drawn."""
 
 import json
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,10 @@ from understudy.data import DetectionData, Record, UnreadableImage, evaluation_l
 from understudy.data.images import SUFFIXES, open_image
 from understudy.errors import RunError, UserError
 from understudy.evaluation import Detection, choose_device, detect_all, match_classes, with_progress
+from understudy.pairing import listed
 from understudy.runs import write_atomically
+
+logger = logging.getLogger(__name__)
 
 _COLOURS = (
     "#e6194b",
@@ -58,11 +62,12 @@ def predict(
     Returns:
         The rows of ``detections.json``. An image of a plain folder has its place in the order of the names as
         ``image_id``, from 1, and boxes are those of the photo held upright; an image of a data set has the data set's
-        own id and orientation.
+        own id and orientation, and boxes of the classes that the data set has; the classes left out are named in the
+        log.
 
     Raises:
-        UserError: no checkpoint, nothing to predict on, images that cannot be read (all are listed), a data set of
-            other classes than the detector's, or an output folder with something in it.
+        UserError: no checkpoint, nothing to predict on, images that cannot be read (all are listed), a data set with
+            no class of the detector's, or an output folder with something in it.
     """
     from understudy.checkpoints import load_checkpoint
 
@@ -74,6 +79,8 @@ def predict(
     loaded = load_checkpoint(checkpoint)
     data = _open_source(Path(source), split, loaded.classes, loaded.meta["category_ids"])
     category_ids = match_classes(loaded.classes, data)
+    if unused := [name for name, number in zip(loaded.classes, category_ids, strict=True) if number is None]:
+        logger.warning("%s does not have these classes of the detector, left out: %s", source, listed(unused))
     output.mkdir(parents=True, exist_ok=True)
 
     device = choose_device(device)

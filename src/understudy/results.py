@@ -20,8 +20,9 @@ from understudy.checkpoints import load_checkpoint
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.data import Batch, evaluation_loader, open_data
 from understudy.detectors import Detector
+from understudy.detectors.base import evaluating
 from understudy.errors import RunError, UserError
-from understudy.evaluation import Evaluation, choose_device, evaluating, percent
+from understudy.evaluation import Evaluation, choose_device, percent
 from understudy.runs import RunFolder, read_rows
 
 Role = Literal["teacher", "plain", "distilled"]
@@ -517,7 +518,7 @@ def race(racers: Sequence[_Racer], device: torch.device, *, rounds: int = 15, se
         seconds: time after which it is enough.
     """
     for racer in racers:
-        with evaluating(racer.detector):
+        with evaluating(racer.detector), torch.no_grad():
             racer.lap(device)  # warms caches and picks kernels; not counted
         racer.rates.clear()
     started = time.perf_counter()
@@ -525,7 +526,7 @@ def race(racers: Sequence[_Racer], device: torch.device, *, rounds: int = 15, se
         if done >= 3 and time.perf_counter() - started > seconds:
             break
         for racer in racers:
-            with evaluating(racer.detector):
+            with evaluating(racer.detector), torch.no_grad():
                 racer.lap(device)
     return [statistics.median(racer.rates) for racer in racers]
 

@@ -1,6 +1,7 @@
 """Importing a detector of another library, as a checkpoint of understudy."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,13 +173,23 @@ def report(checkpoint: Checkpoint, file: Path) -> str:
         f"{len(names)} classes: {', '.join(shown(names, 8))}",
     ]
     for title, items in (
-        ("Assumed, because the file does not say it (and what changes it):", imported["assumptions"]),
+        ("Assumed, because the file does not say it (and what changes it):", _grouped(imported["assumptions"])),
         ("Imported although the weights do not fit:", imported["faults"]),
     ):
         lines += [title, *(f"  - {item}" for item in items)] if items else []
     if skipped := imported["skipped"]:
         lines.append(f"Skipped, not executed: {', '.join(shown(skipped))}")
     return "\n".join([*lines, f"Written: {checkpoint.path}", f"Next: understudy evaluate {checkpoint.path} DATA"])
+
+
+def _grouped(assumptions: Sequence[str]) -> list[str]:
+    """Assumptions as lines: those with options of their own, then all that ``--set`` changes in one."""
+    own = [item for item in assumptions if "(--set " not in item]
+    settings = [item.partition(" (--set ")[0] for item in assumptions if "(--set " in item]
+    if settings:
+        text = f"as in the family's own config: {', '.join(settings)} (--set NAME=VALUE)"
+        own.append(textwrap.fill(text, 100, subsequent_indent="    "))
+    return own
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ OPENERS: dict[type[nn.Module], type[Detector]] = {
     MMDetFasterRCNN: MMDetFasterRCNNDetector,
     FasterRCNN: FasterRCNNDetector,
 }
-"""Which detector opens which class of torchvision."""
+"""Which detector opens which class of plain network."""
 
 
 def open_detector(network: nn.Module, name: str | None = None) -> Detector:
@@ -55,7 +55,7 @@ def open_detector(network: nn.Module, name: str | None = None) -> Detector:
         if isinstance(network, kind):
             return opener(network, name)
     raise UserError(
-        f"open_detector takes a torchvision {' or '.join(kind.__name__ for kind in OPENERS)}, "
+        "open_detector takes a torchvision RetinaNet, FCOS or FasterRCNN, or a GFL, "
         f"got {type(network).__module__}.{type(network).__qualname__}."
     )
 
@@ -105,7 +105,9 @@ def build_detector(
         UserError: the name is unknown, an option does not fit, or the weights do not.
     """
     given = settings or {}
-    _check_options(name, num_classes, neck_channels, width_mult, norm, frozen_stages, conventions, given)
+    _check_options(
+        name, num_classes, neck_channels, width_mult, norm, head_norm, frozen_stages, anchor_scale, conventions, given
+    )
     if norm == "auto":
         norm = "batch" if backbone_weights is None else "frozen"
     try:
@@ -140,7 +142,9 @@ def _check_options(
     neck_channels: int,
     width_mult: float,
     norm: str,
+    head_norm: str | None,
     frozen_stages: int,
+    anchor_scale: float | None,
     conventions: str,
     settings: Mapping[str, Any],
 ) -> None:
@@ -162,6 +166,14 @@ def _check_options(
         faults.append(f"norm is one of {', '.join(('auto', *NORMS))}, got {norm!r}")
     if not 0 <= frozen_stages <= 4:
         faults.append(f"frozen_stages is 0 to 4, got {frozen_stages}")
+    if head_norm not in (None, "group"):
+        faults.append(f"head_norm is 'group' or None, got {head_norm!r}")
+    elif head_norm and family == "faster_rcnn":
+        faults.append("head_norm=group is for heads of convolutions; a faster_rcnn has none to normalise")
+    if anchor_scale is not None and family == "fcos":
+        faults.append(f"anchor_scale={anchor_scale:g} is for detectors with anchors; an fcos has none")
+    elif anchor_scale is not None and anchor_scale <= 0:
+        faults.append(f"anchor_scale is positive, got {anchor_scale:g}")
     if conventions not in ("torchvision", "mmdet"):
         faults.append(f"conventions is 'torchvision' or 'mmdet', got {conventions!r}")
     elif family:

@@ -15,7 +15,7 @@ P anchors that have an object, n ``reg_max``: a side is a distribution over the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,50 @@ def in_own_padding(anchors: Tensor, image_size: tuple[int, int]) -> Tensor:
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     # Half a pixel: the mean of two sides in float32 may miss a whole number by a little.
     return (centres < centres.new_tensor([width, height]) - 0.5).all(dim=-1)
+
+
+def choose_detections(
+    levels: Sequence[tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]],
+    image_size: tuple[int, int],
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    candidates: int,
+    detections: int,
+) -> dict[str, Tensor]:
+    """Choose the detections of an image as mmdet does: score threshold, best of each level, NMS, best overall.
+
+    Args:
+        levels: scores (R_l, K); qualities (R_l,) by which scores are multiplied once the best are chosen, or None; and
+            a function that gives the boxes (P, 4) of the anchors at places (P,).
+        image_size: height and width in pixels, to which boxes are clipped; what is empty then is dropped.
+        score_threshold: a candidate's score is above it.
+        nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
+        candidates: most boxes of a level.
+        detections: most boxes of the image.
+
+    Returns:
+        ``boxes`` (M, 4), ``scores`` (M,), best first, and ``labels`` (M,).
+    """
+    found = []
+    for scores, quality, decode_at in levels:
+        place, labels = torch.where(scores > score_threshold)
+        # Not a stable sort, as mmdet's is none: of equal scores, e.g. saturated ones, the same are chosen.
+        chosen, order = scores[place, labels].sort(descending=True)
+        chosen, order = chosen[:candidates], order[:candidates]
+        place, labels = place[order], labels[order]
+        found.append((decode_at(place), chosen if quality is None else chosen * quality[place], labels))
+    boxes, scores, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    boxes = clip_boxes_to_image(boxes, image_size)
+    visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
+    kept = batched_nms(boxes, scores, labels, nms_threshold)[:detections]
+    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+
+
+def boxes_at(decode: Callable[[Tensor, Tensor], Tensor], raw: Tensor, anchors: Tensor, places: Tensor) -> Tensor:
+    """Decode what the head emits (R, D) for the anchors (R, 4) at some places (P,): boxes (P, 4)."""
+    return decode(raw[places].float(), anchors[places])
 
 
 @torch.no_grad()
@@ -499,25 +543,25 @@ class GFL(nn.Module):
             anchors: per image and level (R_l, 4).
             image_shapes: height and width of each image without padding, to which boxes are clipped.
         """
-        detections = []
+        decode = self.head.box_coder.decode
+        found = []
         for number, (of_image, shape) in enumerate(zip(anchors, image_shapes, strict=True)):
-            levels = zip(head_outputs["cls_logits"], head_outputs["bbox_regression"], of_image, strict=True)
-            found = [self._candidates(logits[number], raw[number], level) for logits, raw, level in levels]
-            boxes, scores, labels = (torch.cat(part) for part in zip(*found, strict=True))
-            boxes = clip_boxes_to_image(boxes, shape)
-            visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=-1)
-            boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
-            kept = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
-            detections.append({"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]})
-        return detections
-
-    def _candidates(self, logits: Tensor, raw: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scores = logits.float().sigmoid()
-        cells, labels = torch.where(scores > self.score_thresh)
-        scores, order = scores[cells, labels].sort(descending=True)
-        best = order[: self.topk_candidates]
-        cells, labels = cells[best], labels[best]
-        return self.head.box_coder.decode(raw[cells].float(), anchors[cells]), scores[: len(best)], labels
+            outputs = zip(head_outputs["cls_logits"], head_outputs["bbox_regression"], of_image, strict=True)
+            levels = [
+                (logits[number].float().sigmoid(), None, partial(boxes_at, decode, raw[number], level))
+                for logits, raw, level in outputs
+            ]
+            found.append(
+                choose_detections(
+                    levels,
+                    shape,
+                    score_threshold=self.score_thresh,
+                    nms_threshold=self.nms_thresh,
+                    candidates=self.topk_candidates,
+                    detections=self.detections_per_img,
+                )
+            )
+        return found
 
     def _faults(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> list[str]:
         if targets is None or len(targets) != len(images):

@@ -5,7 +5,7 @@ P anchors that have an object.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,10 @@ from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder, Matche
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import (
-    batched_nms,
-    box_area,
-    box_iou,
-    clip_boxes_to_image,
-    generalized_box_iou_loss,
-    sigmoid_focal_loss,
-)
+from torchvision.ops import box_area, box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from .backbones import ConvLevels, with_pyramid
-from .gfl import StrideAnchors, in_own_padding
+from .gfl import StrideAnchors, boxes_at, choose_detections, in_own_padding
 from .library import STRIDES
 from .library import groups as usual_groups
 
@@ -55,45 +48,6 @@ def classification_loss(
         wanted[image, positive, target["labels"][index[positive]]] = 1
     counted = torch.stack(list(matched_idxs)) > -2
     return sigmoid_focal_loss(logits[counted], wanted[counted], reduction="sum") / divisor
-
-
-def choose_detections(
-    levels: Sequence[tuple[Tensor, Tensor, Tensor | None]],
-    image_size: tuple[int, int],
-    *,
-    score_threshold: float,
-    nms_threshold: float,
-    candidates: int,
-    detections: int,
-) -> dict[str, Tensor]:
-    """Choose the detections of an image: score threshold, best candidates per level, NMS, best overall.
-
-    Args:
-        levels: boxes (R_l, 4), scores (R_l, K) and, or None, the qualities (R_l,) by which scores are multiplied once
-            the candidates are chosen.
-        image_size: height and width in pixels, to which boxes are clipped; what is empty then is dropped.
-        score_threshold: a candidate's score is above it.
-        nms_threshold: IoU above which the weaker of two boxes of a class is dropped.
-        candidates: most boxes of a level.
-        detections: most boxes of the image.
-
-    Returns:
-        ``boxes`` (M, 4), ``scores`` (M,), best first, and ``labels`` (M,).
-    """
-    found = []
-    for boxes, scores, quality in levels:
-        place, labels = torch.where(scores > score_threshold)
-        # Not a stable sort, as mmdet's is none: of equal scores, e.g. saturated ones, the same are chosen.
-        chosen, order = scores[place, labels].sort(descending=True)
-        chosen, order = chosen[:candidates], order[:candidates]
-        place, labels = place[order], labels[order]
-        found.append((boxes[place], chosen if quality is None else chosen * quality[place], labels))
-    boxes, scores, labels = (torch.cat(part) for part in zip(*found, strict=True))
-    boxes = clip_boxes_to_image(boxes, image_size)
-    solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
-    kept = batched_nms(boxes, scores, labels, nms_threshold)[:detections]
-    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
 
 
 def tower(channels: int, stacked_convs: int, groups: int | None, bias: bool) -> nn.Sequential:
@@ -143,6 +97,38 @@ class ForcedMatcher(Matcher):
             if best >= self.least_overlap:
                 index[overlaps == best] = number
         return index
+
+
+@torch.no_grad()
+def assign_by_overlap(
+    matcher: Matcher,
+    anchors: Sequence[Tensor],
+    targets: Sequence[dict[str, Tensor]],
+    image_sizes: Sequence[tuple[int, int]] | None,
+) -> list[Tensor]:
+    """Match the anchors to the objects of each image by their IoU.
+
+    Args:
+        matcher: decides by the overlaps.
+        anchors: (R_l, 4) of each level, xyxy in pixels of the padded batch.
+        targets: per image ``boxes`` (M, 4) xyxy, in the same pixels.
+        image_sizes: height and width of each image without padding; anchors outside an image's own padding are left
+            out (:func:`.gfl.in_own_padding`). None: no image is padded.
+
+    Returns:
+        Per image (R,) int64: number of the object, -1 background, -2 ignored or left out.
+    """
+    flat = torch.cat(list(anchors))
+    matched = []
+    for image, target in enumerate(targets):
+        inside = torch.ones_like(flat[:, 0], dtype=torch.bool)
+        if image_sizes is not None:
+            inside = in_own_padding(flat, image_sizes[image])
+        index = torch.full_like(inside, -2, dtype=torch.int64)
+        boxes = target["boxes"]
+        index[inside] = matcher(box_iou(boxes, flat[inside])) if len(boxes) else -1
+        matched.append(index)
+    return matched
 
 
 class ClippedBoxCoder(BoxCoder):
@@ -253,7 +239,6 @@ class MMDetRetinaNet(RetinaNet):
         self.anchor_generator = anchors  # torchvision's constructor takes none but its own class
         self.transform = transform
 
-    @torch.no_grad()
     def assign(
         self,
         anchors: Sequence[Tensor],
@@ -265,26 +250,9 @@ class MMDetRetinaNet(RetinaNet):
         An anchor whose IoU with an object is 0.5 belongs to it, below 0.4 it is background, between the two it is
         ignored; but an object takes the anchors that overlap it most in any case.
 
-        Args:
-            anchors: (R_l, 4) of each level, xyxy in pixels of the padded batch.
-            targets: per image ``boxes`` (M, 4) xyxy, in the same pixels.
-            image_sizes: height and width of each image without padding; anchors outside an image's own padding are
-                left out (:func:`.gfl.in_own_padding`). None: no image is padded.
-
-        Returns:
-            Per image (R,) int64: number of the object, -1 background, -2 ignored or left out.
+        Arguments and result are those of :func:`assign_by_overlap`.
         """
-        flat = torch.cat(list(anchors))
-        matched = []
-        for image, target in enumerate(targets):
-            inside = torch.ones_like(flat[:, 0], dtype=torch.bool)
-            if image_sizes is not None:
-                inside = in_own_padding(flat, image_sizes[image])
-            index = torch.full_like(inside, -2, dtype=torch.int64)
-            boxes = target["boxes"]
-            index[inside] = self.proposal_matcher(box_iou(boxes, flat[inside])) if len(boxes) else -1
-            matched.append(index)
-        return matched
+        return assign_by_overlap(self.proposal_matcher, anchors, targets, image_sizes)
 
     def compute_loss(
         self, targets: Sequence[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: Sequence[Tensor]
@@ -300,13 +268,13 @@ class MMDetRetinaNet(RetinaNet):
         anchors: Sequence[Sequence[Tensor]],
         image_shapes: Sequence[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Choose the detections of each image from the outputs of each level; see :func:`choose_detections`."""
+        """Choose the detections of each image from the outputs of each level; see :func:`.gfl.choose_detections`."""
         decode = self.head.regression_head.box_coder.decode_single
         found = []
         outputs = [head_outputs[name] for name in ("cls_logits", "bbox_regression")]
         for image, shape in enumerate(image_shapes):
             levels = [
-                (decode(raw[image].float(), own), logits[image].float().sigmoid(), None)
+                (logits[image].float().sigmoid(), None, partial(boxes_at, decode, raw[image], own))
                 for logits, raw, own in zip(*outputs, anchors[image], strict=True)
             ]
             found.append(_chosen(self, levels, shape))
@@ -314,7 +282,9 @@ class MMDetRetinaNet(RetinaNet):
 
 
 def _chosen(
-    network: RetinaNet | FCOS, levels: Sequence[tuple[Tensor, Tensor, Tensor | None]], image_size: tuple[int, int]
+    network: RetinaNet | FCOS,
+    levels: Sequence[tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]],
+    image_size: tuple[int, int],
 ) -> dict[str, Tensor]:
     return choose_detections(
         levels,
@@ -623,7 +593,7 @@ class MMDetFCOS(FCOS):
         anchors: Sequence[Sequence[Tensor]],
         image_shapes: Sequence[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Choose the detections of each image from the outputs of each level; see :func:`choose_detections`.
+        """Choose the detections of each image from the outputs of each level; see :func:`.gfl.choose_detections`.
 
         A score is multiplied by the centre-ness after the candidates are chosen.
         """
@@ -632,9 +602,9 @@ class MMDetFCOS(FCOS):
         for image, shape in enumerate(image_shapes):
             levels = [
                 (
-                    self.box_coder.decode(raw[image].float(), own),
                     logits[image].float().sigmoid(),
                     centerness[image].float().sigmoid().squeeze(-1),
+                    partial(boxes_at, self.box_coder.decode, raw[image], own),
                 )
                 for logits, raw, centerness, own in zip(*outputs, anchors[image], strict=True)
             ]

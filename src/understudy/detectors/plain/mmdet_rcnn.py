@@ -10,12 +10,12 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image, roi_align
+from torchvision.ops import batched_nms, box_area, clip_boxes_to_image, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from .backbones import with_pyramid
-from .gfl import StrideAnchors, in_own_padding
-from .mmdet import ClippedBoxCoder, ForcedMatcher, SizedTransform
+from .gfl import StrideAnchors
+from .mmdet import ClippedBoxCoder, ForcedMatcher, SizedTransform, assign_by_overlap
 
 if TYPE_CHECKING:
     from . import Design
@@ -137,7 +137,6 @@ class MMDetRPN(RegionProposalNetwork):
         self.fg_bg_sampler = RandomSampler(settings["batch_size_per_image"], settings["positive_fraction"])
         self.min_size = torch.finfo(torch.float32).tiny  # only boxes without any area are dropped
 
-    @torch.no_grad()
     def assign(
         self,
         anchors: Sequence[Tensor],
@@ -149,26 +148,9 @@ class MMDetRPN(RegionProposalNetwork):
         An anchor whose IoU with an object is 0.7 belongs to it, below 0.3 it is background, between the two it is
         ignored; but an object takes the anchors that overlap it most if they do by 0.3.
 
-        Args:
-            anchors: (R_l, 4) of each level, xyxy in pixels of the padded batch.
-            targets: per image ``boxes`` (M, 4) xyxy, in the same pixels.
-            image_sizes: height and width of each image without padding; anchors outside an image's own padding are
-                left out (:func:`.gfl.in_own_padding`). None: no image is padded.
-
-        Returns:
-            Per image (R,) int64: number of the object, -1 background, -2 ignored or left out.
+        Arguments and result are those of :func:`.mmdet.assign_by_overlap`.
         """
-        flat = torch.cat(list(anchors))
-        matched = []
-        for image, target in enumerate(targets):
-            inside = torch.ones_like(flat[:, 0], dtype=torch.bool)
-            if image_sizes is not None:
-                inside = in_own_padding(flat, image_sizes[image])
-            index = torch.full_like(inside, -2, dtype=torch.int64)
-            boxes = target["boxes"]
-            index[inside] = self.proposal_matcher(box_iou(boxes, flat[inside])) if len(boxes) else -1
-            matched.append(index)
-        return matched
+        return assign_by_overlap(self.proposal_matcher, anchors, targets, image_sizes)
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
