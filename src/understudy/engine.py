@@ -114,7 +114,9 @@ class Engine(L.LightningModule):
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_outputs = self.teacher(batch.images, batch.image_sizes)
-        terms = self.learner(batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled)
+        terms = self.learner(
+            batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled, teacher=self.teacher
+        )
         total = weighted_sum(terms, self.weights, self.global_step)
         self.losses = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist(), strict=True))
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from understudy.detectors import Detector
 from understudy.errors import UserError
-from understudy.methods.base import Method
+from understudy.methods.base import Layers, Method
 from understudy.outputs import Outputs, Target, Truth
 from understudy.pairing import Pairing
 
@@ -60,6 +60,7 @@ class Learner(nn.Module):
         teacher_outputs: Outputs | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
         labelled: Sequence[bool] | None = None,
+        teacher: Detector | None = None,
     ) -> dict[str, Tensor]:
         """Compute every loss by name, unweighted: torchvision's names, then ``<method>_<term>``.
 
@@ -70,25 +71,37 @@ class Learner(nn.Module):
             image_sizes: unpadded height and width of each image.
             labelled: which images have a ground truth; None: all. The others take part in the methods' terms only,
                 and where there are only such, so are the losses.
+            teacher: the frozen teacher, for methods that run its layers; it is not kept.
 
         Raises:
-            UserError: methods without a teacher's record, or a record whose levels have other sizes.
+            UserError: methods without a teacher's record or, where they run its layers, without the teacher; or a
+                record whose levels have other sizes.
         """
         if self.methods and teacher_outputs is None:
             raise UserError("This learner has distillation methods: give it the teacher's outputs of the same images.")
+        self._check_teacher(teacher)
         outputs = self.student(images, image_sizes)
         losses, truth = self._task(outputs, targets, labelled)
         if not self.methods or teacher_outputs is None:
             return losses
+        layers = None if teacher is None else Layers(self.student, teacher, self.pairing, outputs, teacher_outputs)
         if self.pairing:
             truth = self.pairing.truth(truth, outputs)
             outputs = self.pairing.student_record(outputs)
             teacher_outputs = self.pairing.teacher_record(teacher_outputs)
         self._check_levels(outputs, teacher_outputs)
         for method in self.methods:
-            terms = method(outputs, teacher_outputs, truth)
+            more = (layers,) if method.uses_layers else ()
+            terms = method(outputs, teacher_outputs, truth, *more)
             losses |= {name: terms[name] for name in (f"{method.name}_{term}" for term in method.terms)}
         return losses
+
+    def _check_teacher(self, teacher: Detector | None) -> None:
+        if teacher is None and (names := [method.name for method in self.methods if method.uses_layers]):
+            raise UserError(
+                f"{', '.join(names)} runs features through the teacher's own layers, for which its recorded outputs are "
+                "not enough: give the learner the teacher itself, learner(..., teacher=teacher)."
+            )
 
     def _task(
         self, outputs: Outputs, targets: Sequence[Target], labelled: Sequence[bool] | None

@@ -2,12 +2,36 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
 from understudy.errors import UserError
 from understudy.outputs import Outputs, Spec, Truth
+
+if TYPE_CHECKING:
+    from understudy.detectors import Detector
+    from understudy.pairing import Pairing
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The two detectors themselves, for methods that run features through layers (Dist2, CrossKD).
+
+    Attributes:
+        student: the detector that is trained.
+        teacher: the frozen one; its layers may be run with gradient to what goes in, never with ``no_grad``.
+        pairing: what the two have in common; None: everything.
+        student_outputs: the student's whole record, where the method's own is reduced to what both have.
+        teacher_outputs: the teacher's.
+    """
+
+    student: "Detector"
+    teacher: "Detector"
+    pairing: "Pairing | None"
+    student_outputs: Outputs
+    teacher_outputs: Outputs
 
 
 class Method(nn.Module, ABC):
@@ -33,6 +57,8 @@ class Method(nn.Module, ABC):
         weights: published weight of each term, per family of detectors.
         ramp_steps: steps over which the weights grow linearly from zero.
         source: paper, and where the weights are from.
+        uses_layers: ``forward`` takes a fourth argument, the :class:`Layers`. Such a method needs the teacher itself
+            in every step; recorded outputs of it are not enough.
 
     Raises:
         UserError: a term that is asked for cannot be computed for this pair.
@@ -43,6 +69,7 @@ class Method(nn.Module, ABC):
     weights: ClassVar[Mapping[str, Mapping[str, float]]]
     ramp_steps: ClassVar[int] = 0
     source: ClassVar[str]
+    uses_layers: ClassVar[bool] = False
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):
         super().__init__()

@@ -1,14 +1,12 @@
-"""The arithmetic of the methods: pure functions on tensors, no state.
-
-Every function computes in float32 at least (half-precision inputs are promoted), states its reduction in words, and
-names the paper and equation it implements. Letters are those of :mod:`understudy.outputs`.
-"""
+"""What a teacher sees in every cell, and losses under such a weight map (FRS)."""
 
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from understudy.functional.precision import at_least_float32
 
 Normaliser = Literal["batch", "image"]
 
@@ -28,7 +26,7 @@ def feature_richness(class_logits: Tensor) -> Tensor:
     Returns:
         (N, H, W), in 0..1. Differentiable; a teacher's richness is used as a constant.
     """
-    return _at_least_float32(class_logits).amax((-2, -1)).sigmoid()
+    return at_least_float32(class_logits).amax((-2, -1)).sigmoid()
 
 
 def highest_of_cell(class_logits: Tensor) -> Tensor:
@@ -66,7 +64,7 @@ def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, norm
         raise ValueError(
             f"features to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
         )
-    difference = _at_least_float32(student) - _at_least_float32(teacher.detach())
+    difference = at_least_float32(student) - at_least_float32(teacher.detach())
     return _weighted_mean_of_cells(difference.square().sum(1), weight, normaliser)
 
 
@@ -93,21 +91,17 @@ def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normal
         raise ValueError(
             f"class logits to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
         )
-    target = _at_least_float32(teacher.detach()).sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(_at_least_float32(student), target, reduction="none")
+    target = at_least_float32(teacher.detach()).sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(at_least_float32(student), target, reduction="none")
     return _weighted_mean_of_cells(entropy.sum((-2, -1)), weight, normaliser)
 
 
 def _weighted_mean_of_cells(cells: Tensor, weight: Tensor, normaliser: Normaliser) -> Tensor:
     if cells.shape != weight.shape:
         raise ValueError(f"the weight map is {tuple(weight.shape)}, the cells to weight are {tuple(cells.shape)}")
-    weight = _at_least_float32(weight)
+    weight = at_least_float32(weight)
     if normaliser == "batch":
         return (cells * weight).sum() / weight.sum().clamp(min=SMALLEST_MASS)
     if normaliser == "image":
         return ((cells * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=SMALLEST_MASS)).mean()
     raise ValueError(f'normaliser is "batch" or "image", got {normaliser!r}')
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
