@@ -99,8 +99,8 @@ class Learner(nn.Module):
     def _check_teacher(self, teacher: Detector | None) -> None:
         if teacher is None and (names := [method.name for method in self.methods if method.uses_layers]):
             raise UserError(
-                f"{', '.join(names)} runs features through the teacher's own layers, for which its recorded outputs are "
-                "not enough: give the learner the teacher itself, learner(..., teacher=teacher)."
+                f"{', '.join(names)} runs features through the teacher's own layers, for which its recorded outputs "
+                "are not enough: give the learner the teacher itself, learner(..., teacher=teacher)."
             )
 
     def _task(
