@@ -25,6 +25,7 @@ from understudy.detectors import build_detector, open_detector
 from understudy.detectors.plain import build_network
 from understudy.detectors.plain.mmdet_rcnn import RandomSampler
 from understudy.errors import UserError
+from understudy.functional import richness_masks
 from understudy.methods.frs import FRS
 from understudy.outputs import Outputs, Truth, flatten_levels
 
@@ -395,7 +396,7 @@ def test_frs_takes_mask_and_scores_from_the_rpn():
         student.zero_grad()
         term.backward(retain_graph=True)
         assert student.network.backbone.fpn.layer_blocks[0][0].weight.grad.abs().sum() > 0
-    mask = method.mask(theirs.class_logits[0])
+    mask = richness_masks(outputs, theirs, Truth(truth, student.assign(outputs, truth)))[0]
     torch.testing.assert_close(mask, theirs.class_logits[0].sigmoid().amax((-2, -1)))
 
 

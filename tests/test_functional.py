@@ -1,13 +1,25 @@
 """The arithmetic of the methods, against known values, slow loops and its own invariants."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import BIG, LITTLE, made_up_specs, record, truth
 
-from understudy.functional import feature_richness, weighted_class_loss, weighted_feature_loss
+from understudy.errors import UserError
+from understudy.functional import (
+    feature_richness,
+    richness_mask,
+    richness_masks,
+    weighted_box_loss,
+    weighted_class_loss,
+    weighted_feature_loss,
+)
+from understudy.methods import METHODS, build_methods
+from understudy.weighting import TermWeight
 
 N, C, H, W, K = 2, 3, 2, 3, 4
 
@@ -138,3 +150,129 @@ def test_shapes_that_do_not_fit_are_named():
         weighted_feature_loss(student, teacher, weight[:1])
     with pytest.raises(ValueError, match="normaliser"):
         weighted_feature_loss(student, teacher, weight, "level")
+
+
+# ------------------------------------------------------------------------------------------------------- options of FRS
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def test_by_default_frs_is_bit_equal_to_its_two_equations():
+    (method,), weights = build_methods({"frs": {}}, LITTLE, BIG)
+    assert weights == {"frs_feature": TermWeight(0.005, 500), "frs_class": TermWeight(0.02, 500)}
+    student, teacher = record(LITTLE, 1), record(BIG, 2)
+    masks = [feature_richness(logits) for logits in teacher.class_logits]
+    adapted = [adapter(own) for adapter, own in zip(method.adapters, student.features, strict=True)]
+    pairs = {
+        "frs_feature": (weighted_feature_loss, adapted, teacher.features),
+        "frs_class": (weighted_class_loss, student.class_logits, teacher.class_logits),
+    }
+    terms = method(student, teacher, truth(LITTLE))
+    assert list(terms) == list(pairs)
+    for name, (loss, own, theirs) in pairs.items():
+        levels = [loss(*level) for level in zip(own, theirs, masks, strict=True)]
+        assert torch.equal(terms[name], torch.stack(levels).sum())
+
+
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [("tp", [1, 0, 0, 0]), ("tp_fp", [1, 1, 0, 0]), ("tp_fn", [1, 0, 1, 0]), ("tp_tn", [1, 0, 0, 1])],
+)
+def test_the_regions_of_table_4(region, expected):
+    richness = torch.tensor([0.9, 0.2, 0.1, 0.05]).view(1, 1, 4)  # 0.1 itself is not above 0.1
+    objects = torch.tensor([True, False, True, False]).view(1, 1, 4)
+    assert richness_mask(richness, objects, region).flatten().tolist() == expected
+    everything = richness_mask(richness, objects, region, threshold=0.01).flatten().tolist()
+    assert everything == {"tp": [1, 0, 1, 0], "tp_fp": [1] * 4, "tp_fn": [1, 0, 1, 0], "tp_tn": [1, 0, 1, 0]}[region]
+
+
+def test_a_region_needs_the_cells_of_objects_and_richness_a_threshold_to_be_binary():
+    richness = torch.tensor([[[0.9, 0.05]]])
+    assert richness_mask(richness) is richness
+    assert richness_mask(richness, threshold=0.1).tolist() == richness_mask(richness, None, "tp_fp").tolist()
+    with pytest.raises(ValueError, match="'tp_tn' needs the cells of objects"):
+        richness_mask(richness, None, "tp_tn")
+
+
+def test_a_cell_is_an_objects_if_one_of_its_anchors_is_assigned_to_it():
+    student, teacher, ground = record(LITTLE, 1), record(BIG, 2), truth(LITTLE)
+    masks = richness_masks(student, teacher, ground, region="tp_fn")
+    assert 0 < sum(mask.sum() for mask in masks) < sum(mask.numel() for mask in masks)
+    place = 0  # level, row, column, anchor
+    for mask in masks:
+        for y in range(mask.shape[1]):
+            for x in range(mask.shape[2]):
+                for image in range(2):
+                    assert mask[image, y, x].item() == any(ground.gt_index[image, place + a] >= 0 for a in range(2))
+                place += 2
+    ground.gt_index.fill_(-2)  # as of an unlabelled image
+    assert not any(mask.any() for mask in richness_masks(student, teacher, ground, region="tp"))
+
+
+def test_centerness_in_the_richness_against_a_loop():
+    specs = made_up_specs("fcos")
+    student, teacher = record(specs[0], 1), record(specs[1], 2)
+    masks = richness_masks(student, teacher, truth(specs[0]), centerness=True)
+    place = 0
+    for mask, logits in zip(masks, teacher.class_logits, strict=True):
+        for y in range(mask.shape[1]):
+            for x in range(mask.shape[2]):
+                for image in range(2):
+                    score = max(sigmoid(value) for value in logits[image, y, x, 0].tolist())
+                    expected = score * sigmoid(teacher.extra["centerness"][image, place].item())
+                    assert mask[image, y, x].item() == pytest.approx(expected, rel=1e-5)
+                place += 1
+    plain, counted = (METHODS["frs"](*specs, centerness=each)(student, teacher, None) for each in (False, True))
+    assert plain["frs_class"] != counted["frs_class"]
+
+
+def test_a_teacher_without_centerness_is_refused_by_name():
+    with pytest.raises(UserError, match=r"frs_feature: the teacher big has no centre-ness; methods.frs.centerness=f"):
+        build_methods({"frs": {"centerness": True}}, LITTLE, BIG)
+    with pytest.raises(ValueError, match="record has none"):
+        richness_masks(record(LITTLE, 1), record(BIG, 2), truth(LITTLE), centerness=True)
+
+
+def test_box_loss_against_a_loop():
+    student, teacher = wave((2, 2, 3, 2, 4), 0.9, 0.4, 1.0), wave((2, 2, 3, 2, 4), 0.7, 0.1, 1.5)
+    weight = wave((2, 2, 3), 0.3, 1.0, 0.4).abs()
+    above = below = 0.0
+    for n in range(2):
+        for y in range(2):
+            for x in range(3):
+                squares = [(student[n, y, x, a, d] - teacher[n, y, x, a, d]) ** 2 for a in range(2) for d in range(4)]
+                above += weight[n, y, x].item() * sum(squares).item()
+                below += weight[n, y, x].item()
+    assert weighted_box_loss(student, teacher, weight).item() == pytest.approx(above / below)
+    with pytest.raises(ValueError, match="box outputs to compare differ"):
+        weighted_box_loss(student[..., :2], teacher, weight)
+
+
+def test_the_box_term_is_off_unless_it_has_a_weight_and_compares_raw_outputs():
+    other = made_up_specs("fcos")[1]
+    weights = {"feature_weight": 1, "class_weight": 0}
+    build_methods({"frs": weights}, LITTLE, other)  # nobody asked for boxes
+    with pytest.raises(UserError) as failure:
+        build_methods({"frs": {**weights, "box_weight": 0.2}}, LITTLE, other)
+    for part in ("frs_box: the student little has 2 anchors", "boxes as 4 deltas", "boxes as 4 distances in strides"):
+        assert part in str(failure.value)
+    with pytest.raises(UserError, match="all are 0"):
+        build_methods({"frs": {"feature_weight": 0, "class_weight": 0}}, LITTLE, BIG)
+
+    (method,), terms = build_methods({"frs": {"feature_weight": 0, "class_weight": 0, "box_weight": 0.2}}, LITTLE, BIG)
+    assert terms == {"frs_box": TermWeight(0.2, 500)}
+    assert not list(method.parameters())
+    student, teacher = record(LITTLE, 1), record(BIG, 2)
+    found = method(student, teacher, truth(LITTLE))
+    levels = zip(student.box_raw, teacher.box_raw, map(feature_richness, teacher.class_logits), strict=True)
+    assert list(found) == ["frs_box"]
+    assert found["frs_box"].item() == pytest.approx(sum(weighted_box_loss(*level) for level in levels).item())
+    found["frs_box"].backward()
+    assert all(raw.grad.abs().sum() > 0 for raw in student.box_raw)
+
+
+def test_a_family_without_published_weights_need_not_give_that_of_an_optional_term():
+    (method,), _ = build_methods({"frs": {"feature_weight": 1, "class_weight": 1}}, replace(LITTLE, family="own"), BIG)
+    assert method.terms == ("feature", "class")

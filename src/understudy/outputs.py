@@ -36,6 +36,8 @@ class Spec:
         objectness: the class logits, of which there is one, only say whether there is an object (an RPN's).
         stage_channels: channels of the backbone outputs.
         stage_strides: pixels per cell of the backbone outputs.
+        tower_channels: channels after each convolution of the head's two towers, which are alike; none where the head
+            is built otherwise.
         family: the kind of detector, e.g. ``"retinanet"``; published weights are looked up by it.
         name: what messages call it, e.g. ``"retinanet_resnet50"``.
     """
@@ -49,6 +51,7 @@ class Spec:
     objectness: bool = False
     stage_channels: tuple[int, ...] = ()
     stage_strides: tuple[int, ...] = ()
+    tower_channels: tuple[int, ...] = ()
     family: str = "detector"
     name: str = "detector"
 
@@ -56,6 +59,19 @@ class Spec:
     def scored(self) -> str:
         """What the class logits are scores of, in words."""
         return "objectness" if self.objectness else f"{self.num_classes} classes"
+
+
+@dataclass(frozen=True, slots=True)
+class TowerMaps:
+    """Maps inside the two towers of a head, all after the convolution of the same number, before the activation.
+
+    Attributes:
+        classes: of the tower of the classes, each level (N, C, H, W), fine to coarse.
+        boxes: of the tower of the boxes, likewise.
+    """
+
+    classes: list[Tensor]
+    boxes: list[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +86,8 @@ class Outputs:
         anchors: each (H, W, A, 4), xyxy in pixels of the padded batch; the same for every image.
         extra: what one family has beside, e.g. FCOS' ``centerness`` (N, R), as logits.
         image_sizes: height and width in pixels of each image without its padding; None: no image is padded.
+        tower_maps: maps inside the head, by number of the convolution; those that the detector was asked to keep
+            (:meth:`.Detector.keeping`), which by default is none. Not in a part of a record.
     """
 
     stages: list[Tensor]
@@ -79,6 +97,7 @@ class Outputs:
     anchors: list[Tensor]
     extra: dict[str, Tensor] = field(default_factory=dict)
     image_sizes: tuple[tuple[int, int], ...] | None = None
+    tower_maps: dict[int, TowerMaps] = field(default_factory=dict)
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:

@@ -55,6 +55,7 @@ class Part:
                 name: _of_levels(value, anchors, self.levels) if value.shape[1:2] == (sum(anchors),) else value
                 for name, value in outputs.extra.items()
             },
+            tower_maps={},
         )
 
 
@@ -71,6 +72,7 @@ class Pairing:
         student_part: what is kept of the student's record.
         teacher_part: what is kept of the teacher's.
         label_of: for each of the student's classes its number among the common ones, or -1.
+        teacher_labels: for each common class the label that the teacher itself has for it.
         classes: names of the common classes, as the student calls them; numbers where no names were given.
         unknown: classes of the student that the teacher lacks: their objects take no part in the distillation.
         unused: classes of the teacher that the student lacks.
@@ -82,6 +84,7 @@ class Pairing:
     student_part: Part
     teacher_part: Part
     label_of: tuple[int, ...]
+    teacher_labels: tuple[int, ...]
     classes: tuple[str, ...]
     unknown: tuple[str, ...]
     unused: tuple[str, ...]
@@ -187,6 +190,7 @@ def pair(
         student_part=student_part,
         teacher_part=teacher_part,
         label_of=tuple(known.index(label) if label in known else -1 for label in range(len(places))),
+        teacher_labels=tuple(used),
         classes=tuple(student_classes[label] for label in known),
         unknown=tuple(name for name, place in zip(student_classes, places, strict=True) if place is None),
         unused=tuple(name for place, name in enumerate(teacher_classes) if place not in used),

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from understudy.outputs import Outputs, Spec, Target, flatten_levels, unflatten_levels
+from understudy.detectors.towers import Towers, entered, halves, recorded, tower_channels
+from understudy.errors import UserError
+from understudy.outputs import Outputs, Spec, Target, TowerMaps, flatten_levels, unflatten_levels
 
 PROBE_SIZE = 256  # pixels; a multiple of every stride in use
 
@@ -43,6 +45,7 @@ class Detector(nn.Module, ABC):
     def __init__(self, network: nn.Module, name: str | None = None):
         super().__init__()
         self.network = network
+        self._kept: tuple[int, ...] = ()
         self.spec = self._probe(name or self.family)
 
     def forward(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> Outputs:
@@ -84,17 +87,86 @@ class Detector(nn.Module, ABC):
                 every image to be of this size.
         """
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
-        anchors_per_cell = self._anchor_generator.num_anchors_per_location()[0]
-        raw = self._raw(list(features))
+        with recorded(self._towers, self._kept) if self._kept else nullcontext({}) as tower_maps:
+            predictions = self._predictions(features)
         return Outputs(
             stages=[],
             features=list(features),
-            class_logits=unflatten_levels(raw["cls_logits"], sizes, anchors_per_cell),
-            box_raw=unflatten_levels(raw["bbox_regression"], sizes, anchors_per_cell),
             anchors=self._anchors(sizes, image_size, features[0].device),
-            extra=self._extra(raw),
             image_sizes=((image_size[0], image_size[1]),) * len(features[0]),
+            tower_maps=tower_maps,
+            **predictions,
         )
+
+    @contextmanager
+    def keeping(self, *places: int) -> Generator[None]:
+        """While it lasts, let every record have the maps inside the head's two towers as ``tower_maps``.
+
+        Args:
+            *places: numbers of the convolutions, from 0, after which maps are kept; none costs nothing.
+
+        Raises:
+            UserError: the towers have no such convolution.
+        """
+        if missing := [place for place in places if not 0 <= place < len(self.spec.tower_channels)]:
+            raise UserError(
+                f"{self.spec.name} has {len(self.spec.tower_channels)} convolutions in each tower of its head, counted "
+                f"from 0, and no number {', '.join(map(str, missing))}."
+            )
+        before, self._kept = self._kept, places
+        try:
+            yield
+        finally:
+            self._kept = before
+
+    def tower_maps(self, outputs: Outputs, place: int) -> TowerMaps:
+        """The maps inside the head's two towers after a convolution: those that were kept, or computed from features.
+
+        Args:
+            outputs: a whole record of this detector.
+            place: number of the convolution, from 0.
+        """
+        if place in outputs.tower_maps:
+            return outputs.tower_maps[place]
+        starts = [halves(tower, place)[0] for tower in self._towers]
+        return TowerMaps(*([start(feature) for feature in outputs.features] for start in starts))
+
+    def head_from(self, tower_maps: TowerMaps, place: int, outputs: Outputs) -> Outputs:
+        """Run the end of the head on maps of the right shape, a student's for a teacher included.
+
+        Args:
+            tower_maps: taken for those after the convolution `place` of the two towers, at every level.
+            place: number of the convolution, from 0.
+            outputs: a whole record of this detector for the same batch.
+
+        Returns:
+            This record with the other predictions.
+        """
+        with entered(self._towers, place, tower_maps):
+            return replace(outputs, tower_maps={}, **self._predictions(outputs.features))
+
+    @property
+    def _towers(self) -> Towers:
+        head = self.network.head
+        return head.classification_head.conv, head.regression_head.conv
+
+    @property
+    def _tower_channels(self) -> tuple[int, ...]:
+        try:
+            return tower_channels(self._towers)
+        except AttributeError:  # a head without two towers
+            return ()
+
+    def _predictions(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        """Run the head and lay out what it emits, by the names of the record."""
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        anchors_per_cell = self._anchor_generator.num_anchors_per_location()[0]
+        raw = self._raw(list(features))
+        return {
+            "class_logits": unflatten_levels(raw["cls_logits"], sizes, anchors_per_cell),
+            "box_raw": unflatten_levels(raw["bbox_regression"], sizes, anchors_per_cell),
+            "extra": self._extra(raw),
+        }
 
     def _raw(self, features: list[Tensor]) -> dict[str, Tensor]:
         """Run the head: ``cls_logits`` (N, R, K), ``bbox_regression`` (N, R, D) and what else the family has."""
@@ -212,6 +284,7 @@ class Detector(nn.Module, ABC):
             objectness=self.objectness,
             stage_channels=tuple(stage.shape[1] for stage in stages),
             stage_strides=tuple(_stride(stage) for stage in stages),
+            tower_channels=self._tower_channels,
             family=self.family,
             name=name,
         )

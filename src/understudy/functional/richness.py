@@ -1,31 +1,110 @@
 """What a teacher sees in every cell, and losses under such a weight map (FRS)."""
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from understudy.functional.precision import at_least_float32
+from understudy.outputs import Outputs, Truth, unflatten_levels
 
 Normaliser = Literal["batch", "image"]
+
+Region = Literal["richness", "tp", "tp_fp", "tp_fn", "tp_tn"]
+"""Cells that FRS looks at: weighted by richness, or those of the paper's Table 4."""
+
+RICH = 0.1
+"""The score above which a cell counts as detected, in the authors' ablation (their code)."""
 
 SMALLEST_MASS = 1e-6
 """A weight map that sums to less is divided by this instead, so that an empty mask gives zero and not NaN."""
 
 
-def feature_richness(class_logits: Tensor) -> Tensor:
+def feature_richness(class_logits: Tensor, centerness: Tensor | None = None) -> Tensor:
     """Say how much a detector sees in every cell: its highest class score there.
 
     FRS (Du et al., NeurIPS 2021), Eq. 5. The paper takes the maximum over classes; the authors' code takes it over
-    classes and anchors, and so does this.
+    classes and anchors, and so does this. With centre-ness it is the highest product of the two scores, which the
+    authors' development code tries for FCOS and their release leaves out.
 
     Args:
         class_logits: (N, H, W, A, K), before the sigmoid.
+        centerness: (N, H, W, A), before the sigmoid; None: not counted.
 
     Returns:
         (N, H, W), in 0..1. Differentiable; a teacher's richness is used as a constant.
     """
-    return at_least_float32(class_logits).amax((-2, -1)).sigmoid()
+    if centerness is None:
+        return at_least_float32(class_logits).amax((-2, -1)).sigmoid()
+    return (at_least_float32(class_logits).amax(-1).sigmoid() * at_least_float32(centerness).sigmoid()).amax(-1)
+
+
+def richness_mask(
+    richness: Tensor, objects: Tensor | None = None, region: Region = "richness", threshold: float | None = None
+) -> Tensor:
+    """Choose the cells where teacher and ground truth agree, or do not, on there being an object.
+
+    FRS (Du et al., NeurIPS 2021), Table 4; the paper names the regions, the authors' development code defines them.
+    With D the cells whose richness is above the threshold and G those of an object: ``"tp"`` is D and G, ``"tp_fp"``
+    D, ``"tp_fn"`` G, and ``"tp_tn"`` where D equals G.
+
+    Args:
+        richness: (N, H, W), in 0..1.
+        objects: (N, H, W) bool, cells with an anchor that is assigned to one; all regions but ``"tp_fp"`` need it.
+        region: which cells. ``"richness"`` returns the richness as it is or, with a threshold, the same as ``"tp_fp"``.
+        threshold: a score in 0..1; None: :data:`RICH`.
+
+    Returns:
+        (N, H, W), 0 or 1 but for ``"richness"`` without a threshold.
+
+    Raises:
+        ValueError: the region needs to know the cells of objects.
+    """
+    if region == "richness" and threshold is None:
+        return richness
+    detected = richness > (RICH if threshold is None else threshold)
+    if region in ("richness", "tp_fp"):
+        return detected.to(richness.dtype)
+    if objects is None:
+        raise ValueError(f"the region {region!r} needs the cells of objects, got none")
+    chosen = {"tp": detected & objects, "tp_fn": objects, "tp_tn": detected == objects}[region]
+    return chosen.to(richness.dtype)
+
+
+@torch.no_grad()
+def richness_masks(
+    student: Outputs,
+    teacher: Outputs,
+    truth: Truth,
+    centerness: bool = False,
+    region: Region = "richness",
+    threshold: float | None = None,
+) -> list[Tensor]:
+    """Weigh every cell of two records by what the teacher sees there, and by the ground truth if a region asks for it.
+
+    Args:
+        student: its anchors are those that the ground truth is assigned to.
+        teacher: has the scores.
+        truth: an unlabelled image has no cells of objects.
+        centerness: count the teacher's centre-ness, see :func:`feature_richness`.
+        region: see :func:`richness_mask`.
+        threshold: likewise.
+
+    Returns:
+        Per level (N, H, W), constants.
+
+    Raises:
+        ValueError: the teacher's record has no centre-ness to count.
+    """
+    levels = zip(teacher.class_logits, _centerness(teacher, centerness), strict=True)
+    richness = [feature_richness(*level) for level in levels]
+    if region in ("richness", "tp_fp"):
+        return [richness_mask(level, None, region, threshold) for level in richness]
+    assigned = unflatten_levels(truth.gt_index, student.level_sizes, student.class_logits[0].shape[-2])
+    levels = zip(richness, assigned, strict=True)
+    return [richness_mask(level, (index >= 0).any(-1), region, threshold) for level, index in levels]
 
 
 def highest_of_cell(class_logits: Tensor) -> Tensor:
@@ -93,6 +172,68 @@ def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normal
     target = at_least_float32(teacher.detach()).sigmoid()
     entropy = F.binary_cross_entropy_with_logits(at_least_float32(student), target, reduction="none")
     return _weighted_mean_of_cells(entropy.sum((-2, -1)), weight, normaliser)
+
+
+def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch") -> Tensor:
+    """Compare the raw box outputs of one level where a weight map says it matters.
+
+    Not in the paper on FRS (Du et al., NeurIPS 2021): an optional term of the authors' development code. Squared
+    differences of what the heads emit, summed over anchors and the numbers of a box, weighted and summed over cells,
+    divided by the sum of the weights.
+
+    Args:
+        student: (N, H, W, A, D), of the teacher's box code.
+        teacher: (N, H, W, A, D); a constant.
+        weight: (N, H, W), not negative.
+        normaliser: as in :func:`weighted_feature_loss`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes differ, or the normaliser is unknown.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"box outputs to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+        )
+    difference = at_least_float32(student) - at_least_float32(teacher.detach())
+    return _weighted_mean_of_cells(difference.square().sum((-2, -1)), weight, normaliser)
+
+
+WEIGHTED = {"feature": weighted_feature_loss, "class": weighted_class_loss, "box": weighted_box_loss}
+
+
+def over_levels(
+    loss: Callable[[Tensor, Tensor, Tensor, Normaliser], Tensor],
+    student: Iterable[Tensor],
+    teacher: Iterable[Tensor],
+    weights: Iterable[Tensor],
+    normaliser: Normaliser = "batch",
+) -> Tensor:
+    """Sum one of the losses above over levels, each divided by its own weights (Eq. 6 and 7).
+
+    Args:
+        loss: of one level.
+        student: what it compares, level by level.
+        teacher: likewise.
+        weights: (N, H, W), level by level.
+        normaliser: as in :func:`weighted_feature_loss`.
+
+    Returns:
+        A scalar.
+    """
+    levels = zip(student, teacher, weights, strict=True)
+    return torch.stack([loss(own, theirs, weight, normaliser) for own, theirs, weight in levels]).sum()
+
+
+def _centerness(outputs: Outputs, wanted: bool) -> Sequence[Tensor | None]:
+    """The centre-ness of every level, (N, H, W, A) logits, where it is wanted."""
+    if not wanted:
+        return [None] * len(outputs.class_logits)
+    if "centerness" not in outputs.extra:
+        raise ValueError("the richness is to count the centre-ness, and the teacher's record has none")
+    return unflatten_levels(outputs.extra["centerness"], outputs.level_sizes, outputs.class_logits[0].shape[-2])
 
 
 def _weighted_mean_of_cells(cells: Tensor, weight: Tensor, normaliser: Normaliser) -> Tensor:

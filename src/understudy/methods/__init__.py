@@ -3,18 +3,60 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from understudy.errors import UserError
 from understudy.methods.base import Method
+from understudy.methods.bckd import BCKD
+from understudy.methods.crosskd import CrossKD
+from understudy.methods.cwd import CWD
+from understudy.methods.defeat import DeFeat
+from understudy.methods.dist2 import Dist2
+from understudy.methods.fgd import FGD
+from understudy.methods.fine_grained import FineGrained
+from understudy.methods.fkd import FKD
 from understudy.methods.frs import FRS
+from understudy.methods.gid import GID
+from understudy.methods.hint import Hint
+from understudy.methods.ld import LD
+from understudy.methods.mgd import MGD
+from understudy.methods.nonlocal_ import NonLocal
+from understudy.methods.overhaul import Overhaul
+from understudy.methods.pairwise import Pairwise
+from understudy.methods.pfi import PFI
+from understudy.methods.pkd import PKD
+from understudy.methods.rank_mimicking import RankMimicking
+from understudy.methods.score_l2 import ScoreL2
+from understudy.methods.soft_labels import SoftLabels
 from understudy.outputs import Spec
 from understudy.weighting import TermWeight
 
-METHODS: dict[str, type[Method]] = {"frs": FRS}
+METHODS: dict[str, type[Method]] = {
+    "frs": FRS,
+    "dist2": Dist2,
+    "rank_mimicking": RankMimicking,
+    "pfi": PFI,
+    "soft_labels": SoftLabels,
+    "ld": LD,
+    "bckd": BCKD,
+    "hint": Hint,
+    "pairwise": Pairwise,
+    "nonlocal": NonLocal,
+    "fkd": FKD,
+    "overhaul": Overhaul,
+    "cwd": CWD,
+    "pkd": PKD,
+    "mgd": MGD,
+    "crosskd": CrossKD,
+    "score_l2": ScoreL2,
+    "fine_grained": FineGrained,
+    "defeat": DeFeat,
+    "gid": GID,
+    "fgd": FGD,
+}
 
 __all__ = ["FRS", "METHODS", "Method", "build_methods", "method_class", "method_options", "resolve_options"]
 
@@ -51,6 +93,10 @@ def method_options(name: str) -> type[BaseModel]:
         )
         for term in method.terms
     }
+    fields |= {
+        f"{term}_weight": (float, Field(0.0, ge=0, allow_inf_nan=False, description="0: this term is off"))
+        for term in method.optional_terms
+    }
     fields["ramp_steps"] = (
         int,
         Field(method.ramp_steps, ge=0, description="steps over which the weights grow from zero"),
@@ -86,7 +132,7 @@ def resolve_options(entries: Mapping[str, Mapping[str, Any] | None], family: str
             continue
         published = method.weights.get(family, {})
         weights = [f"{term}_weight" for term in method.terms]
-        if all(options[weight] == 0 for weight in weights):
+        if all(options[f"{term}_weight"] == 0 for term in (*method.terms, *method.optional_terms)):
             faults.append(f"[methods.{name}] {', '.join(weights)}: all are 0, so it teaches nothing; leave it out")
         for term in method.terms:
             if options[f"{term}_weight"] is None:
@@ -96,9 +142,23 @@ def resolve_options(entries: Mapping[str, Mapping[str, Any] | None], family: str
                     f"[methods.{name}] no weight of {term!r} is published for a {family} student; give {term}_weight"
                 )
         resolved[name] = options
+    faults += _same_names(resolved)
     if faults:
         raise UserError.listing("The methods of this run are not right:", faults)
     return resolved
+
+
+def _same_names(entries: Iterable[str]) -> list[str]:
+    """Entries that are methods of the same name: the terms of one would take the place of the other's."""
+    by_name: dict[str, list[str]] = {}
+    for entry in entries:
+        by_name.setdefault(method_class(entry).name, []).append(entry)
+    return [
+        f"{' and '.join(both)} are both called {name!r}, and so would their terms be: leave one out, or give the "
+        "method of your own another `name`"
+        for name, both in by_name.items()
+        if len(both) > 1
+    ]
 
 
 def build_methods(
@@ -123,7 +183,8 @@ def build_methods(
     unfit = False
     for name, options in resolve_options(entries, student.family).items():
         method, ramp = method_class(name), options.pop("ramp_steps")
-        wanted = {term: weight for term in method.terms if (weight := options.pop(f"{term}_weight"))}
+        possible = (*method.terms, *method.optional_terms)
+        wanted = {term: weight for term in possible if (weight := options.pop(f"{term}_weight"))}
         if misfits := _misfits(name, wanted, method.obstacles(student, teacher, **options)):
             faults += misfits
             unfit = True
@@ -162,9 +223,10 @@ def _serving(student: Spec, teacher: Spec) -> str:
 
 
 def _option_fault(name: str, options: type[BaseModel], fault: Any) -> str:
-    key = ".".join(map(str, fault["loc"]))
+    key = str(fault["loc"][0])  # what follows names the branches of a choice of types
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, options.model_fields, n=1)
         hint = f'did you mean "{close[0]}"?' if close else f"it has {', '.join(options.model_fields)}"
         return f'[methods.{name}] has no option "{key}"; {hint}'
-    return f'[methods.{name}] "{key}": {fault["msg"].lower()}, got {fault["input"]!r}'
+    expected = fault["msg"][:1].lower() + fault["msg"][1:]
+    return f'[methods.{name}] "{key}": {expected}, got {fault["input"]!r}'

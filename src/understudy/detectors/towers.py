@@ -1,0 +1,89 @@
+"""The two towers of a dense head: the maps inside them, and their ends run on other maps.
+
+A tower is a sequence of convolutions, each followed by a normalisation or none and by a ReLU; its maps are counted by
+the convolution that they come from, from 0, and are taken before the ReLU.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+
+from torch import Tensor, nn
+
+from understudy.outputs import TowerMaps
+
+Towers = tuple[nn.Module, nn.Module]
+"""Of the classes, of the boxes."""
+
+
+def tower_channels(towers: Towers) -> tuple[int, ...]:
+    """Channels of the maps inside two towers; none where the towers are built otherwise, or differ."""
+    own, other = (
+        tuple(layer.out_channels for layer in layers_of(tower) if isinstance(layer, nn.Conv2d)) for tower in towers
+    )
+    activations = [sum(isinstance(layer, nn.ReLU) for layer in layers_of(tower)) for tower in towers]
+    return own if own == other and activations == [len(own)] * 2 else ()
+
+
+def layers_of(tower: nn.Module) -> list[nn.Module]:
+    """The layers of a tower in the order in which they run, whatever sequences they are grouped in."""
+    if not isinstance(tower, nn.Sequential):
+        return [tower]
+    return [layer for part in tower for layer in layers_of(part)]
+
+
+def halves(tower: nn.Module, place: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """What runs up to the map of a convolution, and what runs on that map."""
+    layers = layers_of(tower)
+    cut = [number for number, layer in enumerate(layers) if isinstance(layer, nn.ReLU)][place]
+    # Not the layer itself, which may be one that writes over the map.
+    return nn.Sequential(*layers[:cut]), nn.Sequential(nn.ReLU(), *layers[cut + 1 :])
+
+
+@contextmanager
+def recorded(towers: Towers, places: Sequence[int]) -> Generator[dict[int, TowerMaps]]:
+    """While it lasts, collect the maps that are computed inside the towers, level by level."""
+    maps = {place: TowerMaps([], []) for place in places}
+    classes = {place: of_place.classes for place, of_place in maps.items()}
+    boxes = {place: of_place.boxes for place, of_place in maps.items()}
+    with _running(towers[0], _recorder(towers[0], classes)), _running(towers[1], _recorder(towers[1], boxes)):
+        yield maps
+
+
+@contextmanager
+def entered(towers: Towers, place: int, maps: TowerMaps) -> Generator[None]:
+    """While it lasts, let the towers ignore what they are given, and run their ends on these maps, level by level."""
+    with (
+        _running(towers[0], _entrance(towers[0], place, maps.classes)),
+        _running(towers[1], _entrance(towers[1], place, maps.boxes)),
+    ):
+        yield
+
+
+@contextmanager
+def _running(tower: nn.Module, forward: Callable[[Tensor], Tensor]) -> Generator[None]:
+    """Let a tower compute something else for a while; the network, its parameters and their names stay as they are."""
+    vars(tower)["forward"] = forward  # goes before the method of the class
+    try:
+        yield
+    finally:
+        del vars(tower)["forward"]
+
+
+def _recorder(tower: nn.Module, maps: Mapping[int, list[Tensor]]) -> Callable[[Tensor], Tensor]:
+    def forward(feature: Tensor) -> Tensor:
+        places = count()
+        for layer in layers_of(tower):
+            if isinstance(layer, nn.ReLU) and (place := next(places)) in maps:
+                maps[place].append(feature)
+                feature = feature.relu()  # not by the layer itself, which may write over the map
+            else:
+                feature = layer(feature)
+        return feature
+
+    return forward
+
+
+def _entrance(tower: nn.Module, place: int, maps: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    end, levels = halves(tower, place)[1], iter(maps)
+    return lambda _: end(next(levels))

@@ -1,0 +1,121 @@
+"""Losses between distributions: softened classes, and the sides of boxes as distributions (Hinton, LD)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou, distance_box_iou
+
+from understudy.functional.precision import at_least_float32
+
+
+def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Measure how far the student's distribution is from the teacher's, both softened by a temperature.
+
+    Knowledge distillation (Hinton et al., 2015), section 2: the Kullback-Leibler divergence of the teacher's softmax
+    from the student's, of logits divided by the temperature T; times T squared, so that T leaves the size of the
+    gradient.
+
+    Args:
+        student: (..., X) logits.
+        teacher: (..., X) logits, a constant.
+        temperature: above 0; the higher, the more the small shares count.
+
+    Returns:
+        (...), the sum over the X entries; not reduced further.
+    """
+    own = (at_least_float32(student) / temperature).log_softmax(-1)
+    theirs = (at_least_float32(teacher.detach()) / temperature).log_softmax(-1)
+    return (theirs.exp() * (theirs - own)).sum(-1) * temperature**2
+
+
+def side_divergence(student: Tensor, teacher: Tensor, temperature: float = 10.0) -> Tensor:
+    """Measure how far the sides of the student's box, as distributions, are from the teacher's.
+
+    LD (Zheng et al., CVPR 2022), localisation distillation: :func:`softened_divergence` of each side, averaged over its
+    bins as in the authors' code.
+
+    Args:
+        student: (..., 4 * (n + 1)) logits of the distances 0 to n of four sides.
+        teacher: of the same shape, a constant.
+        temperature: above 0; 10 in the paper.
+
+    Returns:
+        (...), the mean over bins and over the four sides.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"sides to compare differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    own, theirs = student.unflatten(-1, (4, -1)), teacher.unflatten(-1, (4, -1))
+    return softened_divergence(own, theirs, temperature).mean(-1) / own.shape[-1]
+
+
+@torch.no_grad()
+def atss_thresholds(anchors: Sequence[Tensor], boxes: Tensor, counted: Tensor, candidates: int = 9) -> Tensor:
+    """Say from which IoU on an anchor is good for an object: the mean plus the deviation of its candidates' IoU.
+
+    ATSS (Zhang et al., CVPR 2020), Algorithm 1. The candidates of an object are the anchors of each level whose
+    centres are nearest to its own.
+
+    Args:
+        anchors: per level (R_l, 4), xyxy.
+        boxes: (M, 4), xyxy.
+        counted: (M, R) bool, which anchors may be an object's candidates.
+        candidates: of each object, per level.
+
+    Returns:
+        (M,), 0 for an object without candidates.
+    """
+    flat = torch.cat(list(anchors))
+    centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    distances = ((flat[:, :2] + flat[:, 2:]) / 2 - centres).square().sum(-1)  # (M, R)
+    distances = distances.masked_fill(~counted, torch.inf)
+    nearest, start = [], 0
+    for level in distances.split([len(level) for level in anchors], dim=1):
+        nearest.append(start + level.topk(min(candidates, level.shape[1]), dim=1, largest=False).indices)
+        start += level.shape[1]
+    index = torch.cat(nearest, dim=1)
+    valid = counted.gather(1, index)
+    overlaps = box_iou(boxes, flat).gather(1, index)
+    number = valid.sum(1)
+    mean = (overlaps * valid).sum(1) / number.clamp(min=1)
+    squares = ((overlaps - mean[:, None]).square() * valid).sum(1)
+    return mean + (squares / (number - 1).clamp(min=1)).sqrt()
+
+
+@torch.no_grad()
+def valuable_region(
+    anchors: Sequence[Tensor],
+    boxes: Tensor,
+    image: Tensor,
+    counted: Tensor,
+    *,
+    lowest: float = 0.25,
+    candidates: int = 9,
+) -> Tensor:
+    """Weight the anchors round an object that are not good enough for it, and yet know where it ends.
+
+    LD (Zheng et al., CVPR 2022), the valuable localisation region: anchors whose distance IoU with an
+    object is below its threshold by :func:`atss_thresholds`, and at least a quarter of it. In the authors' code an
+    anchor weighs as much as its IoU; where several objects claim one, the highest counts (our choice).
+
+    Args:
+        anchors: per level (R_l, 4), xyxy; the same for all images.
+        boxes: (M, 4), xyxy, the objects of all images.
+        image: (M,), the image of each.
+        counted: (N, R) bool; anchors that are ignored have no weight.
+        lowest: where the region begins, in thresholds.
+        candidates: of an object per level, which make its threshold.
+
+    Returns:
+        (N, R), 0..1; 0 outside of the region.
+    """
+    flat, own = torch.cat(list(anchors)), counted[image]
+    threshold = atss_thresholds(anchors, boxes, own, candidates)[:, None]
+    nearness = distance_box_iou(boxes, flat)
+    region = (nearness >= lowest * threshold) & (nearness < threshold) & own
+    weights = box_iou(boxes, flat) * region
+    nothing = torch.zeros(counted.shape, device=flat.device, dtype=weights.dtype)
+    return nothing.scatter_reduce(0, image[:, None].expand_as(weights), weights, "amax")

@@ -1,0 +1,40 @@
+"""What a detector's layers make of foreign features, compared with what they make of their own (Dist2)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from understudy.functional.precision import at_least_float32
+from understudy.functional.richness import SMALLEST_MASS
+
+
+def soft_detection_loss(class_logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor) -> Tensor:
+    """Draw detections to the teacher's, where the teacher sees something.
+
+    It is in no paper: our choice for the distribution imitation of Dist2 without labels. For every anchor the binary
+    cross-entropy of the scores with the teacher's as soft targets, summed over classes, plus one minus the GIoU of the
+    box with the teacher's; weighted by the teacher's highest score there, summed over images and anchors, divided by
+    the sum of the weights. Its smallest value is the teacher's own entropy, not zero.
+
+    Args:
+        class_logits: (N, R, K), before the sigmoid.
+        boxes: (N, R, 4), xyxy.
+        teacher_logits: (N, R, K), a constant.
+        teacher_boxes: (N, R, 4), a constant.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if class_logits.shape != teacher_logits.shape or boxes.shape != teacher_boxes.shape:
+        raise ValueError(
+            f"detections to compare differ in shape: logits {tuple(class_logits.shape)} and boxes "
+            f"{tuple(boxes.shape)}, of the teacher {tuple(teacher_logits.shape)} and {tuple(teacher_boxes.shape)}"
+        )
+    target = at_least_float32(teacher_logits.detach()).sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(at_least_float32(class_logits), target, reduction="none").sum(-1)
+    apart = generalized_box_iou_loss(at_least_float32(boxes), at_least_float32(teacher_boxes.detach()))
+    weight = target.amax(-1)
+    return (weight * (entropy + apart)).sum() / weight.sum().clamp(min=SMALLEST_MASS)

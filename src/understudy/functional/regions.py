@@ -1,0 +1,210 @@
+"""Where the objects are, cell by cell, and features compared there (FGFI, DeFeat, FGD)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from understudy.functional.features import channel_attention, spatial_attention
+from understudy.functional.precision import at_least_float32
+from understudy.outputs import Outputs, Target, unflatten_levels
+
+FINEST_SIDE = 56.0
+"""Objects of less than twice this side, the root of their area in pixels, are on the finest level (DeFeat's code)."""
+
+
+def imitated_cells(anchors: Sequence[Tensor], targets: Sequence[Target], share: float = 0.5) -> list[Tensor]:
+    """Choose the cells whose anchors lie near an object.
+
+    The imitation mask of FGFI (Wang et al., CVPR 2019): a cell is chosen if one of its anchors overlaps an
+    object by more than a share of the largest IoU that any anchor has with this object. The paper has one level; that
+    the largest is taken over the anchors of all levels, so that an object is imitated where its size is looked for, is
+    our reading.
+
+    Args:
+        anchors: per level (H, W, A, 4), xyxy in pixels.
+        targets: ground truth per image.
+        share: 0..1; 1 chooses nothing.
+
+    Returns:
+        Per level (N, H, W) bool.
+    """
+    flat = torch.cat([level.flatten(0, 2) for level in anchors])
+    near = []
+    for target in targets:
+        overlap = box_iou(target["boxes"].to(flat.dtype), flat)
+        near.append((overlap > share * overlap.amax(1, keepdim=True)).any(0))
+    sizes = [(level.shape[0], level.shape[1]) for level in anchors]
+    return [level.any(-1) for level in unflatten_levels(torch.stack(near), sizes, anchors[0].shape[2])]
+
+
+def object_cells(
+    targets: Sequence[Target], strides: Sequence[int], level_sizes: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Choose the cells inside objects, each object on the one level of its size.
+
+    The masks of DeFeat (Guo et al., CVPR 2021) by the authors' code: an object of side s, the root of its area, is on
+    level floor(log2(s / 56)), counted from the finest, and fills the cells from the one of its first corner to the one
+    before that of its last. That it fills at least one row and column, where it is thinner than a cell, is our reading
+    of a rule by which the code then chooses one cell alone.
+
+    Args:
+        targets: ground truth per image.
+        strides: pixels per cell of every level.
+        level_sizes: height and width in cells of every level.
+
+    Returns:
+        Per level (N, H, W) bool.
+    """
+    masks: list[list[Tensor]] = [[] for _ in strides]
+    for boxes in (target["boxes"] for target in targets):
+        sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
+        levels = (sides / FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(strides) - 1)
+        for level, (stride, size) in enumerate(zip(strides, level_sizes, strict=True)):
+            first, last = (boxes[levels == level] / stride).long().chunk(2, dim=1)
+            masks[level].append(_rectangles(first, torch.maximum(last, first + 1), size).any(0))
+    return [torch.stack(images) for images in masks]
+
+
+def imitation_loss(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
+    """Draw features to the teacher's in some cells.
+
+    FGFI's imitation loss (Wang et al., CVPR 2019), for one level: squared differences, summed over channels, averaged
+    over the chosen cells of the whole batch, halved. Divided by the number of channels it is the loss of DeFeat (Guo et
+    al., CVPR 2021) for one kind of cell, as its authors' code reduces it.
+
+    Args:
+        student: (N, C, H, W), adapted to the teacher's channels.
+        teacher: (N, C, H, W); a constant, no gradient reaches it.
+        cells: (N, H, W) bool.
+
+    Returns:
+        A scalar; without cells a zero.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    squares = _squares(student, teacher).sum(1)
+    # Chosen, not multiplied by 0: what stands in another cell must not matter.
+    return torch.where(cells, squares, 0).sum() / (2 * cells.sum()).clamp(min=1)
+
+
+def area_weights(
+    targets: Sequence[Target], size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Weigh the cells of every object alike, whatever its size, and those of the background by their number.
+
+    The binary and the scale mask of FGD (Yang et al., CVPR 2022). A cell of an object weighs one over the area of its
+    box in cells, the smallest box where several overlap; each cell without one weighs one over their number. As in the
+    authors' code a box is stretched from the image without its padding to the whole map, rounded outwards, and its last
+    row and column are part of it.
+
+    Args:
+        targets: ground truth per image.
+        size: height and width of the level in cells.
+        image_sizes: height and width in pixels of each image without its padding.
+
+    Returns:
+        Foreground and background, (N, H, W) each. An image's background sums to 1, or to 0 where there is none.
+    """
+    foregrounds = []
+    for boxes, (height, width) in zip((target["boxes"] for target in targets), image_sizes, strict=True):
+        low, high = boxes.split(2, dim=1)
+        image, grid = boxes.new_tensor([width, height]), boxes.new_tensor([size[1], size[0]])
+        first, last = (low / image * grid).floor().long(), (high / image * grid).ceil().long() + 1
+        shares = _rectangles(first, last, size) / (last - first).prod(1)[:, None, None]
+        foregrounds.append(torch.cat([shares, shares.new_zeros(1, *size)]).amax(0))
+    foreground = torch.stack(foregrounds)
+    nothing = foreground == 0
+    return foreground, nothing / nothing.sum((1, 2), keepdim=True).clamp(min=1)
+
+
+def sizes_of_images(outputs: Outputs, stride: int) -> Sequence[tuple[int, int]]:
+    """Height and width in pixels of each image without its padding; where that is not known, of the whole batch.
+
+    Args:
+        outputs: a record.
+        stride: pixels per cell of its finest level.
+    """
+    if outputs.image_sizes is not None:
+        return outputs.image_sizes
+    rows, columns = outputs.level_sizes[0]
+    return [(rows * stride, columns * stride)] * len(outputs.features[0])
+
+
+def focal_loss(student: Tensor, teacher: Tensor, weight: Tensor, temperature: float = 0.5) -> Tensor:
+    """Draw features to the teacher's, most where the teacher attends to and a weight map says it matters.
+
+    The feature loss of FGD (Yang et al., CVPR 2022), one of its two sums for one level: squared differences under the
+    teacher's attention to cells and to channels and the weights, summed over channels and cells, averaged over images.
+
+    Args:
+        student: (N, C, H, W), adapted to the teacher's channels.
+        teacher: (N, C, H, W); a constant.
+        weight: (N, H, W), of :func:`area_weights`.
+        temperature: of the attention, above zero.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    spatial, channel = _attention(teacher.detach(), temperature)
+    per_cell = (_squares(student, teacher) * channel[:, :, None, None]).sum(1)
+    return (per_cell * spatial * weight).sum() / len(student)
+
+
+def attention_loss(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> Tensor:
+    """Let a map attend to the same cells and channels as the teacher's.
+
+    The attention loss of FGD (Yang et al., CVPR 2022), for one level: absolute differences of both attentions, summed
+    over cells and channels respectively, averaged over images.
+
+    Args:
+        student: (N, C, H, W), adapted to the teacher's channels.
+        teacher: (N, C, H, W); a constant.
+        temperature: of the attention, above zero.
+
+    Returns:
+        A scalar.
+    """
+    pairs = zip(_attention(student, temperature), _attention(teacher.detach(), temperature), strict=True)
+    return torch.stack([(own - theirs).abs().sum() for own, theirs in pairs]).sum() / len(student)
+
+
+def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compare maps to which the context of the whole image has been added.
+
+    The global loss of FGD (Yang et al., CVPR 2022), for one level: squared differences, summed over channels and cells,
+    averaged over images. Here the teacher's side is no constant: the block that adds the context to it is trained, too.
+
+    Args:
+        student: (N, C, H, W).
+        teacher: (N, C, H, W), of the teacher's block.
+
+    Returns:
+        A scalar.
+    """
+    return (at_least_float32(student) - at_least_float32(teacher)).square().sum() / len(student)
+
+
+def _squares(student: Tensor, teacher: Tensor) -> Tensor:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"features to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+        )
+    return (at_least_float32(student) - at_least_float32(teacher.detach())).square()
+
+
+def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    return spatial_attention(features, temperature), channel_attention(features, temperature)
+
+
+def _rectangles(first: Tensor, last: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cells from a first corner (M, 2), x and y, to before a last one: (M, H, W) bool."""
+    rows, columns = (torch.arange(length, device=first.device) for length in size)
+    in_rows = (rows >= first[:, 1:]) & (rows < last[:, 1:])
+    in_columns = (columns >= first[:, :1]) & (columns < last[:, :1])
+    return in_rows[:, :, None] & in_columns[:, None, :]

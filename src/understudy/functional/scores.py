@@ -1,0 +1,159 @@
+"""Losses between predictions, anchor by anchor: ranks, soft labels, and features where predictions differ."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from understudy.functional.distributions import softened_divergence
+from understudy.functional.precision import at_least_float32
+
+Score = Literal["sigmoid", "logit"]
+
+
+def log_softmax_of_groups(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Compute the logarithm of a softmax over the members of each group, for all groups at once.
+
+    Args:
+        values: (P,).
+        group: (P,) int64, the group of each, 0 to ``groups`` - 1. A group may be empty.
+        groups: their number.
+
+    Returns:
+        (P,).
+    """
+    lowest = values.new_full((groups,), -torch.inf)
+    # A constant taken from all of a group leaves its softmax, so no gradient is needed through it.
+    shifted = values - lowest.scatter_reduce(0, group, values.detach(), "amax")[group]
+    total = values.new_zeros(groups).index_add(0, group, shifted.exp())
+    return shifted - total[group].log()
+
+
+def rank_loss(
+    student: Tensor, teacher: Tensor, objects: Tensor, counts: Sequence[int], temperature: float = 1.0
+) -> Tensor:
+    """Compare how student and teacher rank the anchors of the same object.
+
+    RM (Li et al., AAAI 2022), rank mimicking: of each object the Kullback-Leibler divergence of the teacher's softmax
+    over its anchors from the student's, summed over the anchors, averaged over all objects of an image, averaged over
+    all images (as second-hand sources have it). Objects with fewer than two anchors, which have no rank, add zero.
+
+    Args:
+        student: (P,) scores of the anchors that have an object.
+        teacher: (P,) the teacher's, a constant.
+        objects: (P,) int64, the number of each one's object among the objects of the whole batch.
+        counts: objects of each image.
+        temperature: divides the scores.
+
+    Returns:
+        A scalar.
+    """
+    per_image = torch.tensor(counts, device=objects.device)
+    own = log_softmax_of_groups(at_least_float32(student) / temperature, objects, sum(counts))
+    theirs = log_softmax_of_groups(at_least_float32(teacher.detach()) / temperature, objects, sum(counts))
+    siblings = per_image.repeat_interleave(per_image, output_size=sum(counts))  # (M,) objects of each object's image
+    return (theirs.exp() * (theirs - own) / siblings[objects]).sum() / max(len(counts), 1)
+
+
+def prediction_guided_loss(
+    student: Tensor,
+    teacher: Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    score: Score = "logit",
+    power: Literal[1, 2] = 2,
+    normaliser: Literal["mean", "norm"] = "mean",
+    detach: bool = False,
+) -> Tensor:
+    """Compare two feature maps of one level where the predictions made from them differ.
+
+    PFI (Li et al., AAAI 2022), prediction-guided feature imitation: in every cell the squared difference of the
+    predictions, averaged over anchors and classes, times that of the features, averaged over channels; this product
+    to a power, averaged over images and cells. The paper's own equation was not at hand; the default is what most
+    second-hand sources agree on, and every argument is a point where they do not.
+
+    Args:
+        student: (N, C, H, W), adapted to the teacher's channels.
+        teacher: (N, C, H, W), a constant.
+        student_logits: (N, H, W, A, K).
+        teacher_logits: (N, H, W, A, K), a constant.
+        score: predictions are logits, or their sigmoid.
+        power: of the product.
+        normaliser: ``"mean"`` over images and cells, or their 2-norm ``"norm"`` divided by their number (with power
+            1), which shrinks as the batch grows.
+        detach: no gradient flows through the difference of the predictions.
+
+    Returns:
+        A scalar.
+    """
+    own, theirs = at_least_float32(student_logits), at_least_float32(teacher_logits.detach())
+    if score == "sigmoid":
+        own, theirs = own.sigmoid(), theirs.sigmoid()
+    predictions = (own - theirs).square().mean((-2, -1))
+    features = (at_least_float32(student) - at_least_float32(teacher.detach())).square().mean(1)
+    product = ((predictions.detach() if detach else predictions) * features) ** power
+    return product.mean() if normaliser == "mean" else torch.linalg.vector_norm(product) / product.numel()
+
+
+def soft_label_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, loss: Literal["bce", "kl"] = "bce"
+) -> Tensor:
+    """Compare class scores with the teacher's as soft labels.
+
+    Knowledge distillation (Hinton et al., 2015), section 2, has ``"kl"``: a softmax over the classes, softened by a
+    temperature (:func:`softened_divergence`). ``"bce"`` does the same for detectors that score each class by itself:
+    binary cross-entropy with the teacher's sigmoid, of logits divided by T, times T squared (ours). Its smallest
+    value is the teacher's own entropy, not zero.
+
+    Args:
+        student: (..., K) logits.
+        teacher: (..., K) logits, a constant.
+        temperature: above 0.
+        loss: which of the two.
+
+    Returns:
+        (...), the sum over classes; not reduced further.
+    """
+    if loss == "kl":
+        return softened_divergence(student, teacher, temperature)
+    target = (at_least_float32(teacher.detach()) / temperature).sigmoid()
+    own = at_least_float32(student) / temperature
+    return F.binary_cross_entropy_with_logits(own, target, reduction="none").sum(-1) * temperature**2
+
+
+def gap_weighted_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compare class scores with the teacher's, the more the farther apart they are.
+
+    BCKD (Yang et al., ICCV 2023), the binary classification distillation: the distance between the two scores times
+    the binary cross-entropy of the student's with the teacher's as soft label, i.e. the quality focal loss with beta
+    1. Gradient flows through the distance, too, as in that loss.
+
+    Args:
+        student: (..., K) logits.
+        teacher: (..., K) logits, a constant.
+
+    Returns:
+        (...), the sum over classes; not reduced further.
+    """
+    own, target = at_least_float32(student), at_least_float32(teacher.detach()).sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(own, target, reduction="none")
+    return ((own.sigmoid() - target).abs() * entropy).sum(-1)
+
+
+def score_gap(student: Tensor, teacher: Tensor) -> Tensor:
+    """Say how far two detectors are apart in what they see: over classes, the largest distance of their scores.
+
+    BCKD (Yang et al., ICCV 2023), the weight of an anchor's box.
+
+    Args:
+        student: (..., K) logits.
+        teacher: (..., K) logits, a constant.
+
+    Returns:
+        (...), 0..1.
+    """
+    own, theirs = at_least_float32(student), at_least_float32(teacher.detach())
+    return (own.sigmoid() - theirs.sigmoid()).abs().amax(-1)

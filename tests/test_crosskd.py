@@ -1,0 +1,536 @@
+"""CrossKD: maps inside a head, the end of the teacher's head run on the student's, and the loss of what comes out."""
+
+import functools
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOS
+
+from understudy.detectors import Detector, build_detector, open_detector
+from understudy.errors import UserError
+from understudy.functional import align_scale, gap_weighted_loss, true_centerness
+from understudy.learner import Learner
+from understudy.methods import METHODS, build_methods
+from understudy.methods.base import Layers
+from understudy.outputs import Outputs, Truth
+from understudy.pairing import pair
+
+torch.set_num_threads(1)
+
+KINDS = {
+    "retinanet": ("retinanet", {}),
+    "retinanet, GroupNorm": ("retinanet", {"head_norm": "group"}),
+    "retinanet, mmdet": ("retinanet", {"conventions": "mmdet"}),
+    "retinanet, mmdet, GroupNorm": ("retinanet", {"conventions": "mmdet", "head_norm": "group"}),
+    "fcos": ("fcos", {}),
+    "fcos, mmdet": ("fcos", {"conventions": "mmdet"}),
+    "fcos, mmdet, centre-ness beside boxes": (
+        "fcos",
+        {"conventions": "mmdet", "settings": {"centerness_on_reg": True, "norm_on_bbox": True}},
+    ),
+    "gfl": ("gfl", {}),
+}
+EVERY = pytest.mark.parametrize("kind", KINDS)
+TARGETS = [
+    {"boxes": torch.tensor([[6.0, 8, 50, 54]]), "labels": torch.tensor([1])},
+    {"boxes": torch.tensor([[3.0, 4, 30, 40], [20, 20, 62, 60]]), "labels": torch.tensor([0, 1])},
+]
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+
+
+def tiny(kind: str, seed: int, num_classes: int = 2, neck_channels: int = 16, **options) -> Detector:
+    """A detector that sees something everywhere: its head's weights are far larger than at the start of training."""
+    family, own = KINDS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        detector = build_detector(
+            f"{family}_mobilenet_v2", num_classes, neck_channels=neck_channels, width_mult=0.35, **own, **options
+        )
+        for layer in detector.network.head.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.12)
+    return detector
+
+
+@functools.cache
+def tiny_teacher(kind: str, **options) -> Detector:
+    return tiny(kind, 7, **options).requires_grad_(False).eval()
+
+
+def step(kind: str, student: Detector | None = None, teacher: Detector | None = None, **options):
+    """A method on real detectors: the method, and what it is given in one step."""
+    student, teacher = student or tiny(kind, 5), teacher or tiny_teacher(kind)
+    method = METHODS["crosskd"](student.spec, teacher.spec, **options)
+    own = student(IMAGES)
+    with torch.no_grad():
+        theirs = teacher(IMAGES)
+    truth = Truth(TARGETS, student.assign(own, TARGETS))
+    return method, own, theirs, truth, Layers(student, teacher, None, own, theirs)
+
+
+# ----------------------------------------------------------------------------------------------------------- arithmetic
+
+
+def wave(shape: tuple[int, ...], frequency: float, phase: float, scale: float) -> Tensor:
+    return scale * torch.sin(frequency * torch.arange(math.prod(shape), dtype=torch.float64) + phase).view(shape)
+
+
+def test_values_worked_out_elsewhere():
+    own, theirs = wave((2, 3, 2, 3), 0.9, 0.4, 1.0), wave((2, 3, 2, 3), 0.7, 0.1, 1.5)
+    assert (own - theirs).square().mean().item() == pytest.approx(1.495001047, abs=1e-6)
+    assert (align_scale(own, theirs) - theirs).square().mean().item() == pytest.approx(1.687453247, abs=1e-6)
+    logits, target = wave((2, 4, 2, 3), 0.6, -0.3, 2.0), wave((2, 4, 2, 3), 0.5, 0.2, 3.0)
+    assert gap_weighted_loss(logits, target).sum().item() == pytest.approx(25.468501344, abs=1e-6)
+
+
+def test_an_aligned_map_has_the_teachers_statistics_and_the_students_pattern():
+    own, theirs = torch.randn(2, 3, 4, 5).double(), 3 * torch.randn(2, 3, 4, 5).double() + 1
+    aligned = align_scale(own, theirs)
+    for statistic in (Tensor.mean, Tensor.std):
+        torch.testing.assert_close(statistic(aligned, (0, 2, 3)), statistic(theirs, (0, 2, 3)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(align_scale(5 * own - 2, theirs), aligned, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"student \(2, 3, 4, 5\), teacher \(2, 2, 4, 5\)"):
+        align_scale(own, theirs[:, :2])
+
+
+def test_a_map_of_one_cell_or_without_spread_becomes_the_teachers_mean():
+    for own in (torch.randn(1, 3, 1, 1), torch.ones(2, 3, 2, 2)):
+        own.requires_grad_()
+        theirs = torch.randn(own.shape)
+        aligned = align_scale(own, theirs)
+        torch.testing.assert_close(aligned, theirs.mean((0, 2, 3), keepdim=True).expand_as(aligned))
+        aligned.square().sum().backward()
+        assert own.grad.isfinite().all()
+
+
+def test_centerness_is_one_in_the_middle_and_zero_at_the_border_or_outside():
+    box = torch.tensor([[0.0, 0, 8, 4]]).expand(4, 4)
+    points = torch.tensor([[4.0, 2], [2, 2], [8, 2], [20, 2]])
+    found = true_centerness(torch.cat([points - 3, points + 3], dim=1), box)
+    torch.testing.assert_close(found, torch.tensor([1, math.sqrt(2 / 6), 0, 0]))
+
+
+# ----------------------------------------------------------------------------------------------------- inside detectors
+
+
+@EVERY
+def test_a_record_is_the_same_with_and_without_the_maps_inside(kind):
+    detector = tiny(kind, 1)
+    plain = detector.train()(IMAGES[:, :, :32])
+    assert plain.tower_maps == {}
+    with detector.keeping(0, 2):
+        kept = detector(IMAGES[:, :, :32])
+        evaluated = detector.eval()(IMAGES[:, :, :32])
+    assert set(kept.tower_maps) == set(evaluated.tower_maps) == {0, 2}
+    assert kept.of_images([0]).tower_maps == detector(IMAGES[:, :, :32]).tower_maps == {}
+    for own, other in zip(plain.class_logits + plain.box_raw, kept.class_logits + kept.box_raw, strict=True):
+        assert torch.equal(own, other)
+    for number in (0, 2):  # computed from the features, they are the same
+        computed = detector.tower_maps(plain, number)
+        for part in ("classes", "boxes"):
+            kept_maps = getattr(kept.tower_maps[number], part)
+            assert [tuple(level.shape[2:]) for level in kept_maps] == plain.level_sizes
+            for level, again in zip(kept_maps, getattr(computed, part), strict=True):
+                assert torch.equal(level, again)
+                assert level.min() < 0  # before the ReLU
+
+
+@EVERY
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_head_continued_from_its_own_maps_gives_its_own_record(kind, number):
+    detector = tiny_teacher(kind)
+    names = list(detector.state_dict())
+    outputs = detector(IMAGES)
+    again = detector.head_from(detector.tower_maps(outputs, number), number, outputs)
+    for part in ("class_logits", "box_raw", "anchors"):
+        for own, other in zip(getattr(outputs, part), getattr(again, part), strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
+    for name, value in outputs.extra.items():
+        torch.testing.assert_close(again.extra[name], value, rtol=1e-5, atol=1e-5)
+    assert list(detector.state_dict()) == names
+    assert not any("forward" in vars(module) for module in detector.modules())
+
+
+def test_the_maps_of_a_head_that_fails_half_way_leave_it_as_it_was():
+    detector = tiny_teacher("gfl")
+    outputs = detector(IMAGES)
+    maps = detector.tower_maps(outputs, 3)
+    with pytest.raises(RuntimeError):
+        detector.head_from(replace(maps, boxes=[level[:, :3] for level in maps.boxes]), 3, outputs)
+    with pytest.raises(ZeroDivisionError), detector.keeping(1):
+        raise ZeroDivisionError
+    again = detector(IMAGES)
+    assert again.tower_maps == {}
+    assert torch.equal(again.class_logits[0], outputs.class_logits[0])
+
+
+def test_what_is_known_of_the_towers():
+    assert tiny("gfl", 1).spec.tower_channels == (16,) * 4
+    short = tiny("retinanet, mmdet", 1, settings={"stacked_convs": 2})
+    assert short.spec.tower_channels == (16, 16)
+    two_stage = build_detector("faster_rcnn_mobilenet_v2", 2, neck_channels=16, settings={"fc_channels": 8})
+    assert two_stage.spec.tower_channels == ()
+    with pytest.raises(UserError, match=r"retinanet_mobilenet_v2 has 2 convolutions.*no number 2, 7"):
+        short.keeping(1, 2, 7).__enter__()
+    with pytest.raises(UserError, match="faster_rcnn_mobilenet_v2 has 0 convolutions"):
+        two_stage.keeping(0).__enter__()
+    with two_stage.keeping():
+        two_stage(IMAGES)
+
+
+# ------------------------------------------------------------------------------------------------- against a slow loop
+
+
+def convolved(tower: nn.Module, feature: Tensor, first: int, last: int) -> Tensor:
+    """Run a tower from behind the map of one convolution (-1: the input) to the map of another (4: to the end)."""
+    number = -1
+    for layer in tower.modules():
+        if isinstance(layer, nn.Conv2d):
+            number += 1
+        runs = first <= number < last if isinstance(layer, nn.ReLU) else first < number <= last
+        if runs and isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.ReLU):
+            feature = torch.relu(feature) if isinstance(layer, nn.ReLU) else layer(feature)
+    return feature
+
+
+def by_hand(student: Detector, teacher: Detector, own: Outputs, theirs: Outputs, number: int):
+    """What the teacher's predictors emit for the student's maps, each level (N, X, H, W), by half of the head."""
+    found = {}
+    for half, predictor in (("classification_head", "cls_logits"), ("regression_head", "bbox_reg")):
+        mine, others = (getattr(detector.network.head, half) for detector in (student, teacher))
+        found[predictor] = []
+        for feature, target in zip(own.features, theirs.features, strict=True):
+            raw, model = convolved(mine.conv, feature, -1, number), convolved(others.conv, target, -1, number)
+            aligned = torch.empty_like(raw)
+            for channel in range(raw.shape[1]):
+                values, scale = raw[:, channel], model[:, channel]
+                count = values.numel()
+                mean, goal = values.sum() / count, scale.sum() / count
+                spread = math.sqrt(((values - mean) ** 2).sum().item() / (count - 1)) + 1e-6
+                wanted = math.sqrt(((scale - goal) ** 2).sum().item() / (count - 1))
+                aligned[:, channel] = (values - mean) / spread * wanted + goal
+            found[predictor].append(getattr(others, predictor)(convolved(others.conv, aligned, number, 4)))
+    return found
+
+
+def overlap(box: list[float], other: list[float]) -> tuple[float, float, float]:
+    """Intersection, union and the area of the smallest box round both."""
+    width = max(min(box[2], other[2]) - max(box[0], other[0]), 0)
+    height = max(min(box[3], other[3]) - max(box[1], other[1]), 0)
+    areas = sum((each[2] - each[0]) * (each[3] - each[1]) for each in (box, other))
+    hull = (max(box[2], other[2]) - min(box[0], other[0])) * (max(box[3], other[3]) - min(box[1], other[1]))
+    return width * height, areas - width * height, hull
+
+
+def slow_terms(kind: str, crossed: dict[str, list[Tensor]], teacher: Detector, theirs: Outputs, truth: Truth):
+    """Both terms from their definition, anchor by anchor."""
+    classes = boxes = amount = mass = 0.0
+    first = 0
+    family = kind.split(",")[0]
+    head = teacher.network.head
+    for level, (logits, raw) in enumerate(zip(crossed["cls_logits"], crossed["bbox_reg"], strict=True)):
+        anchors, target, target_raw = theirs.anchors[level], theirs.class_logits[level], theirs.box_raw[level]
+        height, width, per_cell = anchors.shape[:3]
+        stride = teacher.spec.strides[level]
+        shown = theirs.box_raw[level]
+        for n, y, x, a in itertools.product(range(2), range(height), range(width), range(per_cell)):
+            index = truth.gt_index[n, first + (y * width + x) * per_cell + a].item()
+            anchor = anchors[y, x, a].tolist()
+            middle = [(anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2]
+            scores = [1 / (1 + math.exp(-z)) for z in target[n, y, x, a].tolist()]
+            for k, soft in enumerate(scores):
+                score = 1 / (1 + math.exp(-logits[n, a * 2 + k, y, x].item()))
+                entropy = -(soft * math.log(score) + (1 - soft) * math.log(1 - score))
+                classes += abs(score - soft) * entropy if index > -2 else 0
+            if index >= 0:
+                box = truth.targets[n]["boxes"][index].tolist()
+                sides = [middle[0] - box[0], box[2] - middle[0], middle[1] - box[1], box[3] - middle[1]]
+                across, down = sides[:2], sides[2:]
+                central = math.sqrt(min(across) / max(across) * min(down) / max(down))
+                amount += central if family == "fcos" else 1
+            mass += max(scores)
+            numbers = raw[n, a * (raw.shape[1] // per_cell) : (a + 1) * (raw.shape[1] // per_cell), y, x]
+            if family == "gfl":
+                numbers = (numbers * head.regression_head.scales[level]).view(4, -1)
+                goal = target_raw[n, y, x, a].view(4, -1)
+                for side in range(4):
+                    p, q = goal[side].softmax(0).tolist(), numbers[side].softmax(0).tolist()
+                    boxes += max(scores) * sum(i * math.log(i / j) for i, j in zip(p, q, strict=True)) / 4
+                continue
+            if family == "retinanet":
+                pair_of_boxes = [of_deltas(deltas, anchor) for deltas in (numbers.tolist(), shown[n, y, x, a].tolist())]
+                common, union, hull = overlap(*pair_of_boxes)
+                boxes += max(scores) * (1 - common / union + (hull - union) / hull)
+                continue
+            if "mmdet" in kind:
+                numbers = numbers * head.regression_head.scales[level]
+                numbers, unit = (numbers.clamp(min=0) * stride if head.norm_on_bbox else numbers.exp()), 1
+            else:
+                numbers, unit = numbers.clamp(min=0), stride
+            sides = [[unit * side for side in each.tolist()] for each in (numbers, shown[n, y, x, a])]
+            own, goal = ([middle[0] - s[0], middle[1] - s[1], middle[0] + s[2], middle[1] + s[3]] for s in sides)
+            common, union, _ = overlap(own, goal)
+            if overlap(goal, goal)[0]:
+                boxes += max(scores) * -math.log(max(common / max(union, 1e-7), 1e-6))
+        first += height * width * per_cell
+    return classes / max(amount, 1), boxes / mass
+
+
+def of_deltas(deltas: list[float], anchor: list[float]) -> list[float]:
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    x, y = (anchor[0] + anchor[2]) / 2 + deltas[0] * width, (anchor[1] + anchor[3]) / 2 + deltas[1] * height
+    half = width * math.exp(deltas[2]) / 2, height * math.exp(deltas[3]) / 2
+    return [x - half[0], y - half[1], x + half[0], y + half[1]]
+
+
+@EVERY
+def test_against_a_slow_loop_over_anchors(kind):
+    number = 2 if kind.startswith("fcos") else 1 if "GroupNorm" in kind else 3
+    method, own, theirs, truth, layers = step(kind, convolution=1 if "GroupNorm" in kind else None)
+    assert method.number == number
+    assert (truth.gt_index >= 0).sum() > 2
+    with torch.no_grad():
+        terms = method(own, theirs, truth, layers)
+        crossed = by_hand(layers.student, layers.teacher, own, theirs, number)
+    classes, boxes = slow_terms(kind, crossed, layers.teacher, theirs, truth)
+    assert terms["crosskd_class"].item() == pytest.approx(classes, rel=1e-4)
+    assert terms["crosskd_box"].item() == pytest.approx(boxes, rel=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------- properties
+
+
+@EVERY
+def test_a_student_that_is_the_teacher_has_nothing_to_learn(kind):
+    teacher = tiny_teacher(kind)
+    _, _, _, truth, layers = step(kind, teacher, teacher)
+    method, outputs = METHODS["crosskd"](teacher.spec, teacher.spec), layers.teacher_outputs
+    terms = method(outputs, outputs, truth, layers)
+    assert terms["crosskd_class"] < 1e-2  # linear in what is left of the 1e-6, over some thousand anchors
+    assert terms["crosskd_box"] < 1e-3
+    other = tiny_teacher(kind, neck_channels=16)
+    method, *inputs = step(kind, tiny(kind, 5), other)
+    for name, value in method(*inputs).items():
+        assert value > 100 * terms[name]
+
+
+@EVERY
+def test_gradient_reaches_the_student_up_to_the_map_and_never_the_teacher(kind):
+    method, *inputs = step(kind)
+    student, teacher = inputs[3].student, inputs[3].teacher
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    for term in method.terms:
+        student.zero_grad()
+        method(*inputs)[f"crosskd_{term}"].backward(retain_graph=True)
+        head = student.network.head
+        own, other = ("classification_head", "regression_head")[:: 1 if term == "class" else -1]
+        towers = {
+            half: [layer for layer in getattr(head, half).conv.modules() if isinstance(layer, nn.Conv2d)]
+            for half in (own, other)
+        }
+        for place, layer in enumerate(towers[own]):
+            assert (layer.weight.grad is not None) == (place <= method.number)
+        assert all(layer.weight.grad is None or not layer.weight.grad.any() for layer in towers[other]) or term == "box"
+        assert head.classification_head.cls_logits.weight.grad is None  # the predictor learns from the labels alone
+        assert any(weight.grad is not None and weight.grad.any() for weight in student.network.backbone.parameters())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_the_end_of_the_teachers_head_without_gradient_teaches_nothing():
+    method, own, theirs, truth, layers = step("gfl", teacher=tiny("gfl", 6).requires_grad_(False).eval())
+    end = layers.teacher.head_from
+
+    class Careless(type(layers.teacher)):
+        def head_from(self, *given):
+            with torch.no_grad():
+                return end(*given)
+
+    layers.teacher.__class__ = Careless
+    terms = method(own, theirs, truth, layers)
+    assert not any(term.requires_grad for term in terms.values())
+
+
+@EVERY
+def test_images_without_objects_or_without_labels(kind):
+    method, own, theirs, truth, layers = step(kind)
+    nothing = [{name: value[:0] for name, value in target.items()} for target in TARGETS]
+    for gt_index in (torch.full_like(truth.gt_index, -1), torch.full_like(truth.gt_index, -2)):
+        terms = method(own, theirs, Truth(nothing, gt_index), layers)
+        sum(terms.values()).backward(retain_graph=True)
+        assert all(term.isfinite() and term.requires_grad for term in terms.values())
+        assert (terms["crosskd_class"] == 0) == bool((gt_index == -2).all())
+        assert terms["crosskd_box"] > 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layers.student.parameters())
+
+
+def test_what_stands_in_ignored_anchors_does_not_matter_to_the_classes():
+    method, own, theirs, truth, layers = step("retinanet")
+    ignored = truth.gt_index.clone()
+    ignored[0] = -2
+    less = method(own, theirs, Truth(TARGETS, ignored), layers)
+    theirs.class_logits[0][0] += 1  # of the image that is ignored
+    assert torch.equal(method(own, theirs, Truth(TARGETS, ignored), layers)["crosskd_class"], less["crosskd_class"])
+    assert not torch.equal(method(own, theirs, truth, layers)["crosskd_class"], less["crosskd_class"])
+
+
+def test_a_level_of_one_cell():
+    student, teacher = tiny("gfl", 5), tiny_teacher("gfl")
+    own, theirs = student(IMAGES[:1]), teacher(IMAGES[:1])
+    assert own.level_sizes[-1] == (1, 1)
+    truth = Truth(TARGETS[:1], student.assign(own, TARGETS[:1]))
+    terms = METHODS["crosskd"](student.spec, teacher.spec)(
+        own, theirs, truth, Layers(student, teacher, None, own, theirs)
+    )
+    sum(terms.values()).backward()
+    assert all(term.isfinite() for term in terms.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
+
+
+# -------------------------------------------------------------------------------------------------------------- learner
+
+
+@EVERY
+def test_the_learner_runs_every_layer_of_the_students_head_once(kind):
+    student, teacher = tiny(kind, 5), tiny_teacher(kind)
+    methods, weights = build_methods({"crosskd": {}}, student.spec, teacher.spec)
+    learner = Learner(student, methods)
+    assert learner.keeps == (methods[0].number,)
+    runs = dict.fromkeys(("student", "teacher"), 0)
+
+    def count(whose):
+        def hook(*_):
+            runs[whose] += 1
+
+        return hook
+
+    first = [
+        next(m for m in d.network.head.classification_head.conv.modules() if isinstance(m, nn.Conv2d))
+        for d in (student, teacher)
+    ]
+    first[0].register_forward_hook(count("student"))
+    first[1].register_forward_hook(count("teacher"))
+    losses = []
+    for keeps in ((), learner.keeps):
+        runs.update(student=0, teacher=0)
+        with torch.no_grad(), teacher.keeping(*keeps):
+            theirs = teacher(IMAGES)
+        losses.append(learner(IMAGES, TARGETS, theirs, teacher=teacher))
+        assert runs == {"student": 5, "teacher": 5 if keeps else 10}  # of five levels
+    assert set(weights) == {"crosskd_class", "crosskd_box"} < set(losses[0])
+    for name in weights:
+        torch.testing.assert_close(losses[0][name], losses[1][name])
+    sum(losses[1].values()).backward()
+    assert all(parameter.grad is not None for parameter in learner.parameters())
+    with pytest.raises(UserError, match="give the learner the teacher itself"):
+        learner(IMAGES, TARGETS, theirs)
+
+
+def test_classes_that_the_teacher_has_in_another_order_and_levels_that_only_one_has():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        plain = build_detector("fcos_mobilenet_v2", 3, neck_channels=16, width_mult=0.35).network
+        body = plain.backbone
+        body.fpn.extra_blocks = None
+        anchors = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
+        student = open_detector(FCOS(body, 3, head=plain.head, anchor_generator=anchors), "three_levels")
+    teacher = tiny_teacher("fcos", num_classes=2)
+    pairing = pair(student.spec, teacher.spec, ["cat", "dog", "cow"], ["cow", "cat"])
+    assert pairing.dropped_strides == (64, 128)
+    methods, _ = build_methods({"crosskd": {}}, pairing.student, pairing.teacher)
+    learner = Learner(student, methods, pairing)
+    with torch.no_grad():
+        theirs = teacher(IMAGES)
+    losses = learner(IMAGES, TARGETS, theirs, teacher=teacher)
+    own = student(IMAGES)
+    layers = Layers(student, teacher, pairing, own, theirs)
+    crossed = methods[0].crossed(layers)
+    whole = teacher.head_from(
+        replace(
+            maps := teacher.tower_maps(theirs, 2),
+            classes=[
+                align_scale(level, other)
+                for level, other in zip(student.tower_maps(own, 2).classes, maps.classes[:3], strict=True)
+            ]
+            + maps.classes[3:],
+        ),
+        2,
+        theirs,
+    )
+    assert len(crossed.class_logits) == 3
+    torch.testing.assert_close(crossed.class_logits[0], whole.class_logits[0][..., [1, 0]])
+    truth = pairing.truth(Truth(TARGETS, student.assign(own, TARGETS)), own)
+    terms = methods[0](pairing.student_record(own), pairing.teacher_record(theirs), truth, layers)
+    for name, value in terms.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+def test_a_few_steps_make_the_teachers_head_agree():
+    student, teacher = tiny("gfl", 5), tiny_teacher("gfl")
+    (method,), _ = build_methods({"crosskd": {}}, student.spec, teacher.spec)
+    learner = Learner(student, [method])
+    optimizer = torch.optim.SGD(student.parameters(), lr=2e-3, momentum=0.9)
+    with torch.no_grad(), teacher.keeping(3):
+        theirs = teacher(IMAGES)
+    values = []
+    for _ in range(12):
+        losses = learner(IMAGES, TARGETS, theirs, teacher=teacher)
+        loss = losses["crosskd_class"] + 4 * losses["crosskd_box"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 10)
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.9 * values[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_pairs_that_cannot_be_served_are_refused_and_both_are_named():
+    student, teacher = (replace(tiny("gfl", 1).spec, name=name) for name in ("little", "big"))
+    cases = {
+        r"the student little has 16 channels in its head, the teacher big has 24 channels": {
+            "tower_channels": (24,) * 4
+        },
+        r"little has 4 convolutions in a tower of its head, big 2; both need number 3": {"tower_channels": (16, 16)},
+        r"the student little has the head of a gfl, the teacher big has the head of a faster_rcnn; .* big 0": {
+            "family": "faster_rcnn",
+            "tower_channels": (),
+        },
+        r"little has 1 anchors per cell, the teacher big has 9": {"num_anchors": 9},
+        r"little has 2 classes, the teacher big has 80": {"num_classes": 80},
+        r"levels at strides \(8, .* levels at strides \(4, ": {"strides": (4, 8, 16, 32, 64)},
+    }
+    for message, differing in cases.items():
+        with pytest.raises(UserError, match=message):
+            build_methods({"crosskd": {}}, student, replace(teacher, **differing))
+    for convolution in (4, -1):
+        with pytest.raises(UserError, match=f"both need number {convolution}"):
+            build_methods({"crosskd": {"convolution": convolution}}, student, teacher)
+    build_methods({"crosskd": {"convolution": 1}}, student, replace(teacher, tower_channels=(16, 16)))
+
+
+@pytest.mark.parametrize(
+    ("family", "weights"), [("retinanet", (1, 1)), ("fcos", (0.4, 0.75)), ("gfl", (1, 4)), ("faster_rcnn", None)]
+)
+def test_published_weights(family, weights):
+    if weights is None:
+        assert family not in METHODS["crosskd"].weights
+    else:
+        assert METHODS["crosskd"].weights[family] == {"class": weights[0], "box": weights[1]}
+
+
+def test_narrower_precision_is_close():
+    method, own, theirs, truth, layers = step("retinanet")
+    exact = method(own, theirs, truth, layers)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = method(own, theirs, truth, layers)
+    for name, value in exact.items():
+        assert rough[name].dtype == torch.float32
+        torch.testing.assert_close(rough[name], value, rtol=0.03, atol=1e-3)
