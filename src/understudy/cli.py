@@ -3,11 +3,8 @@
 A command imports what it needs when it runs, so that help comes at once.
 """
 
-import inspect
 import json
-import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -20,8 +17,6 @@ from understudy.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from understudy.methods import Method
 
 
 class _Commands(TyperGroup):
@@ -170,6 +165,34 @@ def evaluate(
     with redirect_stdout(sys.stderr):  # whatever a library has to say
         result = evaluation.evaluate(checkpoint, data, split=split)
     print(json.dumps(result.to_dict(), indent=2))
+
+
+@app.command(epilog=_example("understudy swap runs/teacher runs/student"))
+def swap(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="A run folder or a checkpoint.")],
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A run folder (its last.ckpt) or a checkpoint.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", show_default=False, help="A data set; else the one of the student's run."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The split; else the validation split of that run.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (numbers in 0..1) and nothing else.")] = False,
+) -> None:
+    """Measure what a teacher detects on a student's feature maps.
+
+    They are put into it as they are, where they fit, and through the transforms
+    that the method dist2 trained.
+    """
+    from understudy.swap import swap_test
+
+    with redirect_stdout(sys.stderr):  # whatever a library has to say
+        result = swap_test(teacher, student, data, split=split)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        _print(result)
 
 
 @app.command(epilog=_example("understudy predict runs/student holiday.jpg -o found"))
@@ -336,62 +359,9 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="Explain this one.")] = None,
 ) -> None:
     """List the distillation methods, or explain one."""
-    from understudy.methods import METHODS, method_class
+    from understudy.methods import catalogue
 
-    if name is None:
-        print("\n\n".join(_summary(known, METHODS[known]) for known in METHODS))
-    else:
-        print(_explanation(name, method_class(name)))
-
-
-def _summary(name: str, method: "type[Method]") -> str:
-    prose, _ = _documentation(method)
-    facts = [
-        f"terms: {', '.join(f'{name}_{term}' for term in method.terms)}",
-        f"published weights: {', '.join(method.weights) or 'none'}",
-        f"source: {method.source}",
-    ]
-    return "\n".join([_wrapped(f"{name}: {prose[0]}"), *(_wrapped(fact, "  ") for fact in facts)])
-
-
-def _explanation(name: str, method: "type[Method]") -> str:
-    """What a method does, its weights and its options."""
-    from understudy.methods import method_options
-
-    prose, meanings = _documentation(method)
-    weights = [
-        f"  {family}: {', '.join(f'{term}_weight={weight:g}' for term, weight in weights.items())}"
-        for family, weights in method.weights.items()
-    ]
-    options = []
-    for option, field in method_options(name).model_fields.items():
-        default = "null" if field.default is None else field.default
-        meaning = (field.description or meanings.get(option, "")).replace("None", "null")  # as configs spell it
-        options += [f"  methods.{name}.{option}={default}", *([_wrapped(meaning, "      ")] if meaning else [])]
-    return "\n".join(
-        [
-            "\n\n".join(map(_wrapped, prose)),
-            "",
-            _wrapped(f"Source: {method.source}"),
-            "",
-            "Published weights, by the student's family:",
-            *weights,
-            "",
-            "Options with their defaults:",
-            *options,
-        ]
-    )
-
-
-def _documentation(method: "type[Method]") -> tuple[list[str], dict[str, str]]:
-    """The paragraphs of a method's docstring, and the meaning of each argument."""
-    prose, _, sections = (inspect.getdoc(method) or "").replace("``", "").partition("\n\nArgs:\n")
-    arguments = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", sections.partition("\n\n")[0], flags=re.MULTILINE)
-    return prose.split("\n\n"), dict(arguments)
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(" ".join(text.split()), 80, initial_indent=indent, subsequent_indent=indent)
+    print(catalogue.table() if name is None else catalogue.explain(name))
 
 
 def _say_where(run: Path) -> None:
@@ -411,4 +381,6 @@ def _print(renderable: "RenderableType") -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with 0, or 1 (failed while running), 2 (wrong input) or 130 (interrupted)."""
+    if "" not in sys.path:
+        sys.path.append("")  # the current folder, last: a method of one's own lies there, and hides no module
     app(arguments, prog_name="understudy")

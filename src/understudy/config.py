@@ -10,6 +10,7 @@ import json
 import re
 import textwrap
 import types
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +77,17 @@ def _one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | str) else value
 
 
+def _repeated(names: Sequence[str]) -> list[str]:
+    """The names that are there more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
 def _names_as_options(value: Any) -> Any:
     """Take the name of a method, or a list of names, for these methods with their defaults."""
     if isinstance(value, str):
         return {value: {}}
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        return {name: {} for name in value}
+        return value if _repeated(value) else {name: {} for name in value}
     if isinstance(value, Mapping):
         return {name: {} if options is None else options for name, options in value.items()}
     return value
@@ -280,6 +286,11 @@ class DistillConfig(TrainConfig):
         {"frs": {}},
         description="The distillation methods, each with its options; `understudy methods NAME` lists them.",
     )
+    inherit: bool = Field(
+        False,
+        description="The student's neck and head start as the teacher's, layer by layer where names and shapes agree; "
+        "beside any method.",
+    )
 
 
 def _where_null(values: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,8 +362,9 @@ class _Draft:
             else:
                 try:
                     value = yaml.load(text, _TextLoader)
-                except yaml.YAMLError:
-                    self.faults.append(f"{key}: {text} cannot be read as a YAML value")
+                except yaml.YAMLError as error:
+                    reason = getattr(error, "problem", None) or "it is not well-formed"
+                    self.faults.append(f"{key}: {text} cannot be read as a YAML value: {reason}")
                     continue
                 assignments += _assignments(self.cls, {key: value}, ())
         self._put_all(assignments, written=True)
@@ -648,7 +660,7 @@ def _in_plain_words(cls: type[Section], values: dict[str, Any], error: Validatio
             faults[path] = (
                 f"{'.'.join(path)}: expected {_expected_at(cls, path)}, got {_shown(_value_at(values, path))}"
             )
-            faults[path] += _near_name(cls, path, values)
+            faults[path] += _near_name(cls, path, values) + _given_twice(cls, path, values)
     return list(faults.values())
 
 
@@ -689,6 +701,15 @@ def _near_name(cls: type[Section], path: Sequence[str], values: dict[str, Any]) 
         return ""
     close = difflib.get_close_matches(value.lower(), get_args(annotation), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _given_twice(cls: type[Section], path: Sequence[str], values: dict[str, Any]) -> str:
+    """The names that are there twice, where each may have one set of options."""
+    value = _value_at(values, path)
+    if get_origin(_bare(_type_at(cls, path))) is not dict or not isinstance(value, list):
+        return ""
+    twice = _repeated([name for name in value if isinstance(name, str)])
+    return f"; {', '.join(twice)} is given twice: once is enough, with {path[0]}.{twice[0]}.OPTION=..." if twice else ""
 
 
 def _unknown(cls: type[Section], path: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ class Engine(L.LightningModule):
         """Compute the weighted loss of a batch, after checking that every term is alive."""
         teacher_outputs = None
         if self.teacher is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self.teacher.keeping(*self.learner.keeps):
                 teacher_outputs = self.teacher(batch.images, batch.image_sizes)
         terms = self.learner(
             batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled, teacher=self.teacher

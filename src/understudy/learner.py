@@ -30,7 +30,7 @@ class Learner(nn.Module):
             two Specs (see :func:`understudy.pairing.pair`).
 
     Raises:
-        UserError: a method was built for another student.
+        UserError: a method was built for another student, or two have the same name.
     """
 
     def __init__(self, student: Detector, methods: Sequence[Method] = (), pairing: Pairing | None = None):
@@ -38,6 +38,7 @@ class Learner(nn.Module):
         self.student, self.pairing = student, pairing
         self.methods: Any = nn.ModuleList(methods)
         self._levels_checked = False
+        self._check_names()
         expected = pairing.student if pairing else student.spec
         for method in methods:
             if (method.student.strides, method.student.num_classes) != (expected.strides, expected.num_classes):
@@ -52,6 +53,15 @@ class Learner(nn.Module):
     def distillation_terms(self) -> tuple[str, ...]:
         """Names of the terms that come from methods."""
         return tuple(f"{method.name}_{term}" for method in self.methods for term in method.terms)
+
+    @property
+    def keeps(self) -> tuple[int, ...]:
+        """Numbers of the convolutions whose maps inside the heads the methods read.
+
+        The student keeps them by itself. Where the teacher runs in ``teacher.keeping(*learner.keeps)``, it does not
+        compute them twice; that is all the difference.
+        """
+        return tuple(sorted({number for method in self.methods for number in method.keeps}))
 
     def forward(
         self,
@@ -80,7 +90,8 @@ class Learner(nn.Module):
         if self.methods and teacher_outputs is None:
             raise UserError("This learner has distillation methods: give it the teacher's outputs of the same images.")
         self._check_teacher(teacher)
-        outputs = self.student(images, image_sizes)
+        with self.student.keeping(*self.keeps):
+            outputs = self.student(images, image_sizes)
         losses, truth = self._task(outputs, targets, labelled)
         if not self.methods or teacher_outputs is None:
             return losses
@@ -96,8 +107,22 @@ class Learner(nn.Module):
             losses |= {name: terms[name] for name in (f"{method.name}_{term}" for term in method.terms)}
         return losses
 
+    def _check_names(self) -> None:
+        names = [method.name for method in self.methods]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(
+                f"Several methods are called {', '.join(twice)}: the terms of one would take the place of the other's. "
+                "Leave one out, or give a subclass of it another `name`."
+            )
+
     def _check_teacher(self, teacher: Detector | None) -> None:
-        if teacher is None and (names := [method.name for method in self.methods if method.uses_layers]):
+        names = [method.name for method in self.methods if method.uses_layers]
+        if teacher and names and (teacher.training or any(weight.requires_grad for weight in teacher.parameters())):
+            raise UserError(
+                f"{', '.join(names)} runs features through the teacher's own layers, and would train them: freeze the "
+                "teacher before, teacher.requires_grad_(False).eval()."
+            )
+        if teacher is None and names:
             raise UserError(
                 f"{', '.join(names)} runs features through the teacher's own layers, for which its recorded outputs "
                 "are not enough: give the learner the teacher itself, learner(..., teacher=teacher)."

@@ -321,7 +321,9 @@ def _experiment(run: Run) -> str:
 
 
 def _name(run: Run, role: Role) -> str:
-    return " + ".join(run.config.methods) if isinstance(run.config, DistillConfig) else role
+    if not isinstance(run.config, DistillConfig):
+        return role
+    return " + ".join([*run.config.methods, *(["inherit"] if run.config.inherit else [])])
 
 
 def _with_distinct_names(rows: Sequence[Row]) -> list[Row]:

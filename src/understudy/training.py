@@ -33,6 +33,7 @@ from understudy.detectors import DETECTORS, Detector, build_detector
 from understudy.detectors.plain import split_name
 from understudy.engine import Engine
 from understudy.errors import RunError, UserError
+from understudy.inheritance import Inheritance, inherit
 from understudy.learner import Learner
 from understudy.methods import build_methods, resolve_options
 from understudy.pairing import pair
@@ -132,7 +133,7 @@ def _assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] |
     """
     train_data, val_data = _open_splits(config.data)
     unlabelled = _open_unlabelled(config, train_data, val_data)
-    learner, weights, teacher = _build(config, train_data, with_backbone=saved is None)
+    learner, weights, teacher, inheritance = _build(config, train_data, new=saved is None)
     validate, checkpoints = Validate(folder, val_data, config), KeepCheckpoints(folder, saved["step"] if saved else 0)
     callbacks: list[L.Callback] = [LogLosses(folder, config.log_every), validate, checkpoints, ShowProgress()]
     trainer = _trainer(config, folder, callbacks)
@@ -154,7 +155,7 @@ def _assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] |
         _check_unchanged(saved, train_data, len(loader), count)
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     engine = Engine(config, train_data, learner, weights, teacher, len(loader), count, saved)
-    facts, notes = _found_out(learner, unlabelled)
+    facts, notes = _found_out(learner, unlabelled, inheritance)
     return _Assembled(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
 
 
@@ -192,13 +193,18 @@ def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> Detection
     return open_unlabelled(data.unlabelled, seen=labelled)
 
 
-def _found_out(learner: Learner, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _found_out(
+    learner: Learner, unlabelled: DetectionData | None, inheritance: Inheritance | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the run folder and the user are told of what student and teacher share, and of the unlabelled images."""
     facts: dict[str, Any] = {}
     notes: list[str] = []
     if learner.pairing:
         facts["pairing"] = learner.pairing.facts()
         notes += [learner.pairing.note] if learner.pairing.note else []
+    if inheritance:
+        facts["inherited"] = inheritance.facts()
+        notes.append(inheritance.note)
     if unlabelled:
         facts["unlabelled_images"] = len(unlabelled)
         notes.append(f"{len(unlabelled)} unlabelled images of {unlabelled.source} take part in the distillation")
@@ -206,21 +212,22 @@ def _found_out(learner: Learner, unlabelled: DetectionData | None) -> tuple[dict
 
 
 def _build(
-    config: TrainConfig, data: DetectionData, *, with_backbone: bool
-) -> tuple[Learner, Mapping[str, TermWeight], Detector | None]:
-    """Learner, weights of its terms, and teacher; a resumed run has its backbone in the checkpoint."""
+    config: TrainConfig, data: DetectionData, *, new: bool
+) -> tuple[Learner, Mapping[str, TermWeight], Detector | None, Inheritance | None]:
+    """Learner, weights of its terms, teacher, and what the student took from it; a resumed run has its own weights."""
     torch.manual_seed(config.seed)
     student = build_detector(
         **build_options(config, len(data.classes)),
-        backbone_weights=config.detector.backbone_weights if with_backbone else None,
+        backbone_weights=config.detector.backbone_weights if new else None,
         frozen_stages=config.detector.frozen_stages,
     )
     if not isinstance(config, DistillConfig):
-        return Learner(student), {}, None
+        return Learner(student), {}, None, None
     teacher = load_checkpoint(config.teacher)
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes)
     methods, weights = build_methods(config.methods, pairing.student, pairing.teacher)
-    return Learner(student, methods, pairing), weights, teacher.detector.requires_grad_(False).eval()
+    inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
+    return Learner(student, methods, pairing), weights, teacher.detector.requires_grad_(False).eval(), inheritance
 
 
 def _resolved(config: TrainConfig) -> TrainConfig:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import at_least_float32, comparable
 from understudy.functional.richness import feature_richness, weighted_feature_loss
 
 SMALLEST_DEVIATION = 1e-6
@@ -36,7 +36,7 @@ def mean_squared_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    student, teacher = _comparable(student, teacher)
+    student, teacher = comparable(student, teacher)
     return (student - teacher).square().mean()
 
 
@@ -56,7 +56,7 @@ def squared_loss_per_image(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    student, teacher = _comparable(student, teacher)
+    student, teacher = comparable(student, teacher)
     return (student - teacher).square().sum() / len(student)
 
 
@@ -100,7 +100,7 @@ def channelwise_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0)
     Raises:
         ValueError: shapes differ.
     """
-    own, theirs = ((maps / temperature).flatten(2).log_softmax(-1) for maps in _comparable(student, teacher))
+    own, theirs = ((maps / temperature).flatten(2).log_softmax(-1) for maps in comparable(student, teacher))
     divergence = F.kl_div(own, theirs, reduction="sum", log_target=True)
     return divergence * temperature**2 / own[..., 0].numel()
 
@@ -139,7 +139,7 @@ def correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    student, teacher = _comparable(student, teacher)
+    student, teacher = comparable(student, teacher)
     return (standardised(student) - standardised(teacher)).square().mean() / 2
 
 
@@ -234,7 +234,7 @@ def batch_distance(student: Tensor, teacher: Tensor, weight: Tensor | None = Non
     Raises:
         ValueError: shapes differ.
     """
-    student, teacher = _comparable(student, teacher)
+    student, teacher = comparable(student, teacher)
     difference = student - teacher
     if weight is not None:
         difference = difference * at_least_float32(weight.detach()).sqrt()
@@ -298,15 +298,6 @@ def partial_distance(student: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    student, target = _comparable(student, target)
+    student, target = comparable(student, target)
     counts = (student > target) | (target > 0)
     return ((student - target).square() * counts).sum() / len(student)
-
-
-def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the precision of losses, the teacher's as a constant."""
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"features to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
-    return at_least_float32(student), at_least_float32(teacher.detach())

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, clip_boxes_to_image, nms, remove_small_boxes, roi_align
 
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import at_least_float32, comparable
 
 USUAL_SIDE, USUAL_STRIDE = 224.0, 16
 """An object of this side is pooled from the level of this stride (Lin et al., CVPR 2017, Eq. 1)."""
@@ -120,11 +120,8 @@ def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"regions to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
-    squares = (at_least_float32(student) - at_least_float32(teacher.detach())).square().sum(1)
+    own, theirs = comparable(student, teacher, "regions")
+    squares = (own - theirs).square().sum(1)
     return squares.sum() / max(squares.numel(), 1)
 
 

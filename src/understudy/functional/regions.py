@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from understudy.functional.features import channel_attention, spatial_attention
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import at_least_float32, comparable
 from understudy.outputs import Outputs, Target, unflatten_levels
 
 FINEST_SIDE = 56.0
@@ -191,11 +191,8 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _squares(student: Tensor, teacher: Tensor) -> Tensor:
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"features to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
-    return (at_least_float32(student) - at_least_float32(teacher.detach())).square()
+    own, theirs = comparable(student, teacher)
+    return (own - theirs).square()
 
 
 def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import at_least_float32, comparable
 from understudy.outputs import Outputs, Truth, unflatten_levels
 
 Normaliser = Literal["batch", "image"]
@@ -138,12 +138,8 @@ def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, norm
     Raises:
         ValueError: shapes differ, or the normaliser is unknown.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"features to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
-    difference = at_least_float32(student) - at_least_float32(teacher.detach())
-    return _weighted_mean_of_cells(difference.square().sum(1), weight, normaliser)
+    own, theirs = comparable(student, teacher)
+    return _weighted_mean_of_cells((own - theirs).square().sum(1), weight, normaliser)
 
 
 def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch") -> Tensor:
@@ -165,12 +161,8 @@ def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normal
     Raises:
         ValueError: shapes differ, or the normaliser is unknown.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"class logits to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
-    target = at_least_float32(teacher.detach()).sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(at_least_float32(student), target, reduction="none")
+    own, theirs = comparable(student, teacher, "class logits")
+    entropy = F.binary_cross_entropy_with_logits(own, theirs.sigmoid(), reduction="none")
     return _weighted_mean_of_cells(entropy.sum((-2, -1)), weight, normaliser)
 
 
@@ -193,12 +185,8 @@ def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, normalis
     Raises:
         ValueError: shapes differ, or the normaliser is unknown.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"box outputs to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
-    difference = at_least_float32(student) - at_least_float32(teacher.detach())
-    return _weighted_mean_of_cells(difference.square().sum((-2, -1)), weight, normaliser)
+    own, theirs = comparable(student, teacher, "box outputs")
+    return _weighted_mean_of_cells((own - theirs).square().sum((-2, -1)), weight, normaliser)
 
 
 WEIGHTED = {"feature": weighted_feature_loss, "class": weighted_class_loss, "box": weighted_box_loss}

@@ -33,13 +33,13 @@ READABLE = {
 Terms = tuple[str, ...]
 
 
-def usual_spec(family: str, name: str = "") -> Spec:
+def usual_spec(family: str, name: str = "", neck_channels: int = 256) -> Spec:
     """What is known of a detector of a family as it is usually built: ResNet-50, neck of 256 channels, 80 classes."""
     facts: dict[str, Any] = {"num_classes": 80, **USUAL[family]}
     first = 4 if family == "faster_rcnn" else 8
     stages = {4: 256, 8: 512, 16: 1024, 32: 2048}
     return Spec(
-        channels=(256,) * 5,
+        channels=(neck_channels,) * 5,
         strides=tuple(first * 2**level for level in range(5)),
         stage_channels=tuple(channels for stride, channels in stages.items() if stride >= first),
         stage_strides=tuple(stride for stride in stages if stride >= first),
@@ -49,11 +49,11 @@ def usual_spec(family: str, name: str = "") -> Spec:
     )
 
 
-def served_pairs(method: type[Method]) -> dict[tuple[str, str], Terms]:
+def served_pairs(method: type[Method], student_channels: int = 256) -> dict[tuple[str, str], Terms]:
     """The terms that a method computes by its default options, for each pair of families: the student, its teacher."""
     found = {}
     for student, teacher in itertools.product(USUAL, USUAL):
-        common = pair(usual_spec(student, "student"), usual_spec(teacher, "teacher"))
+        common = pair(usual_spec(student, "student", student_channels), usual_spec(teacher, "teacher"))
         obstacles = method.obstacles(common.student, common.teacher)
         found[student, teacher] = tuple(term for term in _all_terms(method) if term not in obstacles)
     return found
@@ -79,7 +79,7 @@ def explain(name: str) -> str:
     """
     method = method_class(name)
     prose, meanings = _documentation(method)
-    blocks = ["\n\n".join(map(_wrapped, prose)), "\n".join(_facts(method)), _matrix(method)]
+    blocks = ["\n\n".join(map(_wrapped, prose)), "\n".join([*_facts(method), *_necks(method)]), _matrix(method)]
     if method.weights:
         blocks += ["\n".join(["Weights, by the student's family:", *_weights(method.weights)])]
     blocks += ["\n".join(["Options with their defaults:", *_options(name, meanings)])]
@@ -117,6 +117,13 @@ def _serves(method: type[Method]) -> Iterator[str]:
     yield _fact("detectors", _listing(alike, len(USUAL), "all"))
     across = {f"{student} from {teacher}": terms for (student, teacher), terms in pairs.items() if student != teacher}
     yield _fact("across families", _listing(_grouped(method, across), len(across), "every pair"))
+    yield from _necks(method)
+
+
+def _necks(method: type[Method]) -> Iterator[str]:
+    """What is asked of the necks, where a narrower student is not served as well."""
+    if served_pairs(method, student_channels=128) != served_pairs(method):
+        yield _fact("necks", "the student's as wide as the teacher's (detector.neck_channels)")
 
 
 def _grouped(method: type[Method], served: Mapping[str, Terms]) -> dict[str, list[str]]:

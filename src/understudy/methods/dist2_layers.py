@@ -197,7 +197,8 @@ class Lesson:
 
 def _with_labels_of_teacher(targets: list[Target], pairing: "Pairing | None") -> list[Target]:
     """Ground truth whose labels, numbers of the common classes, become those that the teacher has for these."""
-    if pairing is None:
+    # The same numbers: also where an RPN's pair was given no names, and knows less classes than the ground truth.
+    if pairing is None or pairing.teacher_labels == tuple(range(len(pairing.teacher_labels))):
         return targets
     return [
         {**target, "labels": target["labels"].new_tensor(pairing.teacher_labels)[target["labels"]]}
