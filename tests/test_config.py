@@ -216,6 +216,21 @@ def test_faults_of_methods():
     assert fault("methods.frs=3", DistillConfig).startswith("methods: expected names, each with its options, got ")
 
 
+def test_a_method_given_twice(tmp_path):
+    twice = (
+        'methods: expected names, each with its options, got ["frs", "frs"]; '
+        "frs is given twice: once is enough, with methods.frs.OPTION=..."
+    )
+    assert fault('methods=["frs", "frs"]', DistillConfig) == twice
+    assert faults(DistillConfig, {"run": "r", "data": "d", "teacher": "t", "methods": ["frs", "frs"]}) == [twice]
+    argument = "methods={frs: {}, frs: {threshold: 0.1}}"
+    assert fault(argument, DistillConfig).endswith("cannot be read as a YAML value: frs is given twice")
+    file = tmp_path / "a.yaml"
+    file.write_text("methods:\n  frs: {}\n  frs: {threshold: 0.1}\n")
+    with pytest.raises(UserError, match="line 3: frs is given twice"):
+        load_config(DistillConfig, file)
+
+
 def test_faults_from_python_are_the_same():
     assert faults(TrainConfig, {"run": "", "data": {"path": 3.5, "flip": "x"}, "seed": True, "batch_size": None}) == [
         'run: expected a path, got ""',

@@ -229,7 +229,7 @@ def test_centerness_in_the_richness_against_a_loop():
 
 
 def test_a_teacher_without_centerness_is_refused_by_name():
-    with pytest.raises(UserError, match=r"frs_feature: the teacher big has no centre-ness; methods.frs.centerness=f"):
+    with pytest.raises(UserError, match=r"the teacher big has no centre-ness; methods.frs.centerness=f"):
         build_methods({"frs": {"centerness": True}}, LITTLE, BIG)
     with pytest.raises(ValueError, match="record has none"):
         richness_masks(record(LITTLE, 1), record(BIG, 2), truth(LITTLE), centerness=True)

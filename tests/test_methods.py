@@ -12,7 +12,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from pairs import BIG, LITTLE, Pair, all_terms, home, pairs_of, record, truth
+from pairs import (
+    BIG,
+    LITTLE,
+    Pair,
+    all_terms,
+    home,
+    made_up_specs,
+    pairs_of,
+    record,
+    some_objects,
+    tiny_detector,
+    tiny_images,
+    tiny_teacher,
+    truth,
+)
 from torch import Tensor, nn
 
 from understudy.errors import UserError
@@ -382,6 +396,53 @@ def test_a_family_without_published_weights_must_be_given_them():
     with pytest.raises(UserError, match="is published"):
         build_methods({"frs": {}}, student, BIG)
     build_methods({"frs": {"feature_weight": 1, "class_weight": 1}}, student, BIG)
+
+
+@EVERY
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_every_weight_of_every_method_is_a_number_from_zero_on(name, weight):
+    entries = {name: {f"{term}_weight": weight for term in all_terms(METHODS[name])}}
+    with pytest.raises(UserError) as failure:
+        build_methods(entries, home(name).student, home(name).teacher)
+    for term in all_terms(METHODS[name]):
+        assert f'[methods.{name}] "{term}_weight": input should be' in str(failure.value)
+
+
+def test_two_entries_of_one_name_are_refused():
+    elsewhere = f"{METHODS['frs'].__module__}:FRS"
+    with pytest.raises(UserError, match=f"frs and {elsewhere} are both called 'frs'"):
+        build_methods({"frs": {}, elsewhere: {}}, LITTLE, BIG)
+    detector = tiny_detector("fcos", 16, seed=0)
+    twice = [METHODS["frs"](detector.spec, detector.spec) for _ in range(2)]
+    with pytest.raises(UserError, match="Several methods are called frs"):
+        Learner(detector, twice)
+
+
+def test_what_cannot_be_served_is_said_before_a_weight_is_asked_for():
+    """LD's weights are known for GFL alone; for a RetinaNet it is of no use to ask for others."""
+    with pytest.raises(UserError) as failure:
+        build_methods({"ld": {}}, LITTLE, BIG)
+    message = str(failure.value)
+    assert "ld_location, ld_vlr, ld_class: boxes are not distributions of both: the student little has" in message
+    assert "the teacher big" in message
+    assert "what serves the student little and the teacher big: frs, " in message
+    assert "give location_weight" not in message
+    gfl = made_up_specs("gfl")
+    with pytest.raises(UserError, match="give location_weight"):  # here it helps
+        build_methods({"ld": {}}, replace(gfl[0], family="mine"), gfl[1])
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.uses_layers])
+def test_methods_that_run_the_teachers_layers_refuse_its_recorded_outputs_alone(name):
+    family, width = home(name).student.family, home(name).student.channels[0]
+    student, teacher = tiny_detector(family, width, seed=0), tiny_teacher(family)
+    learner = Learner(student, [METHODS[name](student.spec, teacher.spec)])
+    images, targets = tiny_images(), some_objects((2, 1))
+    with torch.no_grad():
+        teacher_outputs = teacher(images)
+    with pytest.raises(UserError, match=rf"{name} runs .*: give the learner the teacher itself"):
+        learner(images, targets, teacher_outputs)
+    learner(images, targets, teacher_outputs, teacher=teacher)
 
 
 class Own(Method):

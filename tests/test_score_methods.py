@@ -496,7 +496,7 @@ def test_pairs_that_cannot_be_compared_are_refused(name):
 
 def test_ld_needs_boxes_as_distributions_over_the_same_bins():
     student, teacher = spec("little", "distributions"), spec("big", "deltas")
-    with pytest.raises(UserError, match="ld_location: boxes are not distributions of both") as failure:
+    with pytest.raises(UserError, match="boxes are not distributions of both") as failure:
         build_methods({"ld": {}}, student, teacher)
     assert "little has distributions, the teacher big deltas; soft_labels and bckd compare" in str(failure.value)
     with pytest.raises(UserError, match="little has sides of 6 bins, the teacher big has sides of 17 bins"):

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -119,6 +119,18 @@ def resolve_options(entries: Mapping[str, Mapping[str, Any] | None], family: str
     Raises:
         UserError: listing every unknown method, unknown or wrong option and missing weight at once.
     """
+    resolved, faults = _checked(entries, family)
+    for name, options in resolved.items():
+        faults += _unweighted(name, family, {term: options[f"{term}_weight"] for term in method_class(name).terms})
+    if faults:
+        raise UserError.listing("The methods of this run are not right:", faults)
+    return resolved
+
+
+def _checked(
+    entries: Mapping[str, Mapping[str, Any] | None], family: str
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The options of every method with all defaults, and their faults; a weight that nobody published stays None."""
     faults: list[str] = []
     resolved: dict[str, dict[str, Any]] = {}
     for name, given in entries.items():
@@ -131,21 +143,23 @@ def resolve_options(entries: Mapping[str, Mapping[str, Any] | None], family: str
             faults += [_option_fault(name, method_options(name), fault) for fault in error.errors()]
             continue
         published = method.weights.get(family, {})
-        weights = [f"{term}_weight" for term in method.terms]
-        if all(options[f"{term}_weight"] == 0 for term in (*method.terms, *method.optional_terms)):
-            faults.append(f"[methods.{name}] {', '.join(weights)}: all are 0, so it teaches nothing; leave it out")
         for term in method.terms:
             if options[f"{term}_weight"] is None:
                 options[f"{term}_weight"] = published.get(term)
-            if options[f"{term}_weight"] is None:
-                faults.append(
-                    f"[methods.{name}] no weight of {term!r} is published for a {family} student; give {term}_weight"
-                )
+        if all(options[f"{term}_weight"] == 0 for term in (*method.terms, *method.optional_terms)):
+            weights = ", ".join(f"{term}_weight" for term in method.terms)
+            faults.append(f"[methods.{name}] {weights}: all are 0, so it teaches nothing; leave it out")
         resolved[name] = options
-    faults += _same_names(resolved)
-    if faults:
-        raise UserError.listing("The methods of this run are not right:", faults)
-    return resolved
+    return resolved, faults + _same_names(resolved)
+
+
+def _unweighted(name: str, family: str, weights: Mapping[str, float | None]) -> list[str]:
+    """Ask for the weights of terms that have none."""
+    return [
+        f"[methods.{name}] no weight of {term!r} is published for a {family} student; give {term}_weight"
+        for term, weight in weights.items()
+        if weight is None
+    ]
 
 
 def _same_names(entries: Iterable[str]) -> list[str]:
@@ -179,15 +193,18 @@ def build_methods(
     """
     methods: list[Method] = []
     weights: dict[str, TermWeight] = {}
-    faults: list[str] = []
     unfit = False
-    for name, options in resolve_options(entries, student.family).items():
+    resolved, faults = _checked(entries, student.family)
+    for name, options in resolved.items():
         method, ramp = method_class(name), options.pop("ramp_steps")
         possible = (*method.terms, *method.optional_terms)
-        wanted = {term: weight for term in possible if (weight := options.pop(f"{term}_weight"))}
-        if misfits := _misfits(name, wanted, method.obstacles(student, teacher, **options)):
-            faults += misfits
-            unfit = True
+        wanted = {term: weight for term in possible if (weight := options.pop(f"{term}_weight")) != 0}
+        obstacles = method.obstacles(student, teacher, **options)
+        misfits = _misfits(name, wanted, obstacles)
+        served = {term: weight for term, weight in wanted.items() if term not in obstacles}
+        if misfits or None in served.values():
+            faults += misfits + _unweighted(name, student.family, served)
+            unfit = unfit or bool(misfits)
             continue
         weights |= {f"{method.name}_{term}": TermWeight(weight, ramp) for term, weight in wanted.items()}
         try:
@@ -203,12 +220,16 @@ def build_methods(
     return methods, weights
 
 
-def _misfits(name: str, wanted: Mapping[str, float], obstacles: Mapping[str, str]) -> list[str]:
-    """Why terms that are wanted of a method cannot be computed, and how the others can."""
-    blocked = [term for term in wanted if term in obstacles]
-    lines = [f"{name}_{term}: {obstacles[term]}" for term in blocked]
-    if 0 < len(blocked) < len(wanted):
-        lines.append(f"{name} can serve with {' '.join(f'methods.{name}.{term}_weight=0' for term in blocked)}")
+def _misfits(name: str, wanted: Collection[str], obstacles: Mapping[str, str]) -> list[str]:
+    """Why terms that are wanted of a method cannot be computed, those of one reason together, and how others can."""
+    blocked: dict[str, list[str]] = {}
+    for term in wanted:
+        if term in obstacles:
+            blocked.setdefault(obstacles[term], []).append(term)
+    lines = [f"{', '.join(f'{name}_{term}' for term in terms)}: {reason}" for reason, terms in blocked.items()]
+    without = [f"methods.{name}.{term}_weight=0" for terms in blocked.values() for term in terms]
+    if 0 < len(without) < len(wanted):
+        lines.append(f"{name} can serve with {' '.join(without)}")
     return lines
 
 

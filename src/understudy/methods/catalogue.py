@@ -12,12 +12,12 @@ from understudy.outputs import Spec
 from understudy.pairing import pair
 
 USUAL = {
-    "retinanet": {"num_anchors": 9, "tower_channels": (256,) * 4},
-    "fcos": {"num_anchors": 1, "box_code": "distances in strides", "tower_channels": (256,) * 4},
-    "gfl": {"num_anchors": 1, "box_code": "distributions", "box_size": 4 * 17, "tower_channels": (256,) * 4},
+    "retinanet": {"num_anchors": 9},
+    "fcos": {"num_anchors": 1, "box_code": "distances in strides"},
+    "gfl": {"num_anchors": 1, "box_code": "distributions", "box_size": 4 * 17},
     "faster_rcnn": {"num_anchors": 3, "num_classes": 1, "objectness": True},
 }
-"""What methods look at, of detectors of each family as they are usually built."""
+"""What methods look at, of detectors of each family as they are usually built; the rest is in usual_spec."""
 
 READABLE = {
     "features": "neck features",
@@ -43,6 +43,7 @@ def usual_spec(family: str, name: str = "", neck_channels: int = 256) -> Spec:
         strides=tuple(first * 2**level for level in range(5)),
         stage_channels=tuple(channels for stride, channels in stages.items() if stride >= first),
         stage_strides=tuple(stride for stride in stages if stride >= first),
+        tower_channels=() if family == "faster_rcnn" else (neck_channels,) * 4,
         family=family,
         name=name or family,
         **facts,
@@ -190,7 +191,7 @@ def _as_yaml(value: Any) -> str:
 
 def _documentation(method: type[Method]) -> tuple[list[str], dict[str, str]]:
     """The paragraphs of a method's docstring, and the meaning of each argument."""
-    document = re.sub(r":\w+:`~?([^`]*)`", r"\1", inspect.getdoc(method) or "").replace("``", "")
+    document = re.sub(r":\w+:`(?:[^`]*\.)?([^`]*)`", r"\1", inspect.getdoc(method) or "").replace("``", "")
     prose, _, sections = document.partition("\n\nArgs:\n")
     arguments = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", sections.partition("\n\n")[0], flags=re.MULTILINE)
     return prose.split("\n\n"), dict(arguments)

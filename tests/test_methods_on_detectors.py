@@ -1,0 +1,146 @@
+"""Every method on every detector it serves, and on pairs of families: tiny networks, a few real steps.
+
+For each family, and each pair of families, all methods that serve it train one student together through the Learner,
+its own loss included, in float32 and in bfloat16 autocast. Alone, each overfits one batch for `STEPS` steps.
+"""
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from pairs import FAMILIES, OBJECTS, all_terms, tiny_detector, tiny_images, tiny_teacher
+
+from understudy.detectors import Detector
+from understudy.learner import Learner
+from understudy.methods import METHODS, Method
+from understudy.outputs import Outputs
+from understudy.pairing import Pairing, pair
+
+STEPS = 15
+LOWEST = 0.95
+"""Of what they are in the first three steps, the weighted terms must fall at least to this in the last three."""
+WIDTHS = (16, 24)
+"""Channels of the student's neck: fewer than the teacher's where the method can, else as many."""
+
+
+@cache
+def first_student(family: str, width: int) -> Detector:
+    """A student before its first step, not to be changed."""
+    return tiny_detector(family, width, seed=5, opinionated=False)
+
+
+@cache
+def teacher_outputs(family: str) -> Outputs:
+    """The teacher's record of the batch, computed once: neither changes."""
+    with torch.no_grad():
+        return tiny_teacher(family)(tiny_images())
+
+
+@cache
+def pairing_of(student: str, width: int, teacher: str) -> Pairing:
+    """What a student and a teacher have in common."""
+    return pair(first_student(student, width).spec, tiny_teacher(teacher).spec)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a method can do for a pair of families.
+
+    Attributes:
+        name: of the method.
+        student: its family.
+        teacher: likewise.
+        width: channels of the student's neck.
+        terms: those it can compute.
+    """
+
+    name: str
+    student: str
+    teacher: str
+    width: int
+    terms: tuple[str, ...]
+
+    def method(self) -> Method:
+        """The method with its first weights."""
+        common = pairing_of(self.student, self.width, self.teacher)
+        torch.manual_seed(0)
+        return METHODS[self.name].narrowed(self.terms)(common.student, common.teacher)
+
+
+def cases(student: str, teacher: str) -> list[Case]:
+    """The methods that serve a pair of families, each with a student as narrow as it can."""
+    found = []
+    for name, method in METHODS.items():
+        for width in WIDTHS:
+            common = pairing_of(student, width, teacher)
+            obstacles = method.obstacles(common.student, common.teacher)
+            if terms := tuple(term for term in all_terms(method) if term not in obstacles):
+                found.append(Case(name, student, teacher, width, terms))
+                break
+    return found
+
+
+def train(together: Sequence[Case], steps: int, *, bfloat16: bool = False, alone: bool = False) -> list[dict]:
+    """Take some steps on one batch with methods of one pair; their terms in each step, by name.
+
+    Args:
+        together: the methods.
+        steps: how many.
+        bfloat16: in autocast.
+        alone: without the student's own loss, which is not even computed.
+    """
+    student, teacher, width = together[0].student, together[0].teacher, together[0].width
+    network = copy.deepcopy(first_student(student, width))
+    if alone:
+        network.loss = lambda *_: {}
+    learner = Learner(network, [case.method() for case in together], pairing_of(student, width, teacher))
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(learner.parameters(), 1e-2)
+    weights = {term: weight for method in learner.methods for term, weight in weights_of(method, student).items()}
+    history = []
+    for _ in range(steps):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            losses = learner(tiny_images(), OBJECTS, teacher_outputs(teacher), teacher=tiny_teacher(teacher))
+        total = torch.stack([weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append({name: losses[name].detach() for name in learner.distillation_terms})
+    return history
+
+
+def weights_of(method: Method, family: str) -> Mapping[str, float]:
+    """The published weights by term; 1 where there is none."""
+    published = method.weights.get(family, {})
+    return {f"{method.name}_{term}": published.get(term) or 1.0 for term in method.terms}
+
+
+ALIKE = [case for family in FAMILIES for case in cases(family, family)]
+PAIRS = [(family, family) for family in FAMILIES] + list(itertools.permutations(FAMILIES, 2))
+
+
+@pytest.mark.parametrize(("student", "teacher"), PAIRS, ids=[f"{student}-from-{teacher}" for student, teacher in PAIRS])
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
+def test_all_methods_that_serve_a_pair_train_its_student_together(student, teacher, bfloat16):
+    for _, group in itertools.groupby(
+        sorted(cases(student, teacher), key=lambda case: case.width), key=lambda case: case.width
+    ):
+        together = list(group)
+        terms = {f"{case.name}_{term}" for case in together for term in case.terms}
+        for step in train(together, 3 if student == teacher else 1, bfloat16=bfloat16):
+            assert set(step) == terms
+            wrong = {name: term for name, term in step.items() if term.dtype != torch.float32 or not term.isfinite()}
+            assert not wrong
+
+
+@pytest.mark.parametrize("case", ALIKE, ids=lambda case: f"{case.name}-{case.student}")
+def test_the_terms_fall_where_a_batch_is_overfitted(case):
+    weights = weights_of(METHODS[case.name].narrowed(case.terms), case.student)
+    history = train([case], STEPS, alone=True)
+    sums = [sum(weights[term] * value.item() for term, value in step.items()) for step in history]
+    assert sum(sums[:3]) > 0
+    assert sum(sums[-3:]) < LOWEST * sum(sums[:3]), sums
