@@ -79,21 +79,32 @@ def train_all(output: Path, seed: int, train_teacher: bool = False, say: Callabl
     """Draw the scenes and make the three runs; arguments as of :func:`run_demo`. Returns the three run folders."""
     teacher, plain, distilled = (output / name for name in ("teacher", "plain", "distilled"))
     say(f"1/5  Drawing {STUDENT_SCENES} scenes to learn from and {VALIDATION_SCENES} to be tested on")
-    scenes = make_scenes(output / "scenes", train=STUDENT_SCENES, val=VALIDATION_SCENES, size=SIZE, seed=seed)
+    scenes = draw_scenes(output / "scenes", seed)
     if train_teacher:
         say(f"2/5  Training the teacher anew: {TEACHER_EPOCHS} epochs of {TEACHER_SCENES} scenes of its own")
         make_teacher(teacher, output / "teacher_scenes")
+        _measure_teacher(teacher, scenes)
     else:
         say("2/5  Taking the teacher that comes with understudy (--train-teacher trains it anew)")
-        with as_file(files("understudy") / "demo_teacher") as shipped:
-            shutil.copytree(shipped, teacher)
-    _measure_teacher(teacher, scenes)
+        take_teacher(teacher, scenes)
     say(f"3/5  Training a plain student for {STUDENT_EPOCHS} epochs")
     train(load_config(TrainConfig, student_config(scenes, plain, seed)))
     say(f"4/5  Training the same student for {STUDENT_EPOCHS} epochs with the teacher (FRS)")
     config = student_config(scenes, distilled, seed) | {"teacher": teacher, "methods": METHODS}
     distill(load_config(DistillConfig, config))
     return [teacher, plain, distilled]
+
+
+def draw_scenes(folder: Path, seed: int) -> Path:
+    """Draw the scenes that students learn from and are tested on."""
+    return make_scenes(folder, train=STUDENT_SCENES, val=VALIDATION_SCENES, size=SIZE, seed=seed)
+
+
+def take_teacher(run: Path, scenes: Path) -> None:
+    """Copy the run of the teacher that comes with the package, and measure it on some scenes."""
+    with as_file(files("understudy") / "demo_teacher") as shipped:
+        shutil.copytree(shipped, run)
+    _measure_teacher(run, scenes)
 
 
 def student_config(scenes: Path, run: Path, seed: int) -> dict[str, Any]:
