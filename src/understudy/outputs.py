@@ -38,6 +38,8 @@ class Spec:
         stage_strides: pixels per cell of the backbone outputs.
         tower_channels: channels after each convolution of the head's two towers, which are alike; none where the head
             is built otherwise.
+        first_anchors: the A anchors of the first cell of every level, xyxy in pixels: their sizes, and where in a cell
+            they lie; empty where they are not known.
         family: the kind of detector, e.g. ``"retinanet"``; published weights are looked up by it.
         name: what messages call it, e.g. ``"retinanet_resnet50"``.
     """
@@ -52,6 +54,7 @@ class Spec:
     stage_channels: tuple[int, ...] = ()
     stage_strides: tuple[int, ...] = ()
     tower_channels: tuple[int, ...] = ()
+    first_anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
     family: str = "detector"
     name: str = "detector"
 
@@ -127,11 +130,20 @@ class Truth:
 
     Attributes:
         targets: one :data:`Target` per image.
-        gt_index: (N, R) int64, the student's assignment: number of the object, -1 background, -2 ignored.
+        gt_index: (N, R) int64, the student's assignment: number of the object, -1 background, -2 ignored. Of an
+            unlabelled image all are ignored.
+        left_out: per image the boxes (X, 4) of the objects that are not among the targets, since the teacher does not
+            know their classes: what lies there is neither an object to compare nor background. Empty: there are none.
     """
 
     targets: Sequence[Target]
     gt_index: Tensor
+    left_out: Sequence[Tensor] = ()
+
+    @property
+    def labelled(self) -> Tensor:
+        """Which images have a ground truth, (N,) bool; what stands in the others is not known."""
+        return (self.gt_index > -2).any(1)
 
 
 def flatten_levels(levels: Sequence[Tensor]) -> Tensor:

@@ -39,6 +39,7 @@ class Part:
             num_classes=spec.num_classes if self.labels is None else len(self.labels),
             stage_channels=_chosen(spec.stage_channels, self.stages),
             stage_strides=_chosen(spec.stage_strides, self.stages),
+            first_anchors=_chosen(spec.first_anchors, self.levels) if spec.first_anchors else (),
         )
 
     def record(self, outputs: Outputs) -> Outputs:
@@ -101,8 +102,8 @@ class Pairing:
     def truth(self, truth: Truth, outputs: Outputs) -> Truth:
         """The ground truth of what is compared.
 
-        Objects of classes that the teacher does not know drop out, and their anchors are ignored (-2); the others, and
-        their labels, are numbered anew.
+        Objects of classes that the teacher does not know are left out, and their anchors are ignored (-2); the others,
+        and their labels, are numbered anew.
 
         Args:
             truth: of the whole record.
@@ -114,7 +115,8 @@ class Pairing:
         images = [
             _of_known_classes(target, row, self.label_of) for target, row in zip(truth.targets, gt_index, strict=True)
         ]
-        return Truth([target for target, _ in images], torch.stack([row for _, row in images]))
+        targets, rows, left_out = zip(*images, strict=True)
+        return Truth(targets, torch.stack(rows), left_out)
 
     @property
     def note(self) -> str:
@@ -282,11 +284,12 @@ def _of_levels(flat: Tensor, anchors: Sequence[int], levels: Sequence[int]) -> T
     return torch.cat([parts[level] for level in levels], dim=1)
 
 
-def _of_known_classes(target: Target, gt_index: Tensor, label_of: Sequence[int]) -> tuple[Target, Tensor]:
-    """The objects of one image that both detectors know, and its assignment (R,) to them."""
+def _of_known_classes(target: Target, gt_index: Tensor, label_of: Sequence[int]) -> tuple[Target, Tensor, Tensor]:
+    """The objects of one image that both detectors know, its assignment (R,) to them, and the boxes of the others."""
     labels = torch.tensor(label_of, device=gt_index.device)[target["labels"]]
     known = labels >= 0
     number = torch.where(known, known.cumsum(0) - 1, -2)
     # Indices below zero count from the end, so background (-1) and ignored (-2) find themselves there.
     number = torch.cat([number, number.new_tensor([-2, -1])])
-    return {"boxes": target["boxes"][known], "labels": labels[known]}, number[gt_index]
+    boxes = target["boxes"]
+    return {"boxes": boxes[known], "labels": labels[known]}, number[gt_index], boxes[~known]

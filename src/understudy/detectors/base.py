@@ -285,6 +285,7 @@ class Detector(nn.Module, ABC):
             stage_channels=tuple(stage.shape[1] for stage in stages),
             stage_strides=tuple(_stride(stage) for stage in stages),
             tower_channels=self._tower_channels,
+            first_anchors=_first_anchors(outputs.anchors),
             family=self.family,
             name=name,
         )
@@ -300,6 +301,12 @@ def evaluating(module: nn.Module) -> Generator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+def _first_anchors(anchors: Sequence[Tensor]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    if anchors[0].is_meta:  # a detector that is only described
+        return ()
+    return tuple(tuple(map(tuple, level[0, 0].tolist())) for level in anchors)
 
 
 def _stride(feature: Tensor) -> int:

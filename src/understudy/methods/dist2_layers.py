@@ -162,8 +162,7 @@ class Lesson:
     def of(cls, supervision: str, truth: Truth, layers: Layers) -> Self:
         """Prepare a step's lesson: by the ``"truth"``, by the ``"teacher"``, or by ``"both"``."""
         every = list(range(len(truth.targets)))
-        # The anchors of an image without labels are all ignored.
-        known = [image for image, row in enumerate((truth.gt_index > -2).any(1).tolist()) if row]
+        known = [image for image, labelled in enumerate(truth.labelled.tolist()) if labelled]
         images = known if supervision == "truth" else every
         labelled = [] if supervision == "teacher" else [images.index(image) for image in known]
         targets = _with_labels_of_teacher([truth.targets[images[place]] for place in labelled], layers.pairing)
