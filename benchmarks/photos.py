@@ -17,6 +17,7 @@ from pathlib import Path
 
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.detectors import FAMILIES
+from understudy.report.views import view_run
 from understudy.results import summarise
 from understudy.runs import environment, read_rows
 from understudy.training import distill, resume, train
@@ -159,25 +160,11 @@ def as_markdown(options: argparse.Namespace, runs: list[Path], table: dict) -> s
         lines.append(f"| {name} | {statistics.mean(values):.1f}{spread} |")
     lines += ["", "| seed | distilled run | term | first epoch | last epoch |", "|---|---|---|---|---|"]
     for run in runs:
-        for term, first, last in term_means(run):
-            lines.append(f"| {run.parent.name.removeprefix('seed')} | {run.name} | {term} | {first:.4g} | {last:.4g} |")
+        for term in view_run(run, name=run.name, group=run.name, role="distilled").terms:
+            values = f"{term.first:.4g} | {term.last:.4g}"
+            lines.append(f"| {run.parent.name.removeprefix('seed')} | {run.name} | {term.name} | {values} |")
     lines += ["", *(f"- {note}" for note in table.get("notes", []))]
     return "\n".join(lines) + "\n"
-
-
-def term_means(run: Path) -> list[tuple[str, float, float]]:
-    """Every loss of a distilled run, unweighted: its mean over the logged steps of the first and of the last epoch."""
-    rows = read_rows(run / "losses.csv")
-    if not any(row["distillation_share"] for row in rows):
-        return []
-    last = max(float(row["epoch"]) for row in rows)
-    parts = [
-        [row for row in rows if float(row["epoch"]) <= 1],
-        [row for row in rows if float(row["epoch"]) > last - 1],
-    ]
-    terms = [name for name in rows[0] if name not in ("epoch", "step", "lr", "total", "distillation_share", "seconds")]
-    means = [{term: statistics.mean(float(row[term]) for row in part) for term in terms} for part in parts]
-    return [(term, means[0][term], means[1][term]) for term in terms]
 
 
 if __name__ == "__main__":

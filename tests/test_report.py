@@ -316,6 +316,37 @@ def test_run_folders_are_read_under_the_names_of_the_comparison(tmp_path):
     assert runs[2].losses == runs[2].environment == {}
 
 
+def test_losses_of_a_distilled_run_raw_and_weighted(tmp_path):
+    losses = {
+        "epoch": np.array([0.5, 1.0, 1.5, 2.0]),
+        "step": np.arange(4.0),
+        "total": np.arange(4.0),
+        "classification": np.array([4.0, 2, 2, 1]),
+        "frs_feature": np.array([np.nan, 300, 200, 100]),
+        "distillation_share": np.array([0.5, np.nan, np.nan, np.nan]),
+        "frs_feature_weight": np.array([0, 0.01, 0.02, 0.02]),
+    }
+    run = run_view("frs", "distilled", 0.4, losses=losses)
+    assert run.loss_terms == ["total", "classification", "frs_feature", "distillation_share"]
+    assert [(term.name, term.first, term.last, term.weight) for term in run.terms] == [
+        ("classification", 3.0, 1.5, None),
+        ("frs_feature", 300.0, 150.0, 0.02),
+    ]
+    assert [term.weighted for term in run.terms] == [1.5, 3.0]
+    page.write_report(
+        tmp_path / "page.html",
+        [run],
+        title="t",
+        facts={},
+        table=table_of(("frs", "distilled", 0.4)),
+    )
+    html = (tmp_path / "page.html").read_text()
+    assert "how large its losses are" in html
+    assert "<tr><th>frs_feature</th><td>300</td><td>150</td><td>0.02</td><td>3</td></tr>" in html
+    del losses["frs_feature_weight"]
+    assert run_view("plain", "plain", 0.3, losses=losses).terms == []
+
+
 def test_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"config\.yaml"):
         views.view_run(tmp_path, name="x", group="x", role="plain")

@@ -350,6 +350,12 @@ class Zero(Culprit):
         return {"culprit_term": 0 * student.features[0].sum()}
 
 
+class ZeroWhereObjectsAreSmall(Zero):
+    """Twelve steps of nothing to compare are no fault of a method that compares where there are objects."""
+
+    reads = ("features", "truth")
+
+
 class NotANumber(Culprit):
     calls = 0
 
@@ -405,6 +411,14 @@ def test_a_dead_distillation_term_stops_the_run(culprit, message, saved, tiny, t
     last = tmp_path / "run" / "last.ckpt"
     assert (torch.load(last, weights_only=True)["global_step"] if last.exists() else None) == saved
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_method_that_reads_the_truth_may_have_nothing_to_compare_for_longer(tiny, trained, tmp_path, monkeypatch):
+    method = {f"{__name__}:{ZeroWhereObjectsAreSmall.__name__}": {}}
+    understudy.distill(tiny, run=tmp_path / "run", teacher=trained, methods=method)
+    monkeypatch.setattr("understudy.engine.PATIENCE_WITH_TRUTH", 8)
+    with pytest.raises(RunError, match=r"exactly zero in 8 steps.*the objects are so small"):
+        understudy.distill(tiny, run=tmp_path / "stopped", teacher=trained, methods=method)
 
 
 class Dice(Culprit):
@@ -651,7 +665,10 @@ def test_losses_by_name_and_metrics_by_epoch(distilled):
     assert [row["epoch"] for row in rows] == ["0.750", "1.500", "2.250", "3.000"]
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.01, 0.01, 0.001, 0.001])
     names = ["classification", "bbox_regression", "bbox_ctrness", "frs_feature", "frs_class"]
-    assert list(rows[0]) == ["epoch", "step", "lr", "total", *names, "distillation_share"]
+    weights = ["frs_feature_weight", "frs_class_weight"]
+    assert list(rows[0]) == ["epoch", "step", "lr", "total", *names, "distillation_share", *weights]
+    # Of the row's last step: FRS grows over 500 steps, and the first of these counts as 0.
+    assert [float(row[weights[0]]) for row in rows] == pytest.approx([0.01 * step / 500 for step in (2, 5, 8, 11)])
     assert all(float(row[name]) > 0 for row in rows for name in names)
     assert rows[0]["distillation_share"] == "0.0000"  # the ramp starts at nothing
     metrics = read_rows(distilled / "metrics.csv")
@@ -664,7 +681,7 @@ def test_losses_by_name_and_metrics_by_epoch(distilled):
     assert result["parameters"] > 1e5
 
 
-def test_the_share_of_the_distillation(tiny, trained, tmp_path):
+def test_the_share_of_the_distillation(tiny, trained, tmp_path, capsys):
     """Without a ramp, and with a weight so high that hardly anything else counts."""
     keys = {"teacher": trained, "schedule.epochs": 1, "log_every": 1, "optimizer.lr": 1e-6}
     methods = {"frs": {"ramp_steps": 0, "class_weight": 1e4}}
@@ -675,6 +692,9 @@ def test_the_share_of_the_distillation(tiny, trained, tmp_path):
     first = {name: float(rows[0][name]) for name in rows[0] if name not in ("epoch", "step", "distillation_share")}
     task = first["classification"] + first["bbox_regression"] + first["bbox_ctrness"]
     assert first["total"] == pytest.approx(task + 0.01 * first["frs_feature"] + 1e4 * first["frs_class"], rel=1e-4)
+    said = capsys.readouterr().err
+    assert said.count("of the student's gradient comes from the distillation. Its largest term is frs_class") == 1
+    assert "x 1e+04 =" in said
 
 
 def test_evaluations_every_few_epochs_and_at_the_end(tiny, tmp_path):

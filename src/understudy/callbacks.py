@@ -30,6 +30,7 @@ from understudy.config import TrainConfig
 from understudy.data import DetectionData, evaluation_loader
 from understudy.evaluation import detect_all, gather_detections, score
 from understudy.runs import RunFolder, append_row, is_first_process, read_rows, write_atomically
+from understudy.weighting import MOST
 
 if TYPE_CHECKING:
     from understudy.engine import Engine
@@ -43,7 +44,10 @@ class Interrupted(BaseException):
 
 
 class LogLosses(L.Callback):
-    """Writes every named loss, averaged since the last row, to ``losses.csv``, and to TensorBoard where installed."""
+    """Writes every named loss, averaged since the last row, to ``losses.csv``, and to TensorBoard where installed.
+
+    The distillation's terms are raw; the weight of each, which may grow, stands beside it as ``<term>_weight``.
+    """
 
     def __init__(self, folder: RunFolder, every: int):
         self.folder, self.every = folder, every
@@ -97,11 +101,14 @@ class LogLosses(L.Callback):
             "lr": f"{engine.lr:.4g}",
             **{name: f"{value:.6g}" for name, value in means.items()},
             "distillation_share": "" if self.share is None else f"{self.share:.4f}",
+            **{f"{name}_weight": f"{weight:.6g}" for name, weight in engine.term_weights.items()},
         }
         append_row(self.folder.losses, row)
         if self.board:
             for name, value in means.items():
                 self.board.add_scalar(f"loss/{name}", value, step)
+            for name, weight in engine.term_weights.items():
+                self.board.add_scalar(f"weight/{name}", weight, step)
             if self.share is not None:
                 self.board.add_scalar("distillation_share", self.share, step)
 
@@ -228,6 +235,28 @@ def say(text: str) -> None:
     CONSOLE.print(text, soft_wrap=True)
 
 
+class NoteShare(L.Callback):
+    """Says once if the distillation has drowned the student's own task, and which term is the largest."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
+        """Look at a share that was measured in this step."""
+        if self.said or engine.share is None or engine.share <= MOST or not trainer.is_global_zero:
+            return
+        self.said = True
+        weighted = {name: engine.losses[name] * weight for name, weight in engine.term_weights.items()}
+        largest = max(weighted, key=lambda name: weighted[name])
+        own = sum(value for name, value in engine.losses.items() if name not in weighted and name != "total")
+        say(
+            f"step {trainer.global_step}: {engine.share:.0%} of the student's gradient comes from the distillation. "
+            f"Its largest term is {largest}, {engine.losses[largest]:.4g} x {engine.term_weights[largest]:.4g} = "
+            f"{weighted[largest]:.4g}; the student's own losses add up to {own:.4g}. If it ends no better than a plain "
+            "student, lower this weight."
+        )
+
+
 class ShowProgress(L.Callback):
     """A bar over all steps with the time left, and every named loss; where no terminal is, a line now and then."""
 
@@ -261,12 +290,12 @@ class ShowProgress(L.Callback):
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         if self.live:
             self.bar.update(self.task, completed=trainer.global_step, description=epoch)
-            self.live.update(Group(self.bar, Text(_written(engine.losses), style="dim")))
+            self.live.update(Group(self.bar, Text(_written(engine), style="dim")))
         elif trainer.is_global_zero and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + self.SECONDS_BETWEEN_LINES
             step, total = trainer.global_step, _total_steps(trainer, engine)
             seconds = (time.monotonic() - self.started) / (step - self.first_step) * (total - step)
-            say(f"{epoch}  step {step}/{total}  {seconds / 60:.0f} min left  {_written(engine.losses)}")
+            say(f"{epoch}  step {step}/{total}  {seconds / 60:.0f} min left  {_written(engine)}")
 
     def teardown(self, trainer: L.Trainer, engine: "Engine", stage: str) -> None:
         """Take it away."""
@@ -283,8 +312,10 @@ def _total_steps(trainer: L.Trainer, engine: "Engine") -> int:
     return engine.steps_per_epoch * int(trainer.max_epochs or 0)
 
 
-def _written(losses: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+def _written(engine: "Engine") -> str:
+    """The last step's losses in one line; raw terms with their weights."""
+    weights = {name: f" x {weight:.4g}" for name, weight in engine.term_weights.items()}
+    return "  ".join(f"{name} {value:.4g}{weights.get(name, '')}" for name, value in engine.losses.items())
 
 
 def _tensorboard(folder: RunFolder, step: int) -> Any:

@@ -24,6 +24,9 @@ SHARE_EVERY = 50
 PATIENCE = 3
 """Steps with objects in which a distillation term may be exactly zero before the run is stopped."""
 
+PATIENCE_WITH_TRUTH = 50
+"""The same of methods that read the ground truth: with small objects a batch may leave them nothing to compare."""
+
 
 class Engine(L.LightningModule):
     """One training step: batch, teacher's record, learner's named losses, weighted sum; the rest is Lightning's.
@@ -39,7 +42,8 @@ class Engine(L.LightningModule):
         saved: the metadata of the checkpoint to go on from, or None.
 
     Attributes:
-        losses: the last step's losses by name, ``total`` first.
+        losses: the last step's losses by name, ``total`` first; the distillation's terms raw.
+        term_weights: what each of these was multiplied by in that step.
         lr: the last step's learning rate.
         share: the distillation's share of the last step's gradient, or None where it was not measured.
     """
@@ -70,6 +74,7 @@ class Engine(L.LightningModule):
         self.seconds_before = saved["seconds"] if saved else 0.0
         self.started = time.monotonic()
         self.losses: dict[str, float] = {}
+        self.term_weights: dict[str, float] = {}
         self.lr = math.nan
         self.share: float | None = None
         self.zero_steps = dict.fromkeys(learner.distillation_terms, 0)
@@ -119,6 +124,7 @@ class Engine(L.LightningModule):
         )
         total = weighted_sum(terms, self.weights, self.global_step)
         self.losses = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist(), strict=True))
+        self.term_weights = {name: weight.at(self.global_step) for name, weight in self.weights.items()}
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._check_finite()
         self._check_zero(any(len(target["labels"]) for target in batch.targets))
@@ -139,11 +145,13 @@ class Engine(L.LightningModule):
     def _check_zero(self, objects: bool) -> None:
         for name in self.zero_steps:
             self.zero_steps[name] = self.zero_steps[name] + 1 if self.losses[name] == 0 and objects else 0
-            if self.zero_steps[name] == PATIENCE:
+            patience = PATIENCE_WITH_TRUTH if name in self.learner.terms_with_truth else PATIENCE
+            if self.zero_steps[name] == patience:
                 raise RunError(
-                    f"The distillation term {name} was exactly zero in {PATIENCE} steps: it teaches nothing. Either "
+                    f"The distillation term {name} was exactly zero in {patience} steps: it teaches nothing. Either "
                     "the teacher sees nothing it could pass on (evaluate it on this data), a threshold of the method "
-                    "leaves nothing over, or student and teacher are the same network."
+                    "leaves nothing over, the objects are so small that the student has no anchors for them (of each "
+                    "object rank_mimicking needs two), or student and teacher are the same network."
                 )
 
     def _check_reach(self, terms: Mapping[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ from understudy.detectors.base import evaluating
 from understudy.errors import RunError, UserError
 from understudy.evaluation import Evaluation, choose_device, percent
 from understudy.runs import RunFolder, read_rows
+from understudy.weighting import LEAST, MOST
 
 Role = Literal["teacher", "plain", "distilled"]
 
@@ -439,10 +440,6 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-_MOST, _LEAST = 0.9, 0.05
-"""Shares of the gradient beyond which a distillation that did not help is said to drown the task, or to drown in it."""
-
-
 def _share_notes(rows: Sequence[Row]) -> list[str]:
     """How much of each distilled student's gradient was the teacher's doing, and what that may explain."""
     notes = []
@@ -453,9 +450,9 @@ def _share_notes(rows: Sequence[Row]) -> list[str]:
         share = statistics.median(shares)
         note = f"{row.name}: {share:.0%} of the student's gradient came from the distillation (median over the run)."
         if row.plain and row.mean() <= row.plain.mean():
-            if share > _MOST:
+            if share > MOST:
                 note += " The student's own task hardly counted: lower the weights of the largest terms."
-            elif share < _LEAST:
+            elif share < LEAST:
                 note += " It hardly counted: raise its weights."
         notes.append(note)
     return notes

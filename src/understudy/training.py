@@ -25,12 +25,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.markup import escape
 from torch.utils.data import DataLoader
 
-from understudy.callbacks import Interrupted, KeepCheckpoints, LogLosses, ShowProgress, Validate, say
+from understudy.callbacks import Interrupted, KeepCheckpoints, LogLosses, NoteShare, ShowProgress, Validate, say
 from understudy.checkpoints import build_options, load_checkpoint, read_checkpoint, write_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig, dump_config, load_config
 from understudy.data import DetectionData, open_data, open_unlabelled, training_loader
-from understudy.detectors import DETECTORS, Detector, build_detector
-from understudy.detectors.plain import split_name
+from understudy.detectors import Detector, build_detector
 from understudy.engine import Engine
 from understudy.errors import RunError, UserError
 from understudy.inheritance import Inheritance, inherit
@@ -114,11 +113,10 @@ class _Assembled:
 
 
 def _start(config: TrainConfig) -> Path:
-    config = _resolved(config)
     folder = RunFolder(config.run)
-    assembled = _assemble(config, folder)
+    assembled = _assemble(_resolved(config), folder)
     if is_first_process():
-        RunFolder.create(config.run, dump_config(config), assembled.facts)
+        RunFolder.create(config.run, dump_config(assembled.engine.config), assembled.facts)
     with folder.locked():
         return _fit(assembled)
 
@@ -134,8 +132,16 @@ def _assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] |
     train_data, val_data = _open_splits(config.data)
     unlabelled = _open_unlabelled(config, train_data, val_data)
     learner, weights, teacher, inheritance = _build(config, train_data, new=saved is None)
+    if isinstance(config, DistillConfig):  # what is wrong with its methods was found when they were built
+        config = config.model_copy(update={"methods": resolve_options(config.methods, learner.student.family)})
     validate, checkpoints = Validate(folder, val_data, config), KeepCheckpoints(folder, saved["step"] if saved else 0)
-    callbacks: list[L.Callback] = [LogLosses(folder, config.log_every), validate, checkpoints, ShowProgress()]
+    callbacks: list[L.Callback] = [
+        LogLosses(folder, config.log_every),
+        validate,
+        checkpoints,
+        NoteShare(),
+        ShowProgress(),
+    ]
     trainer = _trainer(config, folder, callbacks)
     loader = training_loader(
         train_data,
@@ -156,6 +162,7 @@ def _assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] |
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     engine = Engine(config, train_data, learner, weights, teacher, len(loader), count, saved)
     facts, notes = _found_out(learner, unlabelled, inheritance)
+    notes += _long_ramps(config, len(loader) * config.schedule.epochs)
     return _Assembled(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
 
 
@@ -211,6 +218,17 @@ def _found_out(
     return facts, tuple(notes)
 
 
+def _long_ramps(config: TrainConfig, steps: int) -> tuple[str, ...]:
+    """What the user is told of weights that grow for longer than the run lasts."""
+    ramps = {name: options["ramp_steps"] for name, options in getattr(config, "methods", {}).items()}
+    return tuple(
+        f"{name}: ramp_steps={ramp} is longer than this run of {steps} steps; the weights never get beyond "
+        f"{100 * TermWeight(1.0, ramp).at(steps - 1):.0f} % of their value"
+        for name, ramp in ramps.items()
+        if ramp > steps
+    )
+
+
 def _build(
     config: TrainConfig, data: DetectionData, *, new: bool
 ) -> tuple[Learner, Mapping[str, TermWeight], Detector | None, Inheritance | None]:
@@ -231,7 +249,7 @@ def _build(
 
 
 def _resolved(config: TrainConfig) -> TrainConfig:
-    """The config with nothing left open: paths that lead to the same place from anywhere, every method's options."""
+    """The config with nothing left open but the methods' options: paths lead to the same place from anywhere."""
     data: dict[str, Any] = {"path": config.data.path.resolve()}
     if config.data.unlabelled is not None:
         data["unlabelled"] = config.data.unlabelled.resolve()
@@ -240,8 +258,6 @@ def _resolved(config: TrainConfig) -> TrainConfig:
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()
-        if config.detector.name in DETECTORS:  # another name is refused where the detector is built
-            changes["methods"] = resolve_options(config.methods, split_name(config.detector.name)[0])
     weights = config.detector.backbone_weights
     if weights and Path(weights).exists():
         changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST, LEAST = 0.9, 0.05
+"""Shares of the gradient beyond which the distillation drowns the student's own task, or drowns in it (ours)."""
+
 
 @dataclass(frozen=True, slots=True)
 class TermWeight:

@@ -62,6 +62,7 @@ def write_report(
         table=_table_rows(table, colours),
         ap_chart=_ap_chart(runs, colours),
         loss_chart=_loss_chart(runs, colours),
+        term_tables=_term_tables(runs),
         class_table=_class_table(runs),
         examples=_example_rows(examples),
         score_threshold=examples[0].score_threshold if examples else None,
@@ -190,6 +191,29 @@ def _loss_chart(runs: Sequence[RunView], colours: Mapping[str, str]) -> str | No
                 curve = Curve(run.group, colours[run.group], run.losses["step"][known], run.losses[term][known])
                 terms.setdefault(term, []).append(curve)
     return figures.as_svg(figures.loss_charts(terms)) if terms else None
+
+
+def _term_tables(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """For each distilled run its losses: raw, their weights, and what they come to."""
+    return [
+        {
+            "name": run.name,
+            "rows": [
+                {
+                    "name": term.name,
+                    "cells": [
+                        f"{term.first:.4g}",
+                        f"{term.last:.4g}",
+                        "1 (its own)" if term.weight is None else f"{term.weight:.4g}",
+                        f"{term.weighted:.4g}",
+                    ],
+                }
+                for term in run.terms
+            ],
+        }
+        for run in runs
+        if run.terms
+    ]
 
 
 def _class_table(runs: Sequence[RunView]) -> dict[str, Any]:

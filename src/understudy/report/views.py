@@ -56,7 +56,48 @@ class RunView:
     @property
     def loss_terms(self) -> list[str]:
         """The named losses, the total first."""
-        return [name for name in self.losses if name not in _POSITION_COLUMNS]
+        weights = {f"{name}_weight" for name in self.losses}
+        return [name for name in self.losses if name not in _POSITION_COLUMNS and name not in weights]
+
+    @property
+    def terms(self) -> list["TermView"]:
+        """What each loss of a distilled run was worth at its beginning and at its end; of other runs none."""
+        terms = [name for name in self.loss_terms if name not in ("total", "distillation_share")]
+        if not any(f"{name}_weight" in self.losses for name in terms):
+            return []
+        epochs = self.losses["epoch"]
+        first, last = epochs <= max(1, epochs.min()), epochs > epochs.max() - 1
+        return [
+            TermView(
+                name,
+                first=float(np.nanmean(self.losses[name][first])),
+                last=float(np.nanmean(self.losses[name][last])),
+                weight=float(weights[-1]) if (weights := self.losses.get(f"{name}_weight")) is not None else None,
+            )
+            for name in terms
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class TermView:
+    """One named loss of a distilled run.
+
+    Attributes:
+        name: of the loss.
+        first: its mean, unweighted, over the logged steps of the first epoch.
+        last: likewise, of the last epoch.
+        weight: what it is multiplied by at the end; None: one of the student's own losses, which counts as it is.
+    """
+
+    name: str
+    first: float
+    last: float
+    weight: float | None
+
+    @property
+    def weighted(self) -> float:
+        """What it adds to the total at the end."""
+        return self.last * (1.0 if self.weight is None else self.weight)
 
 
 @dataclass(frozen=True, slots=True)
