@@ -2,8 +2,11 @@
 
 Run the command line where this file is, or with its folder on PYTHONPATH:
 
-    understudy distill data=photos teacher=runs/teacher run=runs/student methods=own_method:ScoredFeatures
+    understudy distill data=photos teacher=runs/teacher run=runs/student --method own_method:ScoredFeatures
 
+Its options, and the weights of its terms, are set like those of any other; the second command shows them all:
+
+    understudy distill ... --method own_method:ScoredFeatures methods.own_method:ScoredFeatures.power=1
     understudy methods own_method:ScoredFeatures
 """
 

@@ -142,7 +142,7 @@ def test_distill_and_its_methods(run, stand_in, tmp_path):
     calls = stand_in("training", "distill", Path("runs/s"))
     needed = ("run=runs/s", "data=photos", "teacher=runs/t")
     file = tmp_path / "a.yaml"
-    file.write_text("methods: {pkd: {weight: 6}}\n")
+    file.write_text("methods: {pkd: {weight: 6}, frs: {y: 2}}\n")
     assert run("distill", *needed).code == 0
     assert run("distill", *needed, "-c", str(file)).code == 0
     assert (
@@ -152,11 +152,16 @@ def test_distill_and_its_methods(run, stand_in, tmp_path):
     configs = [args[0] for args, _ in calls]
     assert [config.methods for config in configs] == [
         {"frs": {}},
-        {"pkd": {"weight": 6}},
-        {"frs": {"x": 1}, "own.code:Fit": {}},
+        {"pkd": {"weight": 6}, "frs": {"y": 2}},
+        {"frs": {"y": 2, "x": 1}, "own.code:Fit": {}},
         {"frs": {}, "own.code:Fit": {}},
     ]
     assert type(configs[0]) is DistillConfig
+    for other in ("methods.pfi.power=1", "methods=pfi"):
+        result = run("distill", *needed, "--method", "frs", other)
+        assert result.code == 2
+        assert "--method frs" in result.err
+    assert len(calls) == 4
 
 
 # --- what the commands call -------------------------------------------------------------------------------------------
@@ -245,14 +250,16 @@ def test_config_prints_a_file_that_loads(run, tmp_path):
     assert run("config").out == run("config", "train").out
 
 
-def test_detectors_and_methods_are_listed(run):
+def test_detectors_and_methods_are_listed(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     listed = run("detectors").out
     assert "retinanet           fcos            gfl    faster_rcnn\n" in listed
     assert "\nmobilenet_v2  " in listed
     assert "FCOS" in run("detectors", "fcos_resnet18", "width_mult=0.25", "neck_channels=16").out
     assert run("detectors", "fcos_resnet1B").code == 2
     assert "did you mean 'fcos_resnet18'?" in run("detectors", "fcos_resnet1B").err
-    assert "frs: " in run("methods").out
+    assert "\n  pfi             The student imitates" in run("methods", "--short").out
+    assert "frs_feature, frs_class" not in run("methods", "--short").out
     assert "frs_feature, frs_class" in run("methods").out
     explained = run("methods", "frs").out
     assert "methods.frs.feature_weight=null" in explained
@@ -332,6 +339,11 @@ def test_our_own_bugs_keep_their_traceback(stand_in):
         (("train", "nofile"), '"nofile": expected key=value'),
         (("train", "--lr", "0.1"), '"--lr": no such option (see --help); keys have no dashes, e.g. optimizer.lr=0.01'),
         (("train", *NEEDED, "dta.flip=0"), "dta: no such key; did you mean data?"),
+        (("distill", "--methods", "frs"), '"--methods": no such option; did you mean --method?'),
+        (("train", "--confg=a.yaml"), '"--confg=a.yaml": no such option; did you mean --config?'),
+        (("train", "--method", "frs"), '"--method": no such option (see --help); keys have no dashes'),
+        (("methods", "frs,pfi"), "several methods: --method frs --method pfi"),
+        (("methods", ":X"), "':X' is no import path; expected package.module:Class"),
         (("train", "-c", "absent.yaml"), "the config file absent.yaml does not exist"),
         (("distill", *NEEDED), "teacher: missing; expected a path, e.g. teacher=runs/teacher"),
     ],

@@ -141,10 +141,39 @@ def test_spellings_of_methods():
 
     assert methods("methods=frs") == {"frs": {}}
     assert methods('methods=["frs", "pkd"]') == {"frs": {}, "pkd": {}}
+    keys = {"run": "r", "data": "d", "teacher": "t"}
+    assert load_config(DistillConfig, keys, {"methods": ("frs", "pkd")}).methods == {"frs": {}, "pkd": {}}
     assert methods("methods.pkd.weight=2") == {"pkd": {"weight": 2}}
     assert methods("methods.frs.x=1e-3", "methods=[frs]") == {"frs": {"x": 1e-3}}
     assert methods("methods.my.own:Class.ramp=true") == {"my.own:Class": {"ramp": True}}
     assert methods("methods.frs={threshold: null, kind: image}") == {"frs": {"threshold": None, "kind": "image"}}
+
+
+def test_methods_by_name_keep_their_options_in_the_file_and_leave_the_others_out(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("methods: {pkd: {levels: 3}, frs: {threshold: 0.1}}\n")
+
+    def methods(names, *overrides):
+        return load_config(DistillConfig, file, [*NEEDED, "teacher=t", *overrides], names).methods
+
+    assert methods([]) == {"pkd": {"levels": 3}, "frs": {"threshold": 0.1}}
+    assert methods(["hint", "frs"]) == {"hint": {}, "frs": {"threshold": 0.1}}
+    assert methods(["frs"], "methods.frs.scores=cell") == {"frs": {"threshold": 0.1, "scores": "cell"}}
+    assert methods(["frs"], "methods={frs: {scores: cell}}") == {"frs": {"scores": "cell"}}
+    for names, argument, message in (
+        (
+            ["frs"],
+            "methods.pkd.levels=1",
+            "methods.pkd: pkd is not among --method frs; add --method pkd, or leave its k",
+        ),
+        (["frs"], "methods=pkd", "methods=pkd takes the place of --method frs: name the methods by one of the two"),
+        (["frs", "pkd"], "methods=[pkd]", 'methods=["pkd"] takes the place of --method frs --method pkd: name'),
+        (["frs", "frs"], "seed=1", "--method frs is given twice: once is enough"),
+    ):
+        with pytest.raises(UserError) as failure:
+            methods(names, argument)
+        (line,) = str(failure.value).splitlines()[1:]
+        assert line.startswith(f"  - {message}")
 
 
 def test_dump_reproduces_the_config(tmp_path):
@@ -213,7 +242,16 @@ def test_each_fault_says_what_was_expected_and_what_came(argument, message):
 
 def test_faults_of_methods():
     assert fault("methods={}", DistillConfig) == "methods: expected names, each with its options, got {}"
-    assert fault("methods.frs=3", DistillConfig).startswith("methods: expected names, each with its options, got ")
+    assert fault("methods.frs=3", DistillConfig) == "methods.frs: expected keys and values, got 3"
+    assert fault("methods={frs: {}, pfi: 3}", DistillConfig) == "methods.pfi: expected keys and values, got 3"
+    for wrong, shown in ((3, "3"), ({"pfi": {"power": 1}}, '{"pfi": {"power": 1}}')):
+        (line,) = faults(DistillConfig, {"run": "r", "data": "d", "teacher": "t", "methods": ["frs", wrong]})
+        assert line == (
+            f'methods: expected names, each with its options, got ["frs", {shown}]; {shown} is no name; options are '
+            "given by methods={NAME: {OPTION: VALUE}, ...}"
+        )
+    (line,) = faults(DistillConfig, {"run": "r", "data": "d", "teacher": "t", "methods": {int: {}}})
+    assert line == "methods: expected names, each with its options, got {<class 'int'>: {}}"
 
 
 def test_a_method_given_twice(tmp_path):
@@ -224,10 +262,10 @@ def test_a_method_given_twice(tmp_path):
     assert fault('methods=["frs", "frs"]', DistillConfig) == twice
     assert faults(DistillConfig, {"run": "r", "data": "d", "teacher": "t", "methods": ["frs", "frs"]}) == [twice]
     argument = "methods={frs: {}, frs: {threshold: 0.1}}"
-    assert fault(argument, DistillConfig).endswith("cannot be read as a YAML value: frs is given twice")
+    assert fault(argument, DistillConfig) == "methods: frs is given twice"
     file = tmp_path / "a.yaml"
     file.write_text("methods:\n  frs: {}\n  frs: {threshold: 0.1}\n")
-    with pytest.raises(UserError, match="line 3: frs is given twice"):
+    with pytest.raises(UserError, match=r"the config file .*a\.yaml, line 3: frs is given twice"):
         load_config(DistillConfig, file)
 
 
@@ -247,7 +285,7 @@ def test_faults_from_python_are_the_same():
         (None, r"the config file .*a\.yaml does not exist"),
         (b"run: [", r"a\.yaml is not YAML, line 1: "),
         (b"- run\n- data\n", r"a\.yaml must hold `key: value` lines"),
-        (b"run: r\ndata: x\nrun: s\n", r"a\.yaml is not YAML, line 3: run is given twice"),
+        (b"run: r\ndata: x\nrun: s\n", r"a\.yaml, line 3: run is given twice"),
         (b"\xff\xfe\x00run", r"a\.yaml cannot be read: "),
         (b"run: !!python/object/apply:os.system [echo]\ndata: x\n", r"run: expected a path, got \["),
     ],

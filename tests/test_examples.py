@@ -40,7 +40,10 @@ def test_a_loop_of_ones_own(capsys):
 def test_a_method_of_ones_own_from_the_command_line(command, tiny, trained, tmp_path):
     keys = {**tiny, "run": tmp_path / "run", "teacher": trained, "schedule.epochs": 1, "log_every": 1}
     arguments = {
-        "distill": [f"{key}={value}" for key, value in keys.items()] + ["methods.own_method:ScoredFeatures.power=1"],
+        "distill": [
+            *(f"{key}={value}" for key, value in keys.items()),
+            *("--method", "own_method:ScoredFeatures", "methods.own_method:ScoredFeatures.power=1"),
+        ],
         "methods": ["own_method:ScoredFeatures"],
     }
     done = subprocess.run(
@@ -53,8 +56,10 @@ def test_a_method_of_ones_own_from_the_command_line(command, tiny, trained, tmp_
     assert done.returncode == 0, done.stderr
     if command == "methods":
         assert "methods.own_method:ScoredFeatures.power=0.5" in done.stdout
+        assert "others: none, give feature_weight=..." in done.stdout
     else:
         terms = [row["scored_feature"] for row in read_rows(tmp_path / "run" / "losses.csv")]
         assert len(terms) == 4
         assert all(float(term) > 0 for term in terms)
+        assert "    power: 1.0" in (tmp_path / "run" / "config.yaml").read_text()
     assert lines_of(EXAMPLES / "own_method.py") <= 30

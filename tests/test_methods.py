@@ -62,9 +62,7 @@ CHANGED_BY_ORDER: dict[str, str] = {
 }
 """Methods whose value depends on the order of the images."""
 
-COARSE_IN_BFLOAT16: dict[str, str] = {
-    "gid": "which ten boxes are compared hangs on scores that lie close together",
-}
+COARSE_IN_BFLOAT16: dict[str, str] = {}
 """Methods whose value in bfloat16 is farther than 1 % from that in float32."""
 
 EMPTY_LEVELS: dict[str, str] = {
@@ -375,16 +373,6 @@ def test_frs_published_weights():
 # ------------------------------------------------------------------------------------------------- options and weights
 
 
-def test_options_are_typed_and_all_faults_come_at_once():
-    entries = {"frs": {"featur_weight": 1, "normaliser": "level", "class_weight": -1, "ramp_steps": "soon"}, "fsr": {}}
-    with pytest.raises(UserError) as failure:
-        build_methods(entries, LITTLE, BIG)
-    message = str(failure.value)
-    assert '[methods.frs] has no option "featur_weight"; did you mean "feature_weight"?' in message
-    for part in ('"normaliser"', '"class_weight"', '"ramp_steps"', "there is no method 'fsr'; did you mean 'frs'?"):
-        assert part in message
-
-
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(weight):
     with pytest.raises(UserError, match="feature_weight"):
@@ -393,7 +381,8 @@ def test_weights_that_are_no_numbers_are_refused(weight):
 
 def test_a_family_without_published_weights_must_be_given_them():
     student = replace(LITTLE, family="mydetector")
-    with pytest.raises(UserError, match="is published"):
+    message = "no weight of 'feature', 'class' is known for a mydetector student; give methods.frs.feature_weight, meth"
+    with pytest.raises(UserError, match=message):
         build_methods({"frs": {}}, student, BIG)
     build_methods({"frs": {"feature_weight": 1, "class_weight": 1}}, student, BIG)
 
@@ -405,7 +394,7 @@ def test_every_weight_of_every_method_is_a_number_from_zero_on(name, weight):
     with pytest.raises(UserError) as failure:
         build_methods(entries, home(name).student, home(name).teacher)
     for term in all_terms(METHODS[name]):
-        assert f'[methods.{name}] "{term}_weight": input should be' in str(failure.value)
+        assert f"methods.{name}.{term}_weight: expected a number of at least 0" in str(failure.value)
 
 
 def test_two_entries_of_one_name_are_refused():
@@ -426,9 +415,9 @@ def test_what_cannot_be_served_is_said_before_a_weight_is_asked_for():
     assert "ld_location, ld_vlr, ld_class: boxes are not distributions of both: the student little has" in message
     assert "the teacher big" in message
     assert "what serves the student little and the teacher big: frs, " in message
-    assert "give location_weight" not in message
+    assert "location_weight" not in message
     gfl = made_up_specs("gfl")
-    with pytest.raises(UserError, match="give location_weight"):  # here it helps
+    with pytest.raises(UserError, match=r"give methods.ld.location_weight"):  # here it helps
         build_methods({"ld": {}}, replace(gfl[0], family="mine"), gfl[1])
 
 
@@ -440,7 +429,7 @@ def test_methods_that_run_the_teachers_layers_refuse_its_recorded_outputs_alone(
     images, targets = tiny_images(), some_objects((2, 1))
     with torch.no_grad():
         teacher_outputs = teacher(images)
-    with pytest.raises(UserError, match=rf"{name} runs .*: give the learner the teacher itself"):
+    with pytest.raises(UserError, match=rf"{name} .*: give the learner the teacher itself"):
         learner(images, targets, teacher_outputs)
     learner(images, targets, teacher_outputs, teacher=teacher)
 
@@ -488,10 +477,8 @@ def test_a_method_of_ones_own_by_its_import_path():
     (method,), weights = build_methods({path: {"power": 2}}, LITTLE, BIG)
     assert method.power == 2.0
     assert weights == {"own_mean": TermWeight(2.0, 0)}
-    with pytest.raises(UserError, match="cannot be imported"):
-        method_class("no.such.module:Own")
-    with pytest.raises(UserError, match="expected a subclass"):
-        method_class("math:pi")
+    with pytest.raises(UserError, match=rf"methods.{path}.power: expected a number, got much"):
+        build_methods({path: {"power": "much"}}, LITTLE, BIG)
 
 
 def test_ramps_grow_linearly_and_stay():
@@ -561,7 +548,7 @@ def test_objectness_is_not_compared_with_classes(scores):
     options = WEIGHTS | {"scores": scores}
     for student, teacher in ((LITTLE, RPN), (RPN, BIG), (replace(LITTLE, num_classes=1), RPN)):
         with pytest.raises(
-            UserError, match=r"frs_class: the student \w+ has (objectness|\d classes), the teac"
+            UserError, match=r"frs_class: the student \w+ has (objectness|3 classes|1 class), the teac"
         ) as failure:
             build_methods({"frs": options}, student, teacher)
         assert "scores=cell" not in str(failure.value)  # it would not help

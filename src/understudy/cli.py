@@ -3,6 +3,7 @@
 A command imports what it needs when it runs, so that help comes at once.
 """
 
+import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -54,9 +55,24 @@ def _example(*lines: str) -> str:
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
+def _not_an_option(ctx: typer.Context, arguments: list[str] | None) -> list[str] | None:
+    """Meet an option that is nearly one of the command's with its name; others are met where keys are read."""
+    options = [name for parameter in ctx.command.params for name in parameter.opts if name.startswith("--")]
+    for argument in arguments or []:
+        close = difflib.get_close_matches(argument.partition("=")[0], options, n=1, cutoff=0.8)
+        if argument.startswith("-") and close:
+            raise UserError(f'"{argument}": no such option; did you mean {close[0]}?')
+    return arguments
+
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", show_default=False, help="Keys of the config, e.g. optimizer.lr=0.02."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        show_default=False,
+        help="Keys of the config, e.g. optimizer.lr=0.02.",
+        callback=_not_an_option,
+    ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="A YAML file to start from.")]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run folder or a checkpoint.")]
@@ -112,7 +128,7 @@ def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
     context_settings=_OVERRIDABLE,
     epilog=_example(
         "understudy distill run=runs/student data=photos teacher=runs/teacher \\",
-        "    detector=retinanet_resnet18 methods=frs",
+        "    detector=retinanet_resnet18 --method frs methods.frs.threshold=0.1",
     ),
 )
 def distill(
@@ -120,7 +136,10 @@ def distill(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", "-m", metavar="NAME", help="A method, in place of those in the file; may be repeated."
+            "--method",
+            "-m",
+            metavar="NAME",
+            help="A method; may be repeated. It keeps its options in FILE, whose other methods are left out.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -129,8 +148,7 @@ def distill(
     import understudy
     from understudy.config import DistillConfig, load_config
 
-    chosen = [f"methods={json.dumps(method)}"] if method else []
-    _say_where(understudy.distill(load_config(DistillConfig, config, [*chosen, *(overrides or [])])))
+    _say_where(understudy.distill(load_config(DistillConfig, config, overrides or [], method or [])))
 
 
 @app.command(epilog=_example("understudy resume runs/student"))
@@ -354,14 +372,27 @@ def detectors(
     print(listing.table() if name is None else listing.explain(name, options or []))
 
 
-@app.command(epilog=_example("understudy methods", "understudy methods frs"))
+@app.command(
+    epilog=_example("understudy methods", "understudy methods frs", "understudy methods own_method:ScoredFeatures")
+)
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="Explain this one.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", show_default=False, help="Explain this one; package.module:Class is your own."),
+    ] = None,
+    short: Annotated[bool, typer.Option("--short", help="Of each only what it does.")] = False,
 ) -> None:
-    """List the distillation methods, or explain one."""
+    """List the distillation methods, or explain one.
+
+    Shows what each reads, which detectors and pairs it serves, its terms,
+    weights and source.
+    """
     from understudy.methods import catalogue
 
-    print(catalogue.table() if name is None else catalogue.explain(name))
+    if name is None:
+        print(catalogue.overview() if short else catalogue.details())
+    else:
+        print(catalogue.explain(name))
 
 
 def _say_where(run: Path) -> None:

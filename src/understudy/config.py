@@ -6,7 +6,6 @@ messages, ``understudy config`` and the docs. No other module of the package is 
 
 import copy
 import difflib
-import json
 import re
 import textwrap
 import types
@@ -35,6 +34,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
 from understudy.errors import UserError
+from understudy.wording import expected, mismatch, shown
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def _names_as_options(value: Any) -> Any:
     """Take the name of a method, or a list of names, for these methods with their defaults."""
     if isinstance(value, str):
         return {value: {}}
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return value if _repeated(value) else {name: {} for name in value}
     if isinstance(value, Mapping):
         return {name: {} if options is None else options for name, options in value.items()}
@@ -304,7 +304,12 @@ Config = TypeVar("Config", bound=TrainConfig)
 Source = Path | str | Mapping[str, Any] | TrainConfig | None
 
 
-def load_config(cls: type[Config], source: Source = None, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Config:
+def load_config(
+    cls: type[Config],
+    source: Source = None,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    methods: Sequence[str] = (),
+) -> Config:
     """Make a config from a file and overrides, or say everything that is wrong with them.
 
     Args:
@@ -313,6 +318,8 @@ def load_config(cls: type[Config], source: Source = None, overrides: Mapping[str
         overrides: what replaces it: ``["data.flip=0", ...]`` or a mapping. Keys may be dotted; a number in them is the
             place in a list; a mapping given for a section is merged, every other value replaces; a single value for
             a section is the value of its first key. The order does not matter.
+        methods: names of those methods of the source that are kept, with their options, and of new ones; the overrides
+            may then name no others. None: all of the source.
 
     Raises:
         UserError: the file cannot be read, or lists every fault of the config at once.
@@ -322,10 +329,14 @@ def load_config(cls: type[Config], source: Source = None, overrides: Mapping[str
         draft.add(_read_yaml(Path(source)), written=True)
     elif source is not None:
         draft.add(source.model_dump() if isinstance(source, TrainConfig) else source)
+    if methods:
+        draft.keep_methods(methods)
     if isinstance(overrides, Mapping):
         draft.add(overrides)
     else:
         draft.add_arguments(overrides)
+    if methods:
+        draft.check_methods(methods)
     where = f" ({source})" if isinstance(source, str | Path) else ""
     return draft.finish(f"This config cannot be used{where}:")
 
@@ -362,12 +373,36 @@ class _Draft:
             else:
                 try:
                     value = yaml.load(text, _TextLoader)
+                except _GivenTwice as error:
+                    self.faults.append(f"{key}: {error.problem}")
+                    continue
                 except yaml.YAMLError as error:
                     reason = getattr(error, "problem", None) or "it is not well-formed"
                     self.faults.append(f"{key}: {text} cannot be read as a YAML value: {reason}")
                     continue
                 assignments += _assignments(self.cls, {key: value}, ())
         self._put_all(assignments, written=True)
+
+    def keep_methods(self, names: Sequence[str]) -> None:
+        """Leave of the methods, and their options, only those of these names; such as are not there are added."""
+        present = _names_as_options(self.values.get("methods"))
+        options = present if isinstance(present, dict) else {}
+        self.values["methods"] = {name: options.get(name, {}) for name in names}
+        self.faults += [f"--method {name} is given twice: once is enough" for name in _repeated(names)]
+
+    def check_methods(self, names: Sequence[str]) -> None:
+        """Refuse methods that are named by keys beside those named by ``--method``, and such that keys left out."""
+        present = _names_as_options(self.values["methods"])
+        found, chosen = list(present) if isinstance(present, dict) else [], f"--method {' --method '.join(names)}"
+        if set(names) - set(found):
+            given = shown(self.values["methods"])
+            self.faults.append(f"methods={given} takes the place of {chosen}: name the methods by one of the two")
+            return
+        self.faults += [
+            f"methods.{name}: {name} is not among {chosen}; add --method {name}, or leave its keys out"
+            for name in found
+            if name not in names
+        ]
 
     def finish(self, summary: str) -> Any:
         """The config, or one error with every fault."""
@@ -454,6 +489,10 @@ def _container(cls: type[Section], path: tuple[str, ...], present: Any) -> Any:
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 
 
+class _GivenTwice(yaml.MarkedYAMLError):
+    """A key that a mapping has twice: YAML all right, but one of the two would be lost."""
+
+
 class _TextLoader(yaml.BaseLoader):
     """Reads every scalar as text, apart from null: what it means is decided by the type of its key.
 
@@ -461,11 +500,11 @@ class _TextLoader(yaml.BaseLoader):
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, refused where a key comes twice: one of the two would be lost."""
+        """A mapping, refused where a key comes twice."""
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+                raise _GivenTwice(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -483,13 +522,13 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the config file {file} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+        mark, fault = error.problem_mark, "" if isinstance(error, _GivenTwice) else " is not YAML"
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"the config file {file} is not YAML{line}: {error.problem}") from None
+        raise UserError(f"the config file {file}{fault}{line}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"the config file {file} is not YAML: {error}") from None
     if not isinstance(values, dict | None):
-        raise UserError(f"the config file {file} must hold `key: value` lines, not {_shown(values)}")
+        raise UserError(f"the config file {file} must hold `key: value` lines, not {shown(values)}")
     return values or {}
 
 
@@ -539,9 +578,7 @@ def keys(cls: type[Section], prefix: str = "") -> Iterator[Key]:
             continue
         default = None if field.is_required() else _as_yaml(field.default)
         example = _as_yaml(field.examples[0] if field.examples else field.default)
-        yield Key(
-            f"{prefix}{name}", _expected(field.annotation, field.metadata), default, field.description or "", example
-        )
+        yield Key(f"{prefix}{name}", _expected(field), default, field.description or "", example)
 
 
 def commented_yaml(cls: type[TrainConfig]) -> str:
@@ -598,6 +635,12 @@ def _first_key(cls: type[Section], path: tuple[str, ...]) -> tuple[str, ...]:
     return (*path, next(iter(section.model_fields))) if section else path
 
 
+def _expected(field: FieldInfo) -> str:
+    """What the value of a key must be, in words."""
+    limits = [mark for mark in field.metadata if not isinstance(mark, _Nullable)]
+    return expected(field.annotation, limits) + (" or null" if len(limits) < len(field.metadata) else "")
+
+
 def _is_text(annotation: Any) -> bool:
     """Whether a value of this type is taken to the letter."""
     if get_origin(annotation) in (Union, types.UnionType):
@@ -607,39 +650,6 @@ def _is_text(annotation: Any) -> bool:
     if get_origin(annotation) is Annotated:
         return _is_text(get_args(annotation)[0])
     return annotation in (str, Path)
-
-
-def _expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """What a value of a type must be, in words."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _expected(parts[0], [*parts[1:], *metadata])
-    if any(isinstance(mark, _Nullable) for mark in metadata):
-        return _expected(annotation, [mark for mark in metadata if not isinstance(mark, _Nullable)]) + " or null"
-    if origin in (Union, types.UnionType):
-        return " or ".join(_expected(part, metadata) for part in parts)
-    if origin is Literal:
-        names = [str(part) for part in parts]
-        return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    if origin is list:
-        return f"a list, each item {_expected(parts[0])}"
-    if origin is tuple:
-        return f"{len(parts)} values, each {_expected(parts[0])}"
-    if origin is dict:
-        return "names, each with its options" if get_origin(parts[1]) is dict else "keys and values"
-    noun = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    return noun.get(annotation, "null") + _limits(metadata)
-
-
-def _limits(metadata: Iterable[Any]) -> str:
-    """The limits of a number, in words."""
-    marks = [mark for each in metadata for mark in (each.metadata if isinstance(each, FieldInfo) else [each])]
-    limit = {name: getattr(mark, name) for name in ("ge", "gt", "le", "lt") for mark in marks if hasattr(mark, name)}
-    if "ge" in limit and "le" in limit:
-        return f" from {limit['ge']} to {limit['le']}"
-    words = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
-    found = [f"{words[name]} {value}" for name, value in limit.items()]
-    return f" {' and '.join(found)}" if found else ""
 
 
 # ---------------------------------------------------------------------------------------------------- faults, in words
@@ -657,10 +667,8 @@ def _in_plain_words(cls: type[Section], values: dict[str, Any], error: Validatio
                 faults[key.name] = f"{key.name}: missing; expected {key.expected}, e.g. {key.name}={key.example}"
         else:
             path = _up_to_a_key(cls, location)
-            faults[path] = (
-                f"{'.'.join(path)}: expected {_expected_at(cls, path)}, got {_shown(_value_at(values, path))}"
-            )
-            faults[path] += _near_name(cls, path, values) + _given_twice(cls, path, values)
+            about = ".".join(path), _expected_at(cls, path), _value_at(values, path), _type_at(cls, path)
+            faults[path] = mismatch(*about) + _not_one_each(cls, path, values)
     return list(faults.values())
 
 
@@ -671,21 +679,21 @@ def _missing(cls: type[Section], name: str) -> list[Key]:
 
 def _up_to_a_key(cls: type[Section], location: tuple[str | int, ...]) -> tuple[str, ...]:
     """The key that pydantic's location lies in or below: without list places and the branches of a choice of types."""
-    path: tuple[str, ...] = ()
-    for part in location:
-        path = (*path, str(part))
-        if not _section(_type_at(cls, path)):
-            break
-    return path
+    depth = 1
+    while depth < len(location) and _section(_type_at(cls, location[:depth])):
+        depth += 1
+    if get_origin(_bare(_type_at(cls, location[:depth]))) is dict and location[-1] != "[key]":
+        depth += 1  # the entry that is at fault
+    return tuple(map(str, location[:depth]))
 
 
 def _expected_at(cls: type[Section], path: Sequence[str]) -> str:
-    field = _field_at(cls, path)
+    field, owner = _field_at(cls, path), _bare(_type_at(cls, path[:-1]))
     if field is None:
-        return "a single value"
+        return expected(get_args(owner)[1]) if get_origin(owner) is dict else "a single value"
     if section := _section(field.annotation):
         return f"a section with the keys {', '.join(section.model_fields)}"
-    return _expected(field.annotation, field.metadata)
+    return _expected(field)
 
 
 def _value_at(values: Any, path: Sequence[str]) -> Any:
@@ -694,21 +702,14 @@ def _value_at(values: Any, path: Sequence[str]) -> Any:
     return values
 
 
-def _near_name(cls: type[Section], path: Sequence[str], values: dict[str, Any]) -> str:
-    """The closest of the names that a key may have."""
-    annotation, value = _type_at(cls, path), _value_at(values, path)
-    if get_origin(annotation) is not Literal or not isinstance(value, str):
-        return ""
-    close = difflib.get_close_matches(value.lower(), get_args(annotation), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _given_twice(cls: type[Section], path: Sequence[str], values: dict[str, Any]) -> str:
-    """The names that are there twice, where each may have one set of options."""
+def _not_one_each(cls: type[Section], path: Sequence[str], values: dict[str, Any]) -> str:
+    """What is no name in a list of names, or is there twice, where each may have one set of options."""
     value = _value_at(values, path)
-    if get_origin(_bare(_type_at(cls, path))) is not dict or not isinstance(value, list):
+    if get_origin(_bare(_type_at(cls, path))) is not dict or not isinstance(value, list | tuple):
         return ""
-    twice = _repeated([name for name in value if isinstance(name, str)])
+    if others := [entry for entry in value if not isinstance(entry, str)]:
+        return f"; {shown(others[0])} is no name; options are given by {path[0]}={{NAME: {{OPTION: VALUE}}, ...}}"
+    twice = _repeated(value)
     return f"; {', '.join(twice)} is given twice: once is enough, with {path[0]}.{twice[0]}.OPTION=..." if twice else ""
 
 
@@ -746,12 +747,6 @@ def _not_key_value(cls: type[Section], argument: str) -> str:
     if argument.startswith("-"):
         return f'"{argument}": no such option (see --help); keys have no dashes, e.g. {key.name}={key.example}'
     return f'"{argument}": expected key=value, e.g. {key.name}={key.example}'
-
-
-def _shown(value: Any) -> str:
-    """A value as a user would write it, shortened."""
-    text = value if isinstance(value, str) and value else json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _bare(annotation: Any) -> Any:

@@ -19,7 +19,7 @@ from understudy.data import evaluation_loader, open_data
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.evaluation import Backend, choose_device, detect_all, match_classes, percent, score, with_progress
-from understudy.methods import build_methods
+from understudy.methods import build_methods, method_class
 from understudy.methods.dist2 import Dist2
 from understudy.methods.dist2_layers import ALL2ALL, by_stride, channels_at, strides_at, strides_served, through_teacher
 from understudy.outputs import Outputs
@@ -138,7 +138,7 @@ def swap_test(
         teacher=measured(theirs.detector, theirs.classes, "the teacher"),
         student=measured(own.detector, own.classes, "the student"),
         swaps=tuple(Swap(name, *(swapped(name, maps) for maps in both)) for name, both in ways.items()),
-        notes=tuple(_notes(own, theirs, pairing, list(ways))),
+        notes=tuple(_notes(own, theirs, pairing, list(ways), method)),
     )
 
 
@@ -194,14 +194,15 @@ def _last(student: Path) -> Path:
 def _trained_method(student: Checkpoint, pairing: Pairing) -> Dist2 | None:
     """The Dist2 that a student was trained with, its transforms loaded; None where its checkpoint holds none."""
     methods: dict[str, Any] = student.config.get("methods") or {}
-    if "dist2" not in methods:
-        return None
-    prefix = f"learner.methods.{list(methods).index('dist2')}."
     saved = read_checkpoint(student.path)["state_dict"]
-    weights = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
-    if not weights:
+    for place, entry in enumerate(methods):
+        prefix = f"learner.methods.{place}."
+        weights = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+        if any(name.startswith("transforms.") for name in weights) and issubclass(method_class(entry), Dist2):
+            break
+    else:
         return None
-    (method,), _ = build_methods({"dist2": methods["dist2"]}, pairing.student, pairing.teacher)
+    (method,), _ = build_methods({entry: methods[entry]}, pairing.student, pairing.teacher)
     assert isinstance(method, Dist2)
     wanted = {name: value.shape for name, value in method.state_dict().items()}
     if wanted != {name: value.shape for name, value in weights.items()}:
@@ -224,7 +225,9 @@ def _nothing_fits(student: Checkpoint, teacher: Checkpoint, pairing: Pairing) ->
     )
 
 
-def _notes(student: Checkpoint, teacher: Checkpoint, pairing: Pairing, strategies: Sequence[str]) -> Iterator[str]:
+def _notes(
+    student: Checkpoint, teacher: Checkpoint, pairing: Pairing, strategies: Sequence[str], method: Dist2 | None
+) -> Iterator[str]:
     named = student.config.get("teacher")
     if named and Path(named).resolve() not in (teacher.path.resolve(), teacher.path.resolve().parent):
         yield f"The student was trained with the teacher {named}; this is {teacher.path}."
@@ -236,3 +239,9 @@ def _notes(student: Checkpoint, teacher: Checkpoint, pairing: Pairing, strategie
         if alone:
             strides = ", ".join(map(str, alone))
             yield f"{name}: at strides {strides} the teacher has its own maps, with which it detects, too."
+    if method and method.align:
+        yield (
+            "The run was trained with align=true: the transformed maps get mean and deviation of each channel from the "
+            "teacher's own maps of the same batch, so part of what is measured is the teacher's, and depends on the "
+            "batch size."
+        )
