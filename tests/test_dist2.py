@@ -191,8 +191,18 @@ def test_against_a_restatement_from_the_definition():
     assert terms["dist2_di"].item() == pytest.approx(di, rel=1e-4)
 
 
-def test_fi_is_zero_and_di_the_teachers_own_loss_where_the_maps_are_the_teachers():
-    teacher = frozen(small("fcos", 1))
+@pytest.mark.parametrize(
+    ("family", "conventions", "settings"),
+    [
+        *((family, conventions, {}) for family in FAMILIES for conventions in ("torchvision", "mmdet")),
+        ("fcos", "mmdet", {"norm_on_bbox": True}),
+    ],
+)
+def test_fi_is_zero_and_di_the_teachers_own_loss_where_the_maps_are_the_teachers(family, conventions, settings):
+    teacher = frozen(small(family, 1, conventions=conventions, settings=settings, neck_channels=32))
+    if family == "faster_rcnn":  # all anchors and proposals, not some drawn at random
+        for part in (teacher.network.rpn, teacher.network.roi_heads):
+            vars(part.fg_bg_sampler).update(count=10**6, batch_size_per_image=10**6)  # by either convention
     student = copy.deepcopy(teacher).requires_grad_(True).eval()
     learner = learner_of(student, teacher, strategies="N2N")
     for layer in learner.methods[0].transforms["N2N"].layers.values():
@@ -266,7 +276,7 @@ def test_a_teacher_that_would_be_trained_is_refused_and_recorded_outputs_are_not
     images, targets = batch()
     with torch.no_grad():
         recorded = frozen(teacher)(images, SIZES)
-    with pytest.raises(UserError, match=r"dist2 runs features through the teacher's own layers.*recorded outputs"):
+    with pytest.raises(UserError, match=r"dist2 looks at .*, the student fcos_resnet18 .*recorded outputs"):
         learner(images, targets, recorded, SIZES)
 
 
@@ -279,14 +289,14 @@ def test_pairs_without_a_place_are_refused_by_name():
     assert "B2B finds no stride in common: the student little has () at its backbone, the teacher big (8,)" in message
     assert "N2B" not in message
     METHODS["dist2"](little, big, strategies=("N2N", "N2B"))
-    with pytest.raises(UserError, match="strategies names none"):
+    with pytest.raises(UserError, match=r"methods.dist2.strategies: .*got \[\]"):
         METHODS["dist2"](little, big, strategies=())
     with pytest.raises(UserError, match="the student little has 3 classes, the teacher big has 80 classes"):
         METHODS["dist2"](little, replace(big, num_classes=80), strategies="N2N")
     METHODS["dist2"].narrowed(("fi",))(little, replace(big, num_classes=80), strategies="N2N")
     with pytest.raises(UserError, match=r"levels at strides \(8, 16\).*\(8, 32\)"):
         METHODS["dist2"](little, replace(big, strides=(8, 32)), strategies="N2N")
-    with pytest.raises(UserError, match=r"\[methods.dist2\] .strategies"):
+    with pytest.raises(UserError, match=r"methods\.dist2\.strategies: expected"):
         build_methods({"dist2": {"strategies": ["N2X"], "di_weight": 1, "fi_weight": 1}}, little, big)
 
 
@@ -524,6 +534,32 @@ def test_what_means_something_else_is_not_inherited():
             UserError, match=r"inherit=true: nothing of the teacher fcos_resnet18 fits into the student"
         ):
             inherit(student, teacher, pair(student.spec, teacher.spec, CLASSES, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("changed", "left"),
+    [
+        ({"norm_on_bbox": True}, "head."),  # the same tensors, another box: strides for logarithms of pixels
+        ({"extra_relu": False}, "backbone.fpn.extra_blocks."),
+    ],
+)
+def test_tensors_of_the_same_shape_with_another_meaning_are_not_inherited(changed, left):
+    options = {"conventions": "mmdet", "neck_channels": 32, "width_mult": 1 / 8}
+    teacher = build_detector("fcos_resnet18", 3, **options)
+    student = build_detector("fcos_resnet18", 3, **options, settings=changed)
+    found = inherit(student, teacher, pair(student.spec, teacher.spec, CLASSES, CLASSES))
+    assert found.taken
+    assert {name for name in found.own if name.startswith("head.")} == (
+        {name for name in student.network.state_dict() if name.startswith("head.")} if left == "head." else set()
+    )
+    assert not [name for name in found.taken if name.startswith(left)]
+
+
+def test_the_head_of_other_anchors_is_not_inherited():
+    teacher, student = (build_detector("retinanet_resnet18", 3, width_mult=1 / 8, anchor_scale=size) for size in (4, 8))
+    found = inherit(student, teacher, pair(student.spec, teacher.spec, CLASSES, CLASSES))
+    assert found.taken
+    assert all(name.startswith("backbone.fpn.") for name in found.taken)
 
 
 def test_a_run_says_and_records_what_it_inherited_and_a_resumed_one_does_not_again(

@@ -9,7 +9,8 @@ import torch
 from understudy.detectors import Detector, build_detector
 from understudy.errors import UserError
 from understudy.learner import Learner
-from understudy.methods import build_methods
+from understudy.methods import METHODS, Method, build_methods
+from understudy.methods.base import anchor_differences
 from understudy.outputs import Outputs, Spec, Truth, flatten_levels
 from understudy.pairing import Pairing, match_names, pair
 
@@ -146,6 +147,8 @@ def test_the_truth_keeps_what_the_teacher_knows():
     assert truth.gt_index[1, :2].tolist() == [-2, -1]
     assert (truth.gt_index[1] < 0).all()
     assert truth.targets[1]["boxes"].shape == (0, 4)
+    assert [left.tolist() for left in truth.left_out] == [boxes[[0, 2]].tolist(), boxes[[0]].tolist()]
+    assert truth.labelled.all()
     assert gt_index[1, -1] == 0  # the student's own truth is untouched
 
 
@@ -264,8 +267,104 @@ def test_a_learner_without_the_pairing_of_its_methods_is_refused():
     student, teacher = tiny("fcos_resnet18"), tiny("faster_rcnn_resnet18")
     pairing = pair(student.spec, teacher.spec, NAMES, NAMES)
     methods, _ = build_methods({"frs": {"class_weight": 0}}, pairing.student, pairing.teacher)
-    with pytest.raises(UserError, match="Give the Learner the pairing"):
+    with pytest.raises(UserError, match=r"strides \(8, 16, 32, 64\), not .* or give the Learner the pairing"):
         Learner(student, methods)
+
+
+def test_a_learner_says_what_it_was_given_wrong():
+    student, teacher = tiny("fcos_resnet18"), tiny("fcos_resnet18").requires_grad_(False).eval()
+    methods, _ = build_methods({"hint": {}}, student.spec, teacher.spec)
+    images, targets = torch.rand(2, 3, 64, 64), [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}] * 2
+    with pytest.raises(UserError, match="trains an opened detector, got FCOS: open_detector"):
+        Learner(student.network, methods)
+    for wrong in ("hint", ["hint"], methods[0]):
+        with pytest.raises(UserError, match="takes a list of methods"):
+            Learner(student, wrong)
+    wide = tiny("fcos_resnet18", neck_channels=24)
+    with pytest.raises(UserError, match=r"hint was built for fcos_resnet18.*channels \(32, 32, 32, 32, 32\), not \(24"):
+        Learner(wide, methods)
+    learner = Learner(student, methods)
+    with torch.no_grad():
+        outputs = teacher(images)
+    learner(images, targets, outputs)
+    for wrong, message in (
+        ((images, targets, None), "teacher.images., got NoneType"),
+        ((images, targets, teacher), "got FCOSDetector"),
+        ((images, targets, outputs.of_images([0])), "are of 1 images, and the batch has 2"),
+        ((images, targets[:1], outputs), "targets has 1 entries for 2 images"),
+        ((images, targets, outputs, None, [True]), "labelled has 1 entries for 2 images"),
+        ((torch.rand(2, 3, 128, 64), targets, outputs), "Level sizes differ"),  # also in a later step
+    ):
+        with pytest.raises(UserError, match=message):
+            learner(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"odd_one": torch.zeros(())}, r"terms, odd_term; it returned odd_one of shape \(\)"),
+        ({"odd_term": torch.zeros(2)}, r"it returned odd_term of shape \(2,\)"),
+        ({"odd_term": 0.5}, "it returned odd_term = 0.5"),
+        ({}, "it returned none"),
+    ],
+)
+def test_a_method_has_to_return_a_scalar_for_each_term(found, message):
+    class Odd(Method):
+        name, terms, source, weights = "odd", ("term",), "none", {}
+
+        def forward(self, student, teacher, truth):
+            return found
+
+    student = tiny("fcos_resnet18")
+    images, targets = torch.rand(1, 3, 64, 64), [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}]
+    with torch.no_grad():
+        outputs = student(images)
+    with pytest.raises(UserError, match=message):
+        Learner(student, [Odd(student.spec, student.spec)])(images, targets, outputs)
+
+
+# --- anchors ---------------------------------------------------------------------------------------------------------
+
+COMPARING = ("frs", "soft_labels", "rank_mimicking", "bckd", "pfi", "crosskd")
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_anchors_of_other_sizes_are_not_compared(name):
+    student, teacher = (tiny("retinanet_resnet18", anchor_scale=scale) for scale in (4, 8))
+    method = METHODS[name]
+    assert not set(method.obstacles(student.spec, student.spec)) & set(method.terms)
+    message = " ".join(method.obstacles(student.spec, teacher.spec).values())
+    assert "in the first cell of stride 8 the student retinanet_resnet18 has an anchor of 46 x 22 pixels" in message
+
+
+def test_anchors_that_were_rounded_are_the_same():
+    for family in ("retinanet", "faster_rcnn"):
+        rounded, exact = (tiny(f"{family}_resnet18", conventions=name) for name in ("torchvision", "mmdet"))
+        assert rounded.spec.first_anchors != exact.spec.first_anchors
+        assert anchor_differences(rounded.spec, exact.spec, raw=True) == []
+
+
+def test_distances_are_compared_from_the_same_points_only():
+    corner, middle = (tiny("fcos_resnet18", conventions=name).spec for name in ("torchvision", "mmdet"))
+    corner = replace(corner, box_code=middle.box_code)
+    assert anchor_differences(corner, middle) == []  # scores, and decoded boxes
+    (message,) = anchor_differences(corner, middle, raw=True)
+    assert "round (0, 0)" in message
+    assert "round (4, 4)" in message
+    assert "box" not in METHODS["soft_labels"].obstacles(corner, middle)
+    for obstacles in (
+        METHODS["soft_labels"].obstacles(corner, middle, boxes="raw"),
+        METHODS["frs"].obstacles(corner, middle),
+    ):
+        assert "round (4, 4)" in obstacles["box"]
+        assert "class" not in obstacles
+
+
+def test_anchors_go_with_their_levels():
+    student, teacher = tiny("fcos_resnet18").spec, tiny("faster_rcnn_resnet18").spec
+    common = pair(replace(student, objectness=True, num_classes=1), teacher)
+    assert common.teacher.first_anchors == teacher.first_anchors[1:]
+    assert common.student.first_anchors == student.first_anchors[:4]
 
 
 # --- images without labels --------------------------------------------------------------------------------------------

@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
 from understudy.detectors import Detector
 from understudy.errors import UserError
+from understudy.methods.base import anchor_differences
 from understudy.outputs import Spec
 from understudy.pairing import Pairing
 
 CLASS_LAYERS = ("head.classification_head.cls_logits.", "roi_heads.box_predictor.")
 """Layers whose outputs are classes, by torchvision's names."""
+COARSE_LAYERS = "backbone.fpn.extra_blocks."
+"""Layers of a neck that make the levels coarser than any stage, by torchvision's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,9 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
     """Let a student's neck and head start as its teacher's, where names and shapes agree.
 
     A tensor of the same name means the same only if the detectors are built alike: the neck is taken where levels and
-    stages have the same strides, the head where also family, anchors and box code are the same, and the layers that
-    tell classes apart where the classes are the same ones in the same order.
+    stages have the same strides (its coarsest levels where they are made alike, too), the head where also family,
+    anchors and box code are the same, and the layers that tell classes apart where the classes are the same ones in
+    the same order.
 
     Args:
         student: changed in place.
@@ -56,7 +62,8 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
         UserError: nothing fits.
     """
     own, theirs = student.network.state_dict(), teacher.network.state_dict()
-    same_neck, same_head = (fact(student.spec) == fact(teacher.spec) for fact in (_neck, _head))
+    same_neck, same_coarse = (fact(student) == fact(teacher) for fact in (_neck, _coarse_levels))
+    same_head = _head(student) == _head(teacher) and not anchor_differences(student.spec, teacher.spec, raw=True)
     every = tuple(range(len(pairing.classes)))
     same_classes = not pairing.unknown and not pairing.unused and pairing.teacher_labels == every
     names = [name for name in own if not name.startswith("backbone.body.")]
@@ -65,6 +72,7 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
         for name in names
         if not (same_neck and (same_head or name.startswith("backbone.")))
         or (name.startswith(CLASS_LAYERS) and not same_classes)
+        or (name.startswith(COARSE_LAYERS) and not same_coarse)
         or name not in theirs
         or own[name].shape != theirs[name].shape
     }
@@ -86,12 +94,22 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _neck(spec: Spec) -> tuple[Any, ...]:
-    return spec.strides, spec.stage_strides
+def _neck(detector: Detector) -> tuple[Any, ...]:
+    return detector.spec.strides, detector.spec.stage_strides
 
 
-def _head(spec: Spec) -> tuple[Any, ...]:
-    return spec.family, spec.num_anchors, spec.box_code, spec.box_size
+def _coarse_levels(detector: Detector) -> tuple[Any, ...]:
+    """What the coarsest levels are made from, and whether a ReLU comes between two."""
+    made = getattr(getattr(detector.network.backbone, "fpn", None), "extra_blocks", None)
+    if isinstance(made, LastLevelP6P7):
+        return "on_output" if made.use_P5 else "on_input", True
+    return getattr(made, "source", None), getattr(made, "relu", None)
+
+
+def _head(detector: Detector) -> tuple[Any, ...]:
+    """What the outputs of a head mean beside its weights."""
+    spec, head = detector.spec, getattr(detector.network, "head", None)
+    return spec.family, spec.num_anchors, spec.box_code, spec.box_size, getattr(head, "norm_on_bbox", None)
 
 
 def _described(spec: Spec) -> str:

@@ -1,6 +1,7 @@
 """What is trained and saved: the student and the methods' adapters. The teacher is an argument."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.methods.base import Layers, Method
-from understudy.outputs import Outputs, Target, Truth
+from understudy.outputs import Outputs, Spec, Target, Truth
 from understudy.pairing import Pairing
 
 
@@ -35,24 +36,28 @@ class Learner(nn.Module):
 
     def __init__(self, student: Detector, methods: Sequence[Method] = (), pairing: Pairing | None = None):
         super().__init__()
+        _check_kinds(student, methods)
         self.student, self.pairing = student, pairing
         self.methods: Any = nn.ModuleList(methods)
-        self._levels_checked = False
         self._check_names()
-        expected = pairing.student if pairing else student.spec
+        expected = pairing.student_part.spec(student.spec) if pairing else student.spec
         for method in methods:
-            if (method.student.strides, method.student.num_classes) != (expected.strides, expected.num_classes):
+            if others := _other_facts(method.student, expected):
                 raise UserError(
-                    f"The method {method.name} was built for {method.student.name} with the strides "
-                    f"{method.student.strides} and {method.student.num_classes} classes, and is to train "
-                    f"{expected.name} with {expected.strides} and {expected.num_classes}. Give the Learner the pairing "
-                    "whose student and teacher it was built from."
+                    f"The method {method.name} was built for {method.student.name}, and is to train {expected.name}: "
+                    f"{others}. Build it from the student's spec, or give the Learner the pairing whose student and "
+                    "teacher it was built from."
                 )
 
     @property
     def distillation_terms(self) -> tuple[str, ...]:
         """Names of the terms that come from methods."""
         return tuple(f"{method.name}_{term}" for method in self.methods for term in method.terms)
+
+    @property
+    def terms_with_truth(self) -> tuple[str, ...]:
+        """Those of methods that read the ground truth: a batch may leave them nothing to compare."""
+        return tuple(f"{each.name}_{term}" for each in self.methods if "truth" in each.reads for term in each.terms)
 
     @property
     def keeps(self) -> tuple[int, ...]:
@@ -84,11 +89,16 @@ class Learner(nn.Module):
             teacher: the frozen teacher, for methods that run its layers; it is not kept.
 
         Raises:
-            UserError: methods without a teacher's record or, where they run its layers, without the teacher; or a
-                record whose levels have other sizes.
+            UserError: methods without a teacher's record or, where they run its layers, without the teacher; a record
+                of other images, or whose levels have other sizes; a number of targets that is not that of the images;
+                or a method that does not return a scalar for each of its terms.
         """
-        if self.methods and teacher_outputs is None:
-            raise UserError("This learner has distillation methods: give it the teacher's outputs of the same images.")
+        _check_batch(images, targets, labelled)
+        if self.methods and not isinstance(teacher_outputs, Outputs):
+            raise UserError(
+                "This learner has distillation methods: give it the teacher's outputs of the same images, "
+                f"teacher(images), got {type(teacher_outputs).__name__}."
+            )
         self._check_teacher(teacher)
         with self.student.keeping(*self.keeps):
             outputs = self.student(images, image_sizes)
@@ -103,9 +113,13 @@ class Learner(nn.Module):
         self._check_levels(outputs, teacher_outputs)
         for method in self.methods:
             more = (layers,) if method.uses_layers else ()
-            terms = method(outputs, teacher_outputs, truth, *more)
-            losses |= {name: terms[name] for name in (f"{method.name}_{term}" for term in method.terms)}
+            losses |= _terms_of(method, method(outputs, teacher_outputs, truth, *more))
         return losses
+
+    @property
+    def _names(self) -> tuple[str, str]:
+        """What messages call the student and the teacher that the methods were built for."""
+        return self.methods[0].student.name, self.methods[0].teacher.name
 
     def _check_names(self) -> None:
         names = [method.name for method in self.methods]
@@ -124,8 +138,10 @@ class Learner(nn.Module):
             )
         if teacher is None and names:
             raise UserError(
-                f"{', '.join(names)} runs features through the teacher's own layers, for which its recorded outputs "
-                "are not enough: give the learner the teacher itself, learner(..., teacher=teacher)."
+                f"{', '.join(names)} looks at the detectors themselves, the student {self._names[0]} and the teacher "
+                f"{self._names[1]}, for which recorded outputs are not enough: give the learner the teacher itself, "
+                "learner(..., teacher=teacher). Those that `understudy methods` lists as reading no detectors "
+                "need its outputs alone."
             )
 
     def _task(
@@ -147,13 +163,54 @@ class Learner(nn.Module):
         return self.student.loss(record, own, found), Truth(targets, gt_index)
 
     def _check_levels(self, student: Outputs, teacher: Outputs) -> None:
-        if self._levels_checked:
-            return
+        own, theirs = len(student.features[0]), len(teacher.features[0])
+        if own != theirs:
+            raise UserError(f"The teacher's outputs are of {theirs} images, and the batch has {own}.")
         if student.level_sizes != teacher.level_sizes:
-            names = self.methods[0].student.name, self.methods[0].teacher.name
             raise UserError(
-                f"Level sizes differ: student {names[0]} {student.level_sizes}, teacher {names[1]} "
+                f"Level sizes differ: student {self._names[0]} {student.level_sizes}, teacher {self._names[1]} "
                 f"{teacher.level_sizes}. Both must see the same images, padded alike, and have levels of the same "
                 "strides."
             )
-        self._levels_checked = True
+
+
+def _check_kinds(student: Any, methods: Any) -> None:
+    if not isinstance(student, Detector):
+        raise UserError(
+            f"A Learner trains an opened detector, got {type(student).__name__}: open_detector opens a plain network."
+        )
+    if isinstance(methods, str | Method) or not all(isinstance(method, Method) for method in methods):
+        raise UserError(
+            f"A Learner takes a list of methods that are built for its student and teacher, got {methods!r}: "
+            "build_methods makes them from names and options."
+        )
+
+
+def _other_facts(built: Spec, expected: Spec) -> str:
+    """Say in what a method's student is another than the one it is to train, apart from its name."""
+    pairs = ((each.name, getattr(built, each.name), getattr(expected, each.name)) for each in fields(Spec))
+    others = [(name, own, other) for name, own, other in pairs if name != "name" and own != other]
+    return "; ".join(name if name == "first_anchors" else f"{name} {own}, not {other}" for name, own, other in others)
+
+
+def _check_batch(images: Tensor, targets: Sequence[Target], labelled: Sequence[bool] | None) -> None:
+    counts = {"targets": len(targets)} | ({} if labelled is None else {"labelled": len(labelled)})
+    for name, count in counts.items():
+        if count != len(images):
+            raise UserError(f"{name} has {count} entries for {len(images)} images: give one for each image.")
+
+
+def _terms_of(method: Method, found: Any) -> dict[str, Tensor]:
+    """The terms that a method was asked for, of those that it returned."""
+    names = [f"{method.name}_{term}" for term in method.terms]
+    wrong = [name for name in names if not isinstance(found.get(name), Tensor) or found[name].dim()]
+    if wrong:
+        returned = ", ".join(
+            f"{name} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} = {value!r}"
+            for name, value in found.items()
+        )
+        raise UserError(
+            f"The method {method.name} has to return a scalar tensor for each of its terms, {', '.join(names)}; it "
+            f"returned {returned or 'none'}."
+        )
+    return {name: found[name] for name in names}

@@ -160,8 +160,10 @@ def pair(
             to have the same ones.
 
     Raises:
-        UserError: they have no level or no class in common, or the names are not those of the Specs.
+        UserError: these are no Specs, have no level or no class in common, or the names are not theirs.
     """
+    if wrong := [type(spec).__name__ for spec in (student, teacher) if not isinstance(spec, Spec)]:
+        raise UserError(f"pair() takes two Specs, student.spec and teacher.spec; got {' and '.join(wrong)}.")
     faults: list[str] = []
     if not set(student.strides) & set(teacher.strides):
         faults.append(f"no level of the same stride: {_both('strides', student, teacher)}")
