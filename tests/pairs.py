@@ -142,6 +142,9 @@ def _give_opinions(detector: Detector) -> None:
     nn.init.normal_(boxes.weight, std=0.1)
     if detector.family == "fcos":
         nn.init.constant_(boxes.bias, 1.5)  # sides of some pixels
+    if detector.family == "gfl":  # sides of some pixels, too: a flat distribution is as long as the image
+        with torch.no_grad():
+            boxes.bias.copy_(-0.5 * torch.arange(boxes.out_channels // 4).repeat(4))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torchvision.models.detection.fcos import FCOS
 
 from understudy.detectors import Detector, build_detector, open_detector
 from understudy.errors import UserError
-from understudy.functional import align_scale, gap_weighted_loss, true_centerness
+from understudy.functional import align_scale, gap_weighted_loss, total_centerness, true_centerness
 from understudy.learner import Learner
 from understudy.methods import METHODS, build_methods
 from understudy.methods.base import Layers
@@ -247,6 +247,8 @@ def slow_terms(kind: str, crossed: dict[str, list[Tensor]], teacher: Detector, t
                 score = 1 / (1 + math.exp(-logits[n, a * 2 + k, y, x].item()))
                 entropy = -(soft * math.log(score) + (1 - soft) * math.log(1 - score))
                 classes += abs(score - soft) * entropy if index > -2 else 0
+            if index == -2:
+                continue
             if index >= 0:
                 box = truth.targets[n]["boxes"][index].tolist()
                 sides = [middle[0] - box[0], box[2] - middle[0], middle[1] - box[1], box[3] - middle[1]]
@@ -278,7 +280,7 @@ def slow_terms(kind: str, crossed: dict[str, list[Tensor]], teacher: Detector, t
             if overlap(goal, goal)[0]:
                 boxes += max(scores) * -math.log(max(common / max(union, 1e-7), 1e-6))
         first += height * width * per_cell
-    return classes / max(amount, 1), boxes / mass
+    return classes / max(amount, 1), boxes / (mass if family == "gfl" else max(amount, 1))
 
 
 def of_deltas(deltas: list[float], anchor: list[float]) -> list[float]:
@@ -294,6 +296,7 @@ def test_against_a_slow_loop_over_anchors(kind):
     method, own, theirs, truth, layers = step(kind, convolution=1 if "GroupNorm" in kind else None)
     assert method.number == number
     assert (truth.gt_index >= 0).sum() > 2
+    assert (truth.gt_index == -2).any() == kind.startswith("retinanet")
     with torch.no_grad():
         terms = method(own, theirs, truth, layers)
         crossed = by_hand(layers.student, layers.teacher, own, theirs, number)
@@ -364,19 +367,45 @@ def test_images_without_objects_or_without_labels(kind):
         terms = method(own, theirs, Truth(nothing, gt_index), layers)
         sum(terms.values()).backward(retain_graph=True)
         assert all(term.isfinite() and term.requires_grad for term in terms.values())
-        assert (terms["crosskd_class"] == 0) == bool((gt_index == -2).all())
-        assert terms["crosskd_box"] > 0
+        assert all((term == 0) == bool((gt_index == -2).all()) for term in terms.values())
     assert all(p.grad is None or p.grad.isfinite().all() for p in layers.student.parameters())
 
 
-def test_what_stands_in_ignored_anchors_does_not_matter_to_the_classes():
-    method, own, theirs, truth, layers = step("retinanet")
-    ignored = truth.gt_index.clone()
-    ignored[0] = -2
-    less = method(own, theirs, Truth(TARGETS, ignored), layers)
-    theirs.class_logits[0][0] += 1  # of the image that is ignored
-    assert torch.equal(method(own, theirs, Truth(TARGETS, ignored), layers)["crosskd_class"], less["crosskd_class"])
-    assert not torch.equal(method(own, theirs, truth, layers)["crosskd_class"], less["crosskd_class"])
+@EVERY
+def test_what_stands_in_ignored_anchors_does_not_matter(kind):
+    """Of an unlabelled image all are ignored: FCOS, which ignores none of its own, has some there alone."""
+    method, own, theirs, truth, layers = step(kind)
+    unlabelled = truth.gt_index.clone()
+    unlabelled[0] = -2
+    nothing = {name: value[:0] for name, value in TARGETS[0].items()}
+    partly, whole = Truth([nothing, TARGETS[1]], unlabelled), Truth(TARGETS, truth.gt_index)
+    before = [method(own, theirs, each, layers) for each in (partly, whole)]
+    for level in (*theirs.class_logits, *theirs.box_raw):
+        level[0] += 0.5
+    after = [method(own, theirs, each, layers) for each in (partly, whole)]
+    for term in before[0]:
+        assert torch.equal(after[0][term], before[0][term])
+        assert not torch.equal(after[1][term], before[1][term])
+
+
+def test_boxes_are_divided_by_positives_or_centerness_and_those_of_a_gfl_by_scores():
+    """So a teacher that is half as sure of everything halves the term of all but a GFL."""
+    for kind, divided_by_scores in (("retinanet", False), ("fcos", False), ("gfl", True)):
+        method, own, theirs, truth, layers = step(kind)
+        values = []
+        for score in (0.4, 0.2):
+            logits = [torch.full_like(level, math.log(score / (1 - score))) for level in theirs.class_logits]
+            values.append(method(own, replace(theirs, class_logits=logits), truth, layers)["crosskd_box"].item())
+        assert values[1] == pytest.approx(values[0] if divided_by_scores else values[0] / 2, rel=1e-4)
+
+
+def test_the_sum_of_centerness_is_that_of_the_anchors_with_an_object():
+    anchors = [torch.tensor([[[[0.0, 0, 8, 8]], [[8, 0, 16, 8]]]]), torch.tensor([[[[0.0, 0, 16, 16]]]])]
+    targets = [{"boxes": torch.tensor([[0.0, 0, 8, 8], [6, 0, 18, 16]])}, {"boxes": torch.zeros(0, 4)}]
+    truth = Truth(targets, torch.tensor([[0, 1, -2], [-1, -1, -1]]))
+    expected = 1 + math.sqrt(6 / 6 * 4 / 12)
+    assert total_centerness(anchors, truth).item() == pytest.approx(expected)
+    assert total_centerness(anchors, replace(truth, gt_index=torch.full((2, 3), -1))).item() == 0
 
 
 def test_a_level_of_one_cell():
@@ -474,7 +503,7 @@ def test_a_few_steps_make_the_teachers_head_agree():
     student, teacher = tiny("gfl", 5), tiny_teacher("gfl")
     (method,), _ = build_methods({"crosskd": {}}, student.spec, teacher.spec)
     learner = Learner(student, [method])
-    optimizer = torch.optim.SGD(student.parameters(), lr=2e-3, momentum=0.9)
+    optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     with torch.no_grad(), teacher.keeping(3):
         theirs = teacher(IMAGES)
     values = []
@@ -483,10 +512,9 @@ def test_a_few_steps_make_the_teachers_head_agree():
         loss = losses["crosskd_class"] + 4 * losses["crosskd_box"]
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 10)
         optimizer.step()
         values.append(loss.item())
-    assert values[-1] < 0.9 * values[0]
+    assert values[-1] < 0.75 * values[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -503,7 +531,7 @@ def test_pairs_that_cannot_be_served_are_refused_and_both_are_named():
             "family": "faster_rcnn",
             "tower_channels": (),
         },
-        r"little has 1 anchors per cell, the teacher big has 9": {"num_anchors": 9},
+        r"little has 1 anchor per cell, the teacher big has 9": {"num_anchors": 9},
         r"little has 2 classes, the teacher big has 80": {"num_classes": 80},
         r"levels at strides \(8, .* levels at strides \(4, ": {"strides": (4, 8, 16, 32, 64)},
     }

@@ -448,7 +448,7 @@ def test_boxes_of_different_codes_are_compared_as_boxes():
 
 EVERY = {
     "rank_mimicking": {"location_weight": 1},
-    "pfi": {},
+    "pfi": {"feature_weight": 1},
     "soft_labels": {},
     "ld": {},
     "bckd": {},
@@ -498,11 +498,14 @@ def test_ld_needs_boxes_as_distributions_over_the_same_bins():
     student, teacher = spec("little", "distributions"), spec("big", "deltas")
     with pytest.raises(UserError, match="boxes are not distributions of both") as failure:
         build_methods({"ld": {}}, student, teacher)
-    assert "little has distributions, the teacher big deltas; soft_labels and bckd compare" in str(failure.value)
+    first, advice = str(failure.value).splitlines()[1:]
+    assert first.endswith("the student little has distributions, the teacher big deltas")  # who serves is said below
+    assert "soft_labels, " in advice
+    assert "bckd, " in advice
     with pytest.raises(UserError, match="little has sides of 6 bins, the teacher big has sides of 17 bins"):
         build_methods({"ld": {}}, student, spec("big", "distributions", box_size=68))
     one = student, spec("big", "distributions", num_classes=1)
-    with pytest.raises(UserError, match=r"ld_class: .*3 classes.*1 classes"):
+    with pytest.raises(UserError, match=r"ld_class: .*3 classes.*1 class"):
         build_methods({"ld": {}}, *one)
     assert list(METHODS["ld"].obstacles(replace(student, num_classes=1), one[1])) == ["class"]
 
@@ -515,11 +518,14 @@ def test_soft_labels_say_what_would_serve():
     with pytest.raises(UserError, match="softmax over the one class of little and big says nothing; use loss=bce"):
         build_methods({"soft_labels": {"loss": "kl"}}, *single)
     build_methods({"soft_labels": {}}, *single)
+    with pytest.raises(UserError, match="9 anchors per cell") as failure:
+        build_methods({"soft_labels": {"boxes": "raw"}}, student, replace(teacher, num_anchors=9))
+    assert "boxes=decoded" not in str(failure.value)  # it would not help
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["rank_mimicking", "soft_labels", "ld"])
 def test_a_temperature_is_above_zero(name, temperature):
     student, teacher, *_ = pair("distributions")
-    with pytest.raises(UserError, match=rf"\[methods.{name}\] temperature.* above 0, got"):
+    with pytest.raises(UserError, match=rf"methods.{name}.temperature: expected a number above 0, got"):
         METHODS[name](student, teacher, temperature=temperature)

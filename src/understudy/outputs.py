@@ -61,7 +61,7 @@ class Spec:
     @property
     def scored(self) -> str:
         """What the class logits are scores of, in words."""
-        return "objectness" if self.objectness else f"{self.num_classes} classes"
+        return "objectness" if self.objectness else f"{self.num_classes} class{'' if self.num_classes == 1 else 'es'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Every function computes in float32 at least (half-precision inputs are promoted)
 names the paper and equation it implements. Letters are those of :mod:`understudy.outputs`.
 """
 
-from understudy.functional.crossing import align_scale, true_centerness
+from understudy.functional.crossing import align_scale, total_centerness, true_centerness
 from understudy.functional.distributions import (
     atss_thresholds,
     side_divergence,
@@ -30,9 +30,11 @@ from understudy.functional.features import (
 )
 from understudy.functional.imitation import soft_detection_loss
 from understudy.functional.instances import (
+    disagreements,
     distance_relation_loss,
     general_instances,
-    matched_anchors,
+    in_strides,
+    losses_of_regions,
     pooled_regions,
     region_loss,
     response_box_loss,
@@ -43,11 +45,13 @@ from understudy.functional.regions import (
     area_weights,
     attention_loss,
     context_loss,
+    decoupled_cells,
     focal_loss,
     imitated_cells,
     imitation_loss,
     object_cells,
     sizes_of_images,
+    widened_points,
 )
 from understudy.functional.relations import (
     cosine_similarities,
@@ -92,6 +96,8 @@ __all__ = [
     "context_loss",
     "correlation_loss",
     "cosine_similarities",
+    "decoupled_cells",
+    "disagreements",
     "distance_relation_loss",
     "feature_richness",
     "focal_loss",
@@ -100,10 +106,11 @@ __all__ = [
     "highest_of_cell",
     "imitated_cells",
     "imitation_loss",
+    "in_strides",
     "joint_distance",
     "log_softmax_of_groups",
+    "losses_of_regions",
     "margin_target",
-    "matched_anchors",
     "mean_attention",
     "mean_squared_loss",
     "negative_margin",
@@ -132,9 +139,11 @@ __all__ = [
     "spatial_attention",
     "squared_loss_per_image",
     "standardised",
+    "total_centerness",
     "true_centerness",
     "valuable_region",
     "weighted_box_loss",
     "weighted_class_loss",
     "weighted_feature_loss",
+    "widened_points",
 ]

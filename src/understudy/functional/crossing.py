@@ -1,10 +1,13 @@
 """A student's maps made fit for the teacher's layers, and how central an anchor lies (CrossKD, FCOS)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from understudy.functional.features import standardised
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import comparable
+from understudy.outputs import Truth
 
 
 def align_scale(student: Tensor, teacher: Tensor) -> Tensor:
@@ -24,14 +27,10 @@ def align_scale(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"maps to align differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
-    theirs = at_least_float32(teacher.detach())
+    own, theirs = comparable(student, teacher, "maps")
     correction = min(1, theirs[:, 0].numel() - 1)  # a single cell has no unbiased deviation
     deviation = theirs.std((0, 2, 3), correction=correction, keepdim=True)
-    return standardised(student) * deviation + theirs.mean((0, 2, 3), keepdim=True)
+    return standardised(own) * deviation + theirs.mean((0, 2, 3), keepdim=True)
 
 
 def true_centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
@@ -49,3 +48,20 @@ def true_centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     before, after = (centres - boxes[:, :2]).clamp(min=0), (boxes[:, 2:] - centres).clamp(min=0)
     return (torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)).prod(-1).sqrt()
+
+
+def total_centerness(anchors: Sequence[Tensor], truth: Truth) -> Tensor:
+    """Count the anchors that have an object, each by how central it lies: what an FCOS divides its box loss by.
+
+    The sum of :func:`true_centerness` over the positives of the batch, as mmdet's FCOS and CrossKD's authors have it.
+
+    Args:
+        anchors: per level (H, W, A, 4), xyxy in pixels.
+        truth: ground truth and the assignment of these anchors.
+
+    Returns:
+        A scalar; 0 where nothing is assigned.
+    """
+    flat = torch.cat([level.flatten(0, 2) for level in anchors])
+    images = zip(truth.gt_index, truth.targets, strict=True)
+    return torch.cat([true_centerness(flat[row >= 0], target["boxes"][row[row >= 0]]) for row, target in images]).sum()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, distance_box_iou
 
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import above_zero, comparable
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -23,9 +23,12 @@ def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1
 
     Returns:
         (...), the sum over the X entries; not reduced further.
+
+    Raises:
+        ValueError: shapes differ, or the temperature is not above 0.
     """
-    own = (at_least_float32(student) / temperature).log_softmax(-1)
-    theirs = (at_least_float32(teacher.detach()) / temperature).log_softmax(-1)
+    pair = comparable(student, teacher, "logits")
+    own, theirs = ((logits / above_zero(temperature)).log_softmax(-1) for logits in pair)
     return (theirs.exp() * (theirs - own)).sum(-1) * temperature**2
 
 
@@ -44,10 +47,8 @@ def side_divergence(student: Tensor, teacher: Tensor, temperature: float = 10.0)
         (...), the mean over bins and over the four sides.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or the temperature is not above 0.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(f"sides to compare differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
     own, theirs = student.unflatten(-1, (4, -1)), teacher.unflatten(-1, (4, -1))
     return softened_divergence(own, theirs, temperature).mean(-1) / own.shape[-1]
 

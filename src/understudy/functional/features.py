@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from understudy.functional.precision import at_least_float32, comparable
+from understudy.functional.precision import above_zero, at_least_float32, comparable
 from understudy.functional.richness import feature_richness, weighted_feature_loss
 
 SMALLEST_DEVIATION = 1e-6
@@ -100,7 +100,7 @@ def channelwise_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0)
     Raises:
         ValueError: shapes differ.
     """
-    own, theirs = ((maps / temperature).flatten(2).log_softmax(-1) for maps in comparable(student, teacher))
+    own, theirs = ((maps / above_zero(temperature)).flatten(2).log_softmax(-1) for maps in comparable(student, teacher))
     divergence = F.kl_div(own, theirs, reduction="sum", log_target=True)
     return divergence * temperature**2 / own[..., 0].numel()
 
@@ -115,6 +115,9 @@ def standardised(features: Tensor) -> Tensor:
         (N, C, H, W). The deviation is the unbiased one; a channel that is constant, or of a single cell, becomes zero.
     """
     features = at_least_float32(features)
+    # Counted from one of its values a constant channel is exactly 0: the round-off of the mean of large values is far
+    # above the 1e-6, and would become a pattern. In the result, and its gradient, this value cancels out.
+    features = features - features[:1, :, :1, :1].detach()
     centred = features - features.mean((0, 2, 3), keepdim=True)
     count = features[:, 0].numel()
     # A norm has a gradient of zero at zero, where a square root's is infinite.
@@ -127,7 +130,8 @@ def correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     PKD (Cao et al., NeurIPS 2022), by its authors' code: half of the squared difference of standardised channels,
     averaged over images, channels and cells. With n images times cells this is (n - 1) / n * (1 - r), r the mean over
-    channels of the Pearson correlation, so it lies in 0..2; by that n it depends slightly on the size of the batch.
+    channels of the Pearson correlation, so it lies in 0..2; by that n it depends slightly on the size of the batch. A
+    channel that is constant on one side counts as half of an uncorrelated one, on both as 0.
 
     Args:
         student: (N, C, H, W), as many channels as the teacher's.
@@ -154,7 +158,12 @@ def shown_cells(features: Tensor, hidden: float) -> Tensor:
 
     Returns:
         (N, 1, H, W) bool.
+
+    Raises:
+        ValueError: the chance is not in 0..1.
     """
+    if not 0 <= hidden <= 1:
+        raise ValueError(f"the chance of a cell to be hidden is in 0..1, got {hidden}")
     return torch.rand(len(features), 1, *features.shape[2:], device=features.device) >= hidden
 
 
@@ -172,7 +181,7 @@ def spatial_attention(features: Tensor, temperature: float) -> Tensor:
         (N, H, W), at least 0; an image's sum is H * W.
     """
     mean = at_least_float32(features).abs().mean(1)
-    return (mean / temperature).flatten(1).softmax(1).view_as(mean) * mean[0].numel()
+    return (mean / above_zero(temperature)).flatten(1).softmax(1).view_as(mean) * mean[0].numel()
 
 
 def channel_attention(features: Tensor, temperature: float) -> Tensor:
@@ -189,7 +198,7 @@ def channel_attention(features: Tensor, temperature: float) -> Tensor:
         (N, C), at least 0; an image's sum is C.
     """
     mean = at_least_float32(features).abs().mean((2, 3))
-    return (mean / temperature).softmax(1) * mean.shape[1]
+    return (mean / above_zero(temperature)).softmax(1) * mean.shape[1]
 
 
 @torch.no_grad()

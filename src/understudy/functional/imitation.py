@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import comparable
 from understudy.functional.richness import SMALLEST_MASS
 
 
@@ -28,13 +28,9 @@ def soft_detection_loss(class_logits: Tensor, boxes: Tensor, teacher_logits: Ten
     Raises:
         ValueError: shapes differ.
     """
-    if class_logits.shape != teacher_logits.shape or boxes.shape != teacher_boxes.shape:
-        raise ValueError(
-            f"detections to compare differ in shape: logits {tuple(class_logits.shape)} and boxes "
-            f"{tuple(boxes.shape)}, of the teacher {tuple(teacher_logits.shape)} and {tuple(teacher_boxes.shape)}"
-        )
-    target = at_least_float32(teacher_logits.detach()).sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(at_least_float32(class_logits), target, reduction="none").sum(-1)
-    apart = generalized_box_iou_loss(at_least_float32(boxes), at_least_float32(teacher_boxes.detach()))
+    own, theirs = comparable(class_logits, teacher_logits, "class logits")
+    target = theirs.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(own, target, reduction="none").sum(-1)
+    apart = generalized_box_iou_loss(*comparable(boxes, teacher_boxes, "boxes"))
     weight = target.amax(-1)
     return (weight * (entropy + apart)).sum() / weight.sum().clamp(min=SMALLEST_MASS)

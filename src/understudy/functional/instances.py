@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
-from torchvision.ops import box_iou, clip_boxes_to_image, nms, remove_small_boxes, roi_align
+from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes, roi_align
 
 from understudy.functional.precision import at_least_float32, comparable
+from understudy.outputs import Spec
 
 USUAL_SIDE, USUAL_STRIDE = 224.0, 16
 """An object of this side is pooled from the level of this stride (Lin et al., CVPR 2017, Eq. 1)."""
@@ -20,9 +20,6 @@ REGION_CELLS = 10
 INSTANCE_CANDIDATES, INSTANCE_OVERLAP, INSTANCE_SIDE = 3000, 0.3, 10.0
 """Of GID's instances (the first author's re-implementation): how many anchors are looked at, the IoU above which one
 suppresses another, and the shortest side in pixels."""
-
-MATCHED, UNMATCHED = 0.5, 0.4
-"""IoU from which an anchor matches a box, and below which it certainly does not: RetinaNet's."""
 
 
 def scored_boxes(class_logits: Sequence[Tensor], boxes: Sequence[Tensor], per_cell: bool) -> tuple[Tensor, Tensor]:
@@ -79,6 +76,27 @@ def general_instances(
     return boxes[nms(boxes, distance[large].to(boxes.dtype), INSTANCE_OVERLAP)[:count]]
 
 
+def disagreements(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    image_sizes: Sequence[tuple[int, int]],
+    count: int = 10,
+) -> list[Tensor]:
+    """Find the :func:`general_instances` of every image of a batch.
+
+    Args:
+        student: scores (N, R) and boxes (N, R, 4), of :func:`scored_boxes`.
+        teacher: likewise.
+        image_sizes: height and width of each image, to which boxes are clipped.
+        count: the most boxes of an image.
+
+    Returns:
+        Per image (G, 4), xyxy in pixels.
+    """
+    images = zip(student[0], teacher[0], student[1], teacher[1], image_sizes, strict=True)
+    return [general_instances(*image, count) for image in images]
+
+
 def pooled_regions(features: Sequence[Tensor], boxes: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
     """Cut boxes out of a feature pyramid, each from the level of its size, to maps of 10 x 10.
 
@@ -102,6 +120,26 @@ def pooled_regions(features: Sequence[Tensor], boxes: Sequence[Tensor], strides:
         chosen = [each[place == number].to(level.dtype) for each, place in zip(boxes, levels, strict=True)]
         regions.append(_aligned(level, chosen, stride))
     return torch.cat(regions)
+
+
+def losses_of_regions(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], boxes: Sequence[Tensor], strides: Sequence[int]
+) -> dict[str, Tensor]:
+    """Compare what stands in some boxes, and how the boxes of the batch lie apart in it (GID).
+
+    Args:
+        student: per level (N, C, H, W), adapted to the teacher's channels.
+        teacher: per level (N, C, H, W); constants.
+        boxes: per image (G_i, 4), xyxy in pixels.
+        strides: pixels per cell of every level.
+
+    Returns:
+        Of the boxes' :func:`pooled_regions` as ``feature`` the :func:`region_loss`, as ``relation`` the
+        :func:`distance_relation_loss`, two scalars.
+    """
+    own, theirs = (pooled_regions(features, boxes, strides) for features in (student, teacher))
+    relation = distance_relation_loss(own.flatten(1), theirs.flatten(1))
+    return {"feature": region_loss(own, theirs), "relation": relation}
 
 
 def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -138,30 +176,32 @@ def distance_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar; a zero for fewer than three boxes, whose distances have nothing to be compared with.
+
+    Raises:
+        ValueError: the two are not of the same number of boxes, or not one row for each.
     """
     count = len(student)
+    if (student.dim(), teacher.dim()) != (2, 2) or len(teacher) != count:
+        raise ValueError(f"expected (G, D) of both, got student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
     if count < 3:
         return at_least_float32(student[:0]).sum()
     own, theirs = _relative_distances(student), _relative_distances(teacher.detach())
     return F.smooth_l1_loss(own, theirs, reduction="sum") / (count * (count - 1))
 
 
-@torch.no_grad()
-def matched_anchors(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Find the anchors that a RetinaNet would assign to boxes: an IoU of 0.5 and, for each box, the best anchors.
+def in_strides(box_raw: Sequence[Tensor], spec: Spec) -> list[Tensor]:
+    """Make raw boxes of all detectors about as large, which a smooth L1 with one bend for all needs (ours).
 
     Args:
-        boxes: (G, 4), xyxy in pixels.
-        anchors: (R, 4).
+        box_raw: per level (N, H, W, A, D), as the head emits them.
+        spec: of the detector.
 
     Returns:
-        (R,) bool.
+        The same levels; distances in pixels divided by the level's stride.
     """
-    if not len(boxes):
-        return torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
-    overlap = box_iou(boxes.to(anchors.dtype), anchors)
-    matched = Matcher(MATCHED, UNMATCHED, allow_low_quality_matches=True)(overlap) >= 0
-    return matched & (overlap.amax(0) > 0)  # a box that no anchor touches is matched with all of them
+    if spec.box_code != "distances in pixels":
+        return list(box_raw)
+    return [level / stride for level, stride in zip(box_raw, spec.strides, strict=True)]
 
 
 def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -176,9 +216,12 @@ def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar; without anchors a zero.
+
+    Raises:
+        ValueError: shapes differ.
     """
-    target = at_least_float32(teacher.detach()).sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(at_least_float32(student), target, reduction="sum")
+    own, theirs = comparable(student, teacher, "class logits")
+    entropy = F.binary_cross_entropy_with_logits(own, theirs.sigmoid(), reduction="sum")
     return entropy / max(len(student), 1)
 
 
@@ -195,8 +238,11 @@ def response_box_loss(student: Tensor, teacher: Tensor, beta: float = 0.1) -> Te
 
     Returns:
         A scalar; without anchors a zero.
+
+    Raises:
+        ValueError: shapes differ.
     """
-    own, theirs = at_least_float32(student), at_least_float32(teacher.detach())
+    own, theirs = comparable(student, teacher, "box outputs")
     return F.smooth_l1_loss(own, theirs, reduction="sum", beta=beta) / max(len(student), 1)
 
 

@@ -1,5 +1,6 @@
 """Where the objects are, cell by cell, and features compared there (FGFI, DeFeat, FGD)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,11 +8,32 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from understudy.functional.features import channel_attention, spatial_attention
-from understudy.functional.precision import at_least_float32, comparable
-from understudy.outputs import Outputs, Target, unflatten_levels
+from understudy.functional.precision import at_least_float32, comparable, same_shape
+from understudy.outputs import Outputs, Target, Truth, unflatten_levels
 
 FINEST_SIDE = 56.0
 """Objects of less than twice this side, the root of their area in pixels, are on the finest level (DeFeat's code)."""
+
+POINT_CELLS = 8
+"""Cells of a side of the box that stands for an anchor that is a point: as wide as an anchor of ATSS and GFL."""
+
+
+def widened_points(anchors: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
+    """Give anchors that are points, from which distances are predicted, boxes that overlap with objects.
+
+    As torchvision and mmdet lay them, they are one cell wide, which says nothing of the size of the objects that are
+    looked for there. A square of 8 cells round their middle, as ATSS and GFL have it, is our choice.
+
+    Args:
+        anchors: per level (H, W, A, 4), xyxy in pixels.
+        strides: pixels per cell of every level.
+
+    Returns:
+        Per level (H, W, A, 4).
+    """
+    middles = [(level[..., :2] + level[..., 2:]) / 2 for level in anchors]
+    halves = [POINT_CELLS * stride / 2 for stride in strides]
+    return [torch.cat([each - half, each + half], dim=-1) for each, half in zip(middles, halves, strict=True)]
 
 
 def imitated_cells(anchors: Sequence[Tensor], targets: Sequence[Target], share: float = 0.5) -> list[Tensor]:
@@ -40,31 +62,59 @@ def imitated_cells(anchors: Sequence[Tensor], targets: Sequence[Target], share: 
 
 
 def object_cells(
-    targets: Sequence[Target], strides: Sequence[int], level_sizes: Sequence[tuple[int, int]]
+    boxes: Sequence[Tensor], strides: Sequence[int], level_sizes: Sequence[tuple[int, int]], finest: int | None = None
 ) -> list[Tensor]:
     """Choose the cells inside objects, each object on the one level of its size.
 
     The masks of DeFeat (Guo et al., CVPR 2021) by the authors' code: an object of side s, the root of its area, is on
     level floor(log2(s / 56)), counted from the finest, and fills the cells from the one of its first corner to the one
-    before that of its last. That it fills at least one row and column, where it is thinner than a cell, is our reading
-    of a rule by which the code then chooses one cell alone.
+    before that of its last. Two things are ours. Levels are counted by their strides, each twice the one before, so
+    that a level's objects do not depend on which other levels there are; an object whose own level is not there is on
+    the next finer one that is, or else on the finest. And where an object is thinner than a cell it fills at least one
+    row and column, where the code's rule then chooses one cell alone.
 
     Args:
-        targets: ground truth per image.
+        boxes: per image (M, 4), xyxy in pixels.
         strides: pixels per cell of every level.
         level_sizes: height and width in cells of every level.
+        finest: the stride to count from; None: that of the first level.
 
     Returns:
         Per level (N, H, W) bool.
     """
     masks: list[list[Tensor]] = [[] for _ in strides]
-    for boxes in (target["boxes"] for target in targets):
-        sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
-        levels = (sides / FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(strides) - 1)
+    for each in boxes:
+        sides = (each[:, 2:] - each[:, :2]).clamp(min=0).prod(1).sqrt()
+        wanted = (sides / FINEST_SIDE + 1e-6).log2().floor().clamp(min=0) + math.log2(finest or strides[0])
+        levels = (wanted[:, None] >= wanted.new_tensor([math.log2(stride) for stride in strides[1:]])).sum(1)
         for level, (stride, size) in enumerate(zip(strides, level_sizes, strict=True)):
-            first, last = (boxes[levels == level] / stride).long().chunk(2, dim=1)
+            first, last = (each[levels == level] / stride).long().chunk(2, dim=1)
             masks[level].append(_rectangles(first, torch.maximum(last, first + 1), size).any(0))
     return [torch.stack(images) for images in masks]
+
+
+def decoupled_cells(
+    truth: Truth, strides: Sequence[int], level_sizes: Sequence[tuple[int, int]], finest: int | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Part the cells into those of the objects and those of the background (DeFeat, Guo et al., CVPR 2021).
+
+    The objects' are those of :func:`object_cells`, the background's all others. Ours: in neither are the cells of an
+    image without labels, and those of objects that the teacher does not know, but where a known object lies, too.
+
+    Args:
+        truth: ground truth.
+        strides: pixels per cell of every level.
+        level_sizes: height and width in cells of every level.
+        finest: the stride from which the levels of objects are counted; None: that of the first level.
+
+    Returns:
+        Foreground and background, each per level (N, H, W) bool.
+    """
+    levels, labelled = (strides, level_sizes, finest), truth.labelled[:, None, None]
+    objects = object_cells([target["boxes"] for target in truth.targets], *levels)
+    unknown = object_cells(truth.left_out, *levels) if truth.left_out else [torch.zeros_like(mask) for mask in objects]
+    background = [labelled & ~(known | other) for known, other in zip(objects, unknown, strict=True)]
+    return [labelled & mask for mask in objects], background
 
 
 def imitation_loss(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
@@ -85,38 +135,34 @@ def imitation_loss(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    squares = _squares(student, teacher).sum(1)
-    # Chosen, not multiplied by 0: what stands in another cell must not matter.
-    return torch.where(cells, squares, 0).sum() / (2 * cells.sum()).clamp(min=1)
+    own, theirs = comparable(student, teacher)
+    _check_cells(cells, own)
+    # Chosen before the square, not after, nor multiplied by 0: no gradient must come of what stands in another cell.
+    return torch.where(cells[:, None], own - theirs, 0).square().sum() / (2 * cells.sum()).clamp(min=1)
 
 
-def area_weights(
-    targets: Sequence[Target], size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]
-) -> tuple[Tensor, Tensor]:
+def area_weights(truth: Truth, size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """Weigh the cells of every object alike, whatever its size, and those of the background by their number.
 
     The binary and the scale mask of FGD (Yang et al., CVPR 2022). A cell of an object weighs one over the area of its
     box in cells, the smallest box where several overlap; each cell without one weighs one over their number. As in the
     authors' code a box is stretched from the image without its padding to the whole map, rounded outwards, and its last
-    row and column are part of it.
+    row and column are part of it. Ours: cells of an image without labels weigh nothing, nor do those of objects that
+    the teacher does not know, but where a known object lies, too.
 
     Args:
-        targets: ground truth per image.
+        truth: ground truth.
         size: height and width of the level in cells.
         image_sizes: height and width in pixels of each image without its padding.
 
     Returns:
         Foreground and background, (N, H, W) each. An image's background sums to 1, or to 0 where there is none.
     """
-    foregrounds = []
-    for boxes, (height, width) in zip((target["boxes"] for target in targets), image_sizes, strict=True):
-        low, high = boxes.split(2, dim=1)
-        image, grid = boxes.new_tensor([width, height]), boxes.new_tensor([size[1], size[0]])
-        first, last = (low / image * grid).floor().long(), (high / image * grid).ceil().long() + 1
-        shares = _rectangles(first, last, size) / (last - first).prod(1)[:, None, None]
-        foregrounds.append(torch.cat([shares, shares.new_zeros(1, *size)]).amax(0))
-    foreground = torch.stack(foregrounds)
-    nothing = foreground == 0
+    labelled = truth.labelled[:, None, None]
+    foreground = _highest_shares([target["boxes"] for target in truth.targets], size, image_sizes) * labelled
+    nothing = labelled & (foreground == 0)
+    if truth.left_out:
+        nothing &= _highest_shares(truth.left_out, size, image_sizes) == 0
     return foreground, nothing / nothing.sum((1, 2), keepdim=True).clamp(min=1)
 
 
@@ -133,7 +179,9 @@ def sizes_of_images(outputs: Outputs, stride: int) -> Sequence[tuple[int, int]]:
     return [(rows * stride, columns * stride)] * len(outputs.features[0])
 
 
-def focal_loss(student: Tensor, teacher: Tensor, weight: Tensor, temperature: float = 0.5) -> Tensor:
+def focal_loss(
+    student: Tensor, teacher: Tensor, weight: Tensor, temperature: float = 0.5, images: Tensor | None = None
+) -> Tensor:
     """Draw features to the teacher's, most where the teacher attends to and a weight map says it matters.
 
     The feature loss of FGD (Yang et al., CVPR 2022), one of its two sums for one level: squared differences under the
@@ -144,6 +192,7 @@ def focal_loss(student: Tensor, teacher: Tensor, weight: Tensor, temperature: fl
         teacher: (N, C, H, W); a constant.
         weight: (N, H, W), of :func:`area_weights`.
         temperature: of the attention, above zero.
+        images: number of images to average over, those that have weights; None: all.
 
     Returns:
         A scalar.
@@ -151,9 +200,11 @@ def focal_loss(student: Tensor, teacher: Tensor, weight: Tensor, temperature: fl
     Raises:
         ValueError: shapes differ.
     """
-    spatial, channel = _attention(teacher.detach(), temperature)
-    per_cell = (_squares(student, teacher) * channel[:, :, None, None]).sum(1)
-    return (per_cell * spatial * weight).sum() / len(student)
+    own, theirs = comparable(student, teacher)
+    _check_cells(weight, own)
+    spatial, channel = _attention(theirs, temperature)
+    per_cell = ((own - theirs).square() * channel[:, :, None, None]).sum(1)
+    return (per_cell * spatial * weight).sum() / (len(student) if images is None else images.clamp(min=1))
 
 
 def attention_loss(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> Tensor:
@@ -169,8 +220,11 @@ def attention_loss(student: Tensor, teacher: Tensor, temperature: float = 0.5) -
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: shapes differ, or the temperature is not above 0.
     """
-    pairs = zip(_attention(student, temperature), _attention(teacher.detach(), temperature), strict=True)
+    pairs = zip(*(_attention(features, temperature) for features in comparable(student, teacher)), strict=True)
     return torch.stack([(own - theirs).abs().sum() for own, theirs in pairs]).sum() / len(student)
 
 
@@ -186,17 +240,33 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: shapes differ.
     """
+    same_shape(student, teacher)
     return (at_least_float32(student) - at_least_float32(teacher)).square().sum() / len(student)
 
 
-def _squares(student: Tensor, teacher: Tensor) -> Tensor:
-    own, theirs = comparable(student, teacher)
-    return (own - theirs).square()
+def _check_cells(cells: Tensor, features: Tensor) -> None:
+    if cells.shape != features[:, 0].shape:
+        raise ValueError(f"cells of shape {tuple(cells.shape)} do not belong to features of {tuple(features.shape)}")
 
 
 def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return spatial_attention(features, temperature), channel_attention(features, temperature)
+
+
+def _highest_shares(boxes: Sequence[Tensor], size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """One over the area in cells of the smallest box that lies over each cell, 0 where there is none: (N, H, W)."""
+    images = []
+    for each, (height, width) in zip(boxes, image_sizes, strict=True):
+        low, high = each.split(2, dim=1)
+        image, grid = each.new_tensor([width, height]), each.new_tensor([size[1], size[0]])
+        first, last = (low / image * grid).floor().long(), (high / image * grid).ceil().long() + 1
+        shares = _rectangles(first, last, size) / (last - first).prod(1)[:, None, None]
+        images.append(torch.cat([shares, shares.new_zeros(1, *size)]).amax(0))
+    return torch.stack(images)
 
 
 def _rectangles(first: Tensor, last: Tensor, size: tuple[int, int]) -> Tensor:

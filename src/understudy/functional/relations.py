@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import at_least_float32, same_shape
 
 
 def pooled(features: Tensor, max_cells: int) -> Tensor:
@@ -41,7 +41,8 @@ def cosine_similarities(features: Tensor) -> Tensor:
     """
     features = at_least_float32(features)
     length = torch.linalg.vector_norm(features.detach(), dim=1, keepdim=True)
-    unit = (features / (length + 1e-8)).flatten(2)
+    # A cell of zeros stays one: divided by next to nothing it would get a gradient of a hundred millions.
+    unit = (features / torch.where(length > 0, length + 1e-8, torch.inf)).flatten(2)
     # Autocast would round the products, whose small differences are the loss, to half precision.
     with torch.autocast(features.device.type, enabled=False):
         return unit.transpose(1, 2) @ unit
@@ -114,8 +115,5 @@ def joint_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"relations to compare differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
+    same_shape(student, teacher, "relations")
     return torch.linalg.vector_norm(at_least_float32(student) - at_least_float32(teacher))

@@ -35,7 +35,12 @@ def feature_richness(class_logits: Tensor, centerness: Tensor | None = None) -> 
 
     Returns:
         (N, H, W), in 0..1. Differentiable; a teacher's richness is used as a constant.
+
+    Raises:
+        ValueError: the logits have other dimensions.
     """
+    if class_logits.dim() != 5:
+        raise ValueError(f"class logits are (N, H, W, A, K), got {tuple(class_logits.shape)}")
     if centerness is None:
         return at_least_float32(class_logits).amax((-2, -1)).sigmoid()
     return (at_least_float32(class_logits).amax(-1).sigmoid() * at_least_float32(centerness).sigmoid()).amax(-1)
@@ -87,7 +92,7 @@ def richness_masks(
     Args:
         student: its anchors are those that the ground truth is assigned to.
         teacher: has the scores.
-        truth: an unlabelled image has no cells of objects.
+        truth: of an unlabelled image it is not known where objects are, so a region that asks has no cells there.
         centerness: count the teacher's centre-ness, see :func:`feature_richness`.
         region: see :func:`richness_mask`.
         threshold: likewise.
@@ -104,7 +109,8 @@ def richness_masks(
         return [richness_mask(level, None, region, threshold) for level in richness]
     assigned = unflatten_levels(truth.gt_index, student.level_sizes, student.class_logits[0].shape[-2])
     levels = zip(richness, assigned, strict=True)
-    return [richness_mask(level, (index >= 0).any(-1), region, threshold) for level, index in levels]
+    masks = [richness_mask(level, (index >= 0).any(-1), region, threshold) for level, index in levels]
+    return [mask * truth.labelled[:, None, None] for mask in masks]
 
 
 def highest_of_cell(class_logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from understudy.functional.distributions import softened_divergence
-from understudy.functional.precision import at_least_float32
+from understudy.functional.precision import above_zero, comparable
 
 Score = Literal["sigmoid", "logit"]
 
@@ -32,7 +32,12 @@ def log_softmax_of_groups(values: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def rank_loss(
-    student: Tensor, teacher: Tensor, objects: Tensor, counts: Sequence[int], temperature: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    objects: Tensor,
+    counts: Sequence[int],
+    temperature: float = 1.0,
+    images: int | Tensor | None = None,
 ) -> Tensor:
     """Compare how student and teacher rank the anchors of the same object.
 
@@ -46,15 +51,22 @@ def rank_loss(
         objects: (P,) int64, the number of each one's object among the objects of the whole batch.
         counts: objects of each image.
         temperature: divides the scores.
+        images: number of those that have a ground truth, over which is averaged; None: all.
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: student and teacher differ in number, or the temperature is not above 0.
     """
     per_image = torch.tensor(counts, device=objects.device)
-    own = log_softmax_of_groups(at_least_float32(student) / temperature, objects, sum(counts))
-    theirs = log_softmax_of_groups(at_least_float32(teacher.detach()) / temperature, objects, sum(counts))
+    own, theirs = (
+        log_softmax_of_groups(scores / above_zero(temperature), objects, sum(counts))
+        for scores in comparable(student, teacher, "scores")
+    )
+    images = len(counts) if images is None else images
     siblings = per_image.repeat_interleave(per_image, output_size=sum(counts))  # (M,) objects of each object's image
-    return (theirs.exp() * (theirs - own) / siblings[objects]).sum() / max(len(counts), 1)
+    return (theirs.exp() * (theirs - own) / siblings[objects]).sum() / torch.as_tensor(images).clamp(min=1)
 
 
 def prediction_guided_loss(
@@ -88,12 +100,19 @@ def prediction_guided_loss(
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: shapes of the two differ, or features and predictions are of other cells.
     """
-    own, theirs = at_least_float32(student_logits), at_least_float32(teacher_logits.detach())
+    own, theirs = comparable(student_logits, teacher_logits, "class logits")
+    cells = (len(student), *student.shape[2:])
+    if own.shape[:3] != cells:
+        raise ValueError(f"features are of {cells} images, rows and columns, class logits of {tuple(own.shape[:3])}")
     if score == "sigmoid":
         own, theirs = own.sigmoid(), theirs.sigmoid()
     predictions = (own - theirs).square().mean((-2, -1))
-    features = (at_least_float32(student) - at_least_float32(teacher.detach())).square().mean(1)
+    student, teacher = comparable(student, teacher)
+    features = (student - teacher).square().mean(1)
     product = ((predictions.detach() if detach else predictions) * features) ** power
     return product.mean() if normaliser == "mean" else torch.linalg.vector_norm(product) / product.numel()
 
@@ -116,11 +135,16 @@ def soft_label_loss(
 
     Returns:
         (...), the sum over classes; not reduced further.
+
+    Raises:
+        ValueError: shapes differ, the temperature is not above 0, or there is no such loss.
     """
     if loss == "kl":
         return softened_divergence(student, teacher, temperature)
-    target = (at_least_float32(teacher.detach()) / temperature).sigmoid()
-    own = at_least_float32(student) / temperature
+    if loss != "bce":
+        raise ValueError(f'loss is "bce" or "kl", got {loss!r}')
+    own, theirs = (logits / above_zero(temperature) for logits in comparable(student, teacher, "class logits"))
+    target = theirs.sigmoid()
     return F.binary_cross_entropy_with_logits(own, target, reduction="none").sum(-1) * temperature**2
 
 
@@ -137,8 +161,12 @@ def gap_weighted_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         (...), the sum over classes; not reduced further.
+
+    Raises:
+        ValueError: shapes differ.
     """
-    own, target = at_least_float32(student), at_least_float32(teacher.detach()).sigmoid()
+    own, theirs = comparable(student, teacher, "class logits")
+    target = theirs.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(own, target, reduction="none")
     return ((own.sigmoid() - target).abs() * entropy).sum(-1)
 
@@ -154,6 +182,9 @@ def score_gap(student: Tensor, teacher: Tensor) -> Tensor:
 
     Returns:
         (...), 0..1.
+
+    Raises:
+        ValueError: shapes differ.
     """
-    own, theirs = at_least_float32(student), at_least_float32(teacher.detach())
+    own, theirs = comparable(student, teacher, "class logits")
     return (own.sigmoid() - theirs.sigmoid()).abs().amax(-1)

@@ -1,6 +1,6 @@
 """What a distillation method is: two records in, named scalars out."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from torch import Tensor, nn
 
 from understudy.errors import UserError
+from understudy.methods.options import Checked
 from understudy.outputs import Outputs, Spec, Truth
 
 if TYPE_CHECKING:
     from understudy.detectors import Detector
     from understudy.pairing import Pairing
+
+
+SAME_ANCHOR = 0.05
+"""By what part of its longer side an edge of an anchor may be off: torchvision rounds to pixels, mmdet does not."""
+
+
+FIRST_STAGE_STRIDE = 64
+"""From here on a Faster R-CNN's levels are read by its first stage alone; FGD's, MGD's and PKD's authors have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +53,13 @@ class Layers:
         return [(of_stride.get(stride, level.detach()), level) for stride, level in levels]
 
 
-class Method(nn.Module, ABC):
+class Method(nn.Module, metaclass=Checked):
     """Compares the student's record with the teacher's; adapters are its parameters, built from two Specs.
 
     A subclass states its class attributes, builds its adapters in ``__init__`` and computes its terms in ``forward``.
     Options are the keyword-only arguments of ``__init__``, typed, with the paper's defaults: configuration files and
-    the command line read them from there. Weights and ramps are not its business: it returns raw terms.
+    the command line read them from there, and they are checked against these types, also in Python, before ``__init__``
+    runs (limits: ``Annotated[float, Field(ge=0)]``). Weights and ramps are not its business: it returns raw terms.
 
     Only terms with a weight above zero are asked for: :func:`build_methods` narrows ``terms`` to them before
     ``__init__`` runs. A method may compute others, which are dropped, but an adapter that only they use gets no
@@ -69,14 +79,14 @@ class Method(nn.Module, ABC):
         ramp_steps: steps over which the weights grow linearly from zero.
         source: paper, and where the weights are from.
         reads: what it looks at: fields of the record (``"features"``, ``"class_logits"``, ...), ``"truth"`` and
-            ``"layers"``. `understudy methods` lists it; a method of one's own may leave it out.
+            ``"layers"``. `understudy methods NAME` shows it; a method of one's own may leave it out.
         uses_layers: ``forward`` takes a fourth argument, the :class:`Layers`. Such a method needs the teacher itself
             in every step; recorded outputs of it are not enough.
         keeps: of such a method, numbers of the convolutions whose maps inside the heads it reads
             (:meth:`.Detector.keeping`); an instance may have its own.
 
     Raises:
-        UserError: a term that is asked for cannot be computed for this pair.
+        UserError: an option is wrong, or a term that is asked for cannot be computed for this pair.
     """
 
     name: ClassVar[str]
@@ -136,14 +146,71 @@ def level_differences(student: Spec, teacher: Spec) -> list[str]:
     return differences(student, teacher, lambda spec: f"levels at strides {spec.strides}")
 
 
+def levels_of_objects(student: Spec, teacher: Spec) -> int:
+    """Count the common levels from the finest; where one is a Faster R-CNN, those that its second stage reads, too."""
+    two_stage = "faster_rcnn" in (student.family, teacher.family)
+    return sum(stride < FIRST_STAGE_STRIDE or not two_stage for stride in student.strides)
+
+
+def missing_levels(student: Spec, teacher: Spec) -> list[str]:
+    """Say where there is no such level, naming both."""
+    if levels_of_objects(student, teacher):
+        return []
+    return [
+        f"the student {student.name} and the teacher {teacher.name} have only levels at strides {student.strides} in "
+        f"common, and a Faster R-CNN's of {FIRST_STAGE_STRIDE} and more are read by its first stage alone"
+    ]
+
+
+def anchors_per_cell(spec: Spec) -> str:
+    """How many anchors a cell has, in words."""
+    return f"{spec.num_anchors} anchor{'' if spec.num_anchors == 1 else 's'} per cell"
+
+
+def anchor_differences(student: Spec, teacher: Spec, *, raw: bool = False) -> list[str]:
+    """Say why what stands at an anchor cannot be compared: another number of anchors per cell, or other anchors.
+
+    Those of detectors that predict deltas to anchors must be the same boxes, but for what rounding does to them. Of
+    points, from which others predict distances, scores and decoded boxes are compared wherever in a cell they lie.
+
+    Args:
+        student: what is known of the student.
+        teacher: what is known of the teacher.
+        raw: raw box outputs are compared, so that points must lie at the same places, too.
+    """
+    numbers = differences(student, teacher, anchors_per_cell)
+    boxes = student.box_code == teacher.box_code == "deltas"
+    if numbers or not (raw or boxes) or student.strides != teacher.strides:
+        return numbers
+    for stride, *anchors in zip(student.strides, student.first_anchors, teacher.first_anchors, strict=False):
+        for own, theirs in zip(*anchors, strict=True):
+            if not boxes:
+                own, theirs = (_point(anchor, stride) for anchor in (own, theirs))
+            size = max(own[2] - own[0], own[3] - own[1])
+            if max(abs(edge - other) for edge, other in zip(own, theirs, strict=True)) > SAME_ANCHOR * size:
+                return [
+                    f"in the first cell of stride {stride} the student {student.name} has {_described(own)}, the "
+                    f"teacher {teacher.name} {_described(theirs)}"
+                ]
+    return []
+
+
 def prediction_differences(student: Spec, teacher: Spec) -> list[str]:
     """Say why predictions cannot be compared anchor by anchor: other levels, other things scored, other anchors."""
-    facts: list[Callable[[Spec], str]] = [
-        lambda spec: f"levels at strides {spec.strides}",
-        lambda spec: spec.scored,
-        lambda spec: f"{spec.num_anchors} anchors per cell",
-    ]
-    return [sentence for fact in facts for sentence in differences(student, teacher, fact)]
+    levels, scored = level_differences(student, teacher), differences(student, teacher, lambda spec: spec.scored)
+    return levels + scored + anchor_differences(student, teacher)
+
+
+def _point(anchor: Sequence[float], stride: int) -> tuple[float, ...]:
+    """A cell of its own round the middle of an anchor, of which nothing else counts."""
+    middles = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
+    return tuple(middle + half for half in (-stride / 2, stride / 2) for middle in middles)
+
+
+def _described(anchor: Sequence[float]) -> str:
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    middle = f"({(anchor[0] + anchor[2]) / 2:g}, {(anchor[1] + anchor[3]) / 2:g})"
+    return f"an anchor of {width:g} x {height:g} pixels round {middle}"
 
 
 def channel_adapters(student: Sequence[int], teacher: Sequence[int]) -> nn.ModuleList:

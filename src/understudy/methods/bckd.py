@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from understudy.boxes import decode, paired_giou, split_levels
+from understudy.boxes import chosen, paired_giou, split_levels
 from understudy.functional import gap_weighted_loss, score_gap
 from understudy.methods.base import Method, prediction_differences
 from understudy.outputs import Outputs, Spec, Truth
@@ -46,26 +46,22 @@ class BCKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
         """Compute ``bckd_class`` and ``bckd_location``, each summed and divided by the positives."""
-        counted = self._counted(student, truth)
+        # Read before anything is computed: whatever stands in an ignored anchor must not matter, to no gradient either.
+        counted = chosen(self._counted(student, truth), student)
+        own, theirs = counted.of(student.class_logits), counted.of(teacher.class_logits)
         divisor = (truth.gt_index >= 0).sum().clamp(min=1)
-        compute = {"class": self._class, "location": self._location}
-        # Chosen, not multiplied by 0: whatever stands in an ignored anchor must not matter.
-        return {f"bckd_{term}": compute[term](student, teacher)[counted].sum() / divisor for term in self.terms}
-
-    def _class(self, student: Outputs, teacher: Outputs) -> Tensor:
-        pairs = zip(student.class_logits, teacher.class_logits, strict=True)
-        return torch.cat([gap_weighted_loss(own, theirs).flatten(1) for own, theirs in pairs], dim=1)
-
-    def _location(self, student: Outputs, teacher: Outputs) -> Tensor:
-        own, theirs = decode(student, self.student), decode(teacher, self.teacher)
-        pairs = zip(student.class_logits, teacher.class_logits, strict=True)
-        gaps = torch.cat([score_gap(*pair).flatten(1) for pair in pairs], dim=1).detach()
-        boxes = torch.cat([level.flatten(1, 3) for level in own], dim=1)
-        others = torch.cat([level.flatten(1, 3) for level in theirs], dim=1).detach()
-        return (1 - paired_giou(boxes, others)) * gaps
+        terms = {}
+        if "class" in self.terms:
+            terms["bckd_class"] = gap_weighted_loss(own, theirs).sum() / divisor
+        if "location" in self.terms:
+            boxes, others = counted.boxes(student, self.student), counted.boxes(teacher, self.teacher).detach()
+            terms["bckd_location"] = (
+                (1 - paired_giou(boxes, others)) * score_gap(own, theirs).detach()
+            ).sum() / divisor
+        return terms
 
     @staticmethod
     def _counted(outputs: Outputs, truth: Truth) -> Tensor:
-        """Choose anchors, (N, R): of levels that have an object, and not ignored."""
+        """Say which anchors count, (N, R): of levels that have an object, and not ignored."""
         parts = split_levels(truth.gt_index, outputs)
         return torch.cat([(part > -2) & (part >= 0).any() for part in parts], dim=1)

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from understudy.boxes import paired_giou, paired_iou, positives
-from understudy.functional import align_scale, gap_weighted_loss, softened_divergence, true_centerness
+from understudy.boxes import paired_giou, paired_iou
+from understudy.functional import align_scale, gap_weighted_loss, softened_divergence, total_centerness
 from understudy.methods.base import Layers, Method, differences, prediction_differences
 from understudy.outputs import Outputs, Spec, TowerMaps, Truth, flatten_levels
 
@@ -16,12 +16,13 @@ class CrossKD(Method):
     A map inside each of the two towers of the student's head takes the scale of the teacher's map there and runs
     through the rest of the teacher's head. The student's own predictions learn from the labels alone.
 
-    ``class``: the distance of the scores times their cross-entropy, summed over classes and anchors (those ignored,
-    and all of an unlabelled image, left out), divided by the positives of the batch, of an FCOS by the sum of their
-    true centre-ness; 1 at least. ``box``: for each anchor the divergence of its sides as distributions, averaged over
-    the four (GFL), one minus the GIoU (RetinaNet) or minus the logarithm of the IoU (FCOS), weighted by the teacher's
-    highest score there, divided by the sum of these weights. All as in the authors' code, but for our guesses: that
-    logarithm (0 for an empty box of the teacher), and that RetinaNet and FCOS divide ``box`` as GFL does.
+    ``class``: the distance of the scores times their cross-entropy, summed over classes and anchors. ``box``: for each
+    anchor the divergence of its sides as distributions, averaged over the four (GFL), one minus the GIoU (RetinaNet)
+    or minus the logarithm of the IoU (FCOS), weighted by the teacher's highest score there, summed. Both are divided by
+    the positives of the batch, of an FCOS by the sum of their true centre-ness; but ``box`` of a GFL by the sum of its
+    weights. Ignored anchors count nowhere, so unlabelled images, of which all are ignored, take part in the scale of
+    the maps alone. All as in the authors' code; ours: the positives count as 1 at least, and an empty box of the
+    teacher's adds 0 to a logarithm.
 
     Args:
         student: what is known of the student.
@@ -65,15 +66,14 @@ class CrossKD(Method):
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
         """Compute ``crosskd_class`` and ``crosskd_box``, of all levels together."""
         crossed, target = self.crossed(layers), flatten_levels(teacher.class_logits).detach()
-        gaps = gap_weighted_loss(flatten_levels(crossed.class_logits), target).where(truth.gt_index > -2, 0.0)
-        found, fcos = positives(truth, student), self.student.family == "fcos"
-        anchors = found.of([level.expand(len(gaps), *level.shape) for level in student.anchors])
-        amount = true_centerness(anchors, found.true_boxes).sum() if fcos else (truth.gt_index >= 0).sum()
-        weights = target.amax(-1).float().sigmoid()
-        return {
-            "crosskd_class": gaps.sum() / amount.clamp(min=1),
-            "crosskd_box": (weights * self._boxes(crossed, teacher, layers)).sum() / weights.sum().clamp(min=1e-6),
-        }
+        counted = truth.gt_index > -2
+        gaps = gap_weighted_loss(flatten_levels(crossed.class_logits), target).where(counted, 0.0)
+        weights = target.amax(-1).float().sigmoid().where(counted, 0.0)
+        boxes = (weights * self._boxes(crossed, teacher, layers).where(counted, 0.0)).sum()
+        fcos, sides = self.student.family == "fcos", self.teacher.box_code == "distributions"
+        amount = (total_centerness(student.anchors, truth) if fcos else (truth.gt_index >= 0).sum()).clamp(min=1)
+        mass = weights.sum().clamp(min=1e-6) if sides else amount
+        return {"crosskd_class": gaps.sum() / amount, "crosskd_box": boxes / mass}
 
     def crossed(self, layers: Layers) -> Outputs:
         """Run the end of the teacher's head on the student's maps: a record as ``forward`` has of the teacher."""

@@ -3,11 +3,11 @@
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from understudy.errors import UserError
 from understudy.functional import channelwise_loss
-from understudy.methods.base import Method, channel_adapters, differences, level_differences
+from understudy.methods.base import Method, anchor_differences, channel_adapters, differences, level_differences
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -26,7 +26,7 @@ class CWD(Method):
         temperature: divides the maps before the softmax over cells.
 
     Raises:
-        UserError: levels, or for logits classes or anchors, of the two detectors differ.
+        UserError: an option is wrong, or levels, or for logits classes or anchors, of the two detectors differ.
     """
 
     name = "cwd"
@@ -39,11 +39,14 @@ class CWD(Method):
     )
 
     def __init__(
-        self, student: Spec, teacher: Spec, *, on: Literal["features", "logits"] = "features", temperature: float = 1.0
+        self,
+        student: Spec,
+        teacher: Spec,
+        *,
+        on: Literal["features", "logits"] = "features",
+        temperature: PositiveFloat = 1.0,
     ):
         super().__init__(student, teacher, on=on)
-        if not temperature > 0:
-            raise UserError(f"[methods.cwd] temperature is above 0, got {temperature}.")
         self.on, self.temperature = on, temperature
         if on == "features":
             self.adapters = channel_adapters(student.channels, teacher.channels)
@@ -51,11 +54,11 @@ class CWD(Method):
     @classmethod
     def obstacles(cls, student: Spec, teacher: Spec, *, on: str = "features", **options: Any) -> dict[str, str]:
         """Levels must agree; for logits, what is scored and the anchors too."""
-        faults = level_differences(student, teacher)
+        levels, unlike = level_differences(student, teacher), []
         if on == "logits":
-            scored = differences(student, teacher, lambda spec: spec.scored)
-            anchors = differences(student, teacher, lambda spec: f"{spec.num_anchors} anchors per cell")
-            faults += [*scored, *anchors, *(["methods.cwd.on=features compares features"] if scored + anchors else [])]
+            unlike = differences(student, teacher, lambda spec: spec.scored) + anchor_differences(student, teacher)
+        remedy = ["methods.cwd.on=features compares features"] if unlike and not levels else []
+        faults = levels + unlike + remedy
         return dict.fromkeys(cls.terms, "; ".join(faults)) if faults else {}
 
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:

@@ -1,15 +1,18 @@
 """Dist2: distribution-guided distillation for object detection (a poster of Alibaba DAMO)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from understudy.functional import mean_squared_loss
 from understudy.functional.crossing import align_scale
-from understudy.methods.base import Layers, Method, differences
+from understudy.methods.base import Layers, Method, differences, level_differences
 from understudy.methods.dist2_layers import Lesson, Strategy, Transform, by_stride, chosen, misplaced
 from understudy.outputs import Outputs, Spec, Truth
+
+Strategies = Literal["All2All"] | Strategy | Annotated[tuple[Strategy, ...], Field(min_length=1)]
 
 
 class Dist2(Method):
@@ -35,7 +38,7 @@ class Dist2(Method):
         align: give the transformed map the teacher's mean and deviation, per channel, before it enters (in no source).
 
     Raises:
-        UserError: strategies without a place in this pair, or classes that are not the teacher's.
+        UserError: an option is wrong, a strategy has no place in this pair, or classes are not the teacher's.
     """
 
     name = "dist2"
@@ -51,7 +54,7 @@ class Dist2(Method):
         student: Spec,
         teacher: Spec,
         *,
-        strategies: Literal["All2All", "N2N", "B2B", "B2N", "N2B"] | tuple[Strategy, ...] = "All2All",
+        strategies: Strategies = "All2All",
         draw: Literal["all", "one"] = "all",
         supervision: Literal["truth", "teacher", "both"] = "truth",
         align: bool = False,
@@ -63,8 +66,7 @@ class Dist2(Method):
     @classmethod
     def obstacles(cls, student: Spec, teacher: Spec, *, strategies: Any = "All2All", **options: Any) -> dict[str, str]:
         """Every strategy needs a map to take and a place for it; for ``di`` the classes must be the teacher's."""
-        faults = differences(student, teacher, lambda spec: f"levels at strides {spec.strides}")
-        faults += misplaced(chosen(strategies), student, teacher) if chosen(strategies) else ["strategies names none"]
+        faults = level_differences(student, teacher) + misplaced(chosen(strategies), student, teacher)
         any_objects = student.objectness or teacher.objectness  # what is scored says nothing of the classes then
         classes = [] if any_objects else differences(student, teacher, lambda spec: spec.scored)
         found = {"di": faults + classes, "fi": faults}

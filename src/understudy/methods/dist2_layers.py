@@ -181,7 +181,8 @@ class Lesson:
         whole = self.images == list(range(len(next(iter(maps.values())))))
         maps = maps if whole else {stride: level[self.images] for stride, level in maps.items()}
         found = through_teacher(place, maps, self.teacher, self.own)
-        if torch.is_grad_enabled() and not found.class_logits[0].requires_grad:
+        reached = all(tensor.requires_grad for tensor in (*found.class_logits, *found.box_raw))
+        if torch.is_grad_enabled() and not reached:
             raise RunError(
                 f"No gradient comes back through the layers of the teacher {self.teacher.spec.name}: they run "
                 "under no_grad, so that its loss can teach nothing. Freeze its weights instead: requires_grad_(False)."

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from understudy.errors import UserError
 from understudy.functional import area_weights, attention_loss, context_loss, focal_loss, sizes_of_images
-from understudy.methods.base import Method, channel_adapters, level_differences
+from understudy.methods.base import Method, channel_adapters, level_differences, levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -15,12 +15,14 @@ class FGD(Method):
     """The student imitates what the teacher attends to, objects and background apart, and how it relates cells.
 
     Four terms, each summed over channels and cells, averaged over images, summed over levels: the features inside the
-    objects ("foreground") and outside ("background", all of an unlabelled image) under the teacher's attention, the
-    attention itself ("attention"), and the features to which a block has added the context of the whole map
-    ("relation"). Where channels differ a 1x1 convolution adapts the student's; it and the blocks, of which the
-    teacher's side has its own, are trained, and thrown away after training. The coarsest level of a Faster R-CNN
-    (stride 64) is left out, as in the authors' configuration. They also let the student start as the teacher where
-    shapes agree, which is an option of the run (``inherit``) and not of this method.
+    objects ("foreground") and outside ("background") under the teacher's attention, the attention itself
+    ("attention"), and the features to which a block has added the context of the whole map ("relation"). Ours: the
+    first two leave out unlabelled images, which are not among those they average over, and the cells of objects of
+    classes that the teacher does not know.
+
+    Where channels differ a 1x1 convolution adapts the student's; it and the blocks, of which the teacher's side has its
+    own, are trained, and thrown away after training. A Faster R-CNN's level of stride 64 is left out, as the authors
+    do. That their students start as the teacher is an option of the run here (``inherit``).
 
     Args:
         student: what is known of the student.
@@ -28,7 +30,7 @@ class FGD(Method):
         temperature: of the attention; None: 0.8 for an FCOS, 0.5 for others (the authors').
 
     Raises:
-        UserError: the levels of the two detectors differ, or the temperature is not above zero.
+        UserError: the levels of the two detectors differ, none is left, or the temperature is not above zero.
     """
 
     name = "fgd"
@@ -42,14 +44,11 @@ class FGD(Method):
     reads = ("features", "truth")
     source = "Yang et al., CVPR 2022; reductions, weights and temperatures from the authors' configurations"
 
-    def __init__(self, student: Spec, teacher: Spec, *, temperature: float | None = None):
+    def __init__(self, student: Spec, teacher: Spec, *, temperature: PositiveFloat | None = None):
         super().__init__(student, teacher)
         self.temperature = (0.8 if student.family == "fcos" else 0.5) if temperature is None else temperature
-        if not self.temperature > 0:
-            raise UserError(f"[methods.fgd] temperature is above 0, got {self.temperature}.")
-        pooled_only = 64 if student.family == "faster_rcnn" else float("inf")
-        self.levels = [level for level, stride in enumerate(student.strides) if stride < pooled_only]
-        own, theirs = ([spec.channels[level] for level in self.levels] for spec in (student, teacher))
+        self.levels = levels_of_objects(student, teacher)
+        own, theirs = (spec.channels[: self.levels] for spec in (student, teacher))
         self.adapters = channel_adapters(own, theirs)
         if "relation" in self.terms:
             self.student_context = nn.ModuleList(GlobalContext(channels) for channels in theirs)
@@ -57,26 +56,26 @@ class FGD(Method):
 
     @classmethod
     def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree."""
-        faults = level_differences(student, teacher)
+        """Levels must agree, and one be left."""
+        faults = level_differences(student, teacher) or missing_levels(student, teacher)
         return dict.fromkeys(cls.terms, faults[0]) if faults else {}
 
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
         """Compute ``fgd_foreground``, ``fgd_background``, ``fgd_attention`` and ``fgd_relation``."""
-        sizes = sizes_of_images(student, self.student.strides[0])
+        sizes, labelled = sizes_of_images(student, self.student.strides[0]), truth.labelled.sum()
         losses: dict[str, list[Tensor]] = {term: [] for term in self.terms}
-        for place, level in enumerate(self.levels):
-            own, theirs = self.adapters[place](student.features[level]), teacher.features[level]
-            cells = area_weights(truth.targets, student.level_sizes[level], sizes)
-            weights = dict(zip(("foreground", "background"), cells, strict=True))
-            for term in self.terms:
+        for level in range(self.levels):
+            own, theirs = self.adapters[level](student.features[level]), teacher.features[level]
+            foreground, background = area_weights(truth, student.level_sizes[level], sizes)
+            for term, found in losses.items():
                 if term == "relation":
-                    contexts = self.student_context[place](own), self.teacher_context[place](theirs.detach())
-                    losses[term].append(context_loss(*contexts))
+                    contexts = self.student_context[level](own), self.teacher_context[level](theirs.detach())
+                    found.append(context_loss(*contexts))
                 elif term == "attention":
-                    losses[term].append(attention_loss(own, theirs, self.temperature))
+                    found.append(attention_loss(own, theirs, self.temperature))
                 else:
-                    losses[term].append(focal_loss(own, theirs, weights[term], self.temperature))
+                    weight = foreground if term == "foreground" else background
+                    found.append(focal_loss(own, theirs, weight, self.temperature, labelled))
         return {f"fgd_{term}": torch.stack(levels).sum() for term, levels in losses.items()}
 
 
@@ -94,6 +93,5 @@ class GlobalContext(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
-        shares = self.attention(features).flatten(2).softmax(-1)
-        context = (features.flatten(2) * shares).sum(-1)
+        context = (features.flatten(2) * self.attention(features).flatten(2).softmax(-1)).sum(-1)
         return features + self.transform(context[..., None, None])

@@ -1,12 +1,12 @@
 """FGFI: fine-grained feature imitation near the objects (Wang et al., CVPR 2019)."""
 
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from understudy.errors import UserError
-from understudy.functional import imitated_cells, imitation_loss
+from understudy.functional import imitated_cells, imitation_loss, widened_points
 from understudy.methods.base import Method, level_differences
 from understudy.outputs import Outputs, Spec, Truth
 
@@ -20,8 +20,10 @@ class FineGrained(Method):
 
     The release imitates a single level. Several levels, of which each is divided by its own cells and the mean is
     taken, are as in the port in DeFeat's repository; that a best IoU is the best over all levels is our reading, where
-    the port gives each object one level by its size. The release begins after 400 steps, where we grow for 400. Its
-    weight, for a Faster R-CNN, is taken over to the others (our choice: the reduction depends on no detector).
+    the port gives each object one level by its size. The anchors of an FCOS are points: squares of 8 cells a side round
+    them, as large as what is looked for on their level, stand for them (ours; ATSS has these). The release begins after
+    400 steps, where we grow for 400. Its weight, for a Faster R-CNN, is taken over to the others (our choice: the
+    reduction depends on no detector).
 
     Args:
         student: what is known of the student.
@@ -39,10 +41,8 @@ class FineGrained(Method):
     reads = ("features", "truth")
     source = "Wang et al., CVPR 2019; weight and start from the authors' code, for other detectors ours"
 
-    def __init__(self, student: Spec, teacher: Spec, *, share: float = 0.5):
+    def __init__(self, student: Spec, teacher: Spec, *, share: Annotated[float, Field(ge=0, lt=1)] = 0.5):
         super().__init__(student, teacher)
-        if not 0 <= share < 1:
-            raise UserError(f"[methods.fine_grained] share is in 0..1 (1 excluded), got {share}.")
         self.share = share
         levels = zip(student.channels, teacher.channels, strict=True)
         self.adapters = nn.ModuleList(_adapter(own, theirs) for own, theirs in levels)
@@ -55,7 +55,9 @@ class FineGrained(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
         """Compute ``fine_grained_feature``, the mean over levels."""
-        masks = imitated_cells(student.anchors, truth.targets, self.share)
+        points = self.student.box_code.startswith("distances")
+        anchors = widened_points(student.anchors, self.student.strides) if points else student.anchors
+        masks = imitated_cells(anchors, truth.targets, self.share)
         levels = zip(self.adapters, student.features, teacher.features, masks, strict=True)
         losses = [imitation_loss(adapter(own), theirs, mask) for adapter, own, theirs, mask in levels]
         return {"fine_grained_feature": torch.stack(losses).mean()}

@@ -4,9 +4,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from understudy.errors import UserError
 from understudy.functional import batch_distance, mean_attention
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Method, level_differences
@@ -32,7 +32,7 @@ class FKD(Method):
             (the authors'). Where channels differ the student's is that of its adapted features (ours).
 
     Raises:
-        UserError: the levels of the two detectors differ.
+        UserError: an option is wrong, or the levels of the two detectors differ.
     """
 
     name = "fkd"
@@ -45,13 +45,16 @@ class FKD(Method):
     source = "Zhang & Ma, ICLR 2021; weights and temperatures from copies of the authors' code"
 
     def __init__(
-        self, student: Spec, teacher: Spec, *, temperature: float | None = None, weigh_channels: bool | None = None
+        self,
+        student: Spec,
+        teacher: Spec,
+        *,
+        temperature: PositiveFloat | None = None,
+        weigh_channels: bool | None = None,
     ):
         super().__init__(student, teacher)
         two_stage = student.family == "faster_rcnn"
         self.temperature = (0.5 if two_stage else 0.1) if temperature is None else temperature
-        if not self.temperature > 0:
-            raise UserError(f"[methods.fkd] temperature is above 0, got {self.temperature}.")
         self.weigh_channels = not two_stage if weigh_channels is None else weigh_channels
         levels = list(zip(student.channels, teacher.channels, strict=True))
         layers = {

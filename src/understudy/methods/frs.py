@@ -1,12 +1,12 @@
 """FRS: distilling object detectors with feature richness (Du et al., NeurIPS 2021)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from understudy.errors import UserError
 from understudy.functional import richness
-from understudy.methods.base import Method, differences, level_differences
+from understudy.methods.base import Method, anchor_differences, differences, level_differences
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -34,7 +34,8 @@ class FRS(Method):
             an anchor assigned to an object, ``"tp_fp"`` the former, ``"tp_fn"`` the latter, ``"tp_tn"`` both or none.
 
     Raises:
-        UserError: levels, anchors, classes or boxes of the two cannot be compared, or there is no centre-ness to count.
+        UserError: an option is wrong, levels, anchors, classes or boxes of the two cannot be compared, or there is no
+            centre-ness to count.
     """
 
     name, terms, optional_terms, ramp_steps = "frs", ("feature", "class"), ("box",), 500
@@ -53,14 +54,12 @@ class FRS(Method):
         teacher: Spec,
         *,
         normaliser: richness.Normaliser = "batch",
-        threshold: float | None = None,
+        threshold: Annotated[float, Field(ge=0, lt=1)] | None = None,
         scores: Literal["anchor", "cell"] = "anchor",
         centerness: bool = False,
         region: richness.Region = "richness",
     ):
         super().__init__(student, teacher, scores=scores, centerness=centerness)
-        if threshold is not None and not 0 <= threshold < 1:
-            raise UserError(f"[methods.frs] threshold is a score in 0..1 (1 excluded), got {threshold}.")
         self.normaliser, self.scores, self.centerness = normaliser, scores, centerness
         self.region, self.threshold = region, threshold
         levels = zip(student.channels, teacher.channels, strict=True) if "feature" in self.terms else ()
@@ -73,11 +72,11 @@ class FRS(Method):
         if options.get("centerness") and teacher.family != "fcos":
             levels.append(f"the teacher {teacher.name} has no centre-ness; methods.frs.centerness=false needs none")
         scored = differences(student, teacher, lambda spec: spec.scored)
-        anchors = differences(student, teacher, lambda spec: f"{spec.num_anchors} anchors per cell")
+        anchors, places = (anchor_differences(student, teacher, raw=raw) for raw in (False, True))
         boxes = differences(student, teacher, lambda spec: f"boxes as {spec.box_size} {spec.box_code}")
         remedy = [] if levels or scored or not anchors else ["methods.frs.scores=cell compares cells instead"]
         of_scores = [] if options.get("scores") == "cell" else anchors + remedy
-        faults = {"feature": levels, "class": levels + scored + of_scores, "box": levels + anchors + boxes}
+        faults = {"feature": levels, "class": levels + scored + of_scores, "box": levels + places + boxes}
         return {term: "; ".join(reasons) for term, reasons in faults.items() if reasons}
 
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ class Hint(Method):
     FitNets says nothing of detectors: the levels and the mean are those of detector toolkits.
 
     The hint term of Chen et al. (NeurIPS 2017) is this one. Their other two, the class-weighted soft labels and the
-    bounded regression, are not here: their constants could not be established.
+    bounded regression, are not here: the balance of the one and the margin of the other could not be established.
 
     Args:
         student: what is known of the student.

@@ -1,13 +1,12 @@
 """LD: localisation distillation, for boxes whose sides are distributions (Zheng et al., CVPR 2022)."""
 
-import math
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from understudy.boxes import Places, chosen, positives
-from understudy.errors import UserError
 from understudy.functional import side_divergence, softened_divergence, valuable_region
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Method, differences, prediction_differences
@@ -36,8 +35,8 @@ class LD(Method):
             have an object, of the batch (ours), which needs weights some hundred times as large.
 
     Raises:
-        UserError: boxes are not distributions over the same bins, levels, anchors or classes differ, or a temperature
-            is not above 0.
+        UserError: an option is wrong, boxes are not distributions over the same bins, or levels, anchors or classes
+            differ.
     """
 
     name = "ld"
@@ -51,13 +50,11 @@ class LD(Method):
         student: Spec,
         teacher: Spec,
         *,
-        temperature: float = 10.0,
-        class_temperature: float = 2.0,
+        temperature: PositiveFloat = 10.0,
+        class_temperature: PositiveFloat = 2.0,
         normaliser: Literal["sum", "positives"] = "sum",
     ):
         super().__init__(student, teacher)
-        if not all(0 < given < math.inf for given in (temperature, class_temperature)):
-            raise UserError(f"[methods.ld] temperatures are above 0, got {temperature} and {class_temperature}.")
         self.temperature, self.class_temperature, self.normaliser = temperature, class_temperature, normaliser
 
     @classmethod
@@ -65,8 +62,7 @@ class LD(Method):
         """The sides of both must be distributions over the same bins; anchors, and classes, of which more than one."""
         if any(spec.box_code != "distributions" for spec in (student, teacher)):
             boxes = f"the student {student.name} has {student.box_code}, the teacher {teacher.name} {teacher.box_code}"
-            other = "soft_labels and bckd compare boxes of any kind"
-            return dict.fromkeys(cls.terms, f"boxes are not distributions of both: {boxes}; {other}")
+            return dict.fromkeys(cls.terms, f"boxes are not distributions of both: {boxes}")
         unlike = prediction_differences(student, teacher)
         bins = differences(student, teacher, lambda spec: f"sides of {spec.box_size // 4} bins")
         single = [f"a softmax over the one class of {student.name} and {teacher.name} says nothing"]

@@ -1,13 +1,13 @@
 """MGD: masked generative distillation (Yang et al., ECCV 2022)."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from understudy.errors import UserError
 from understudy.functional import shown_cells, squared_loss_per_image
-from understudy.methods.base import Method, channel_adapters, level_differences
+from understudy.methods.base import Method, channel_adapters, level_differences, levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -23,11 +23,11 @@ class MGD(Method):
         student: what is known of the student.
         teacher: what is known of the teacher.
         hidden: chance of a cell to be hidden; None: 0.45 for a Faster R-CNN, 0.65 for others (the authors').
-        levels: how many of the common levels are compared, from the finest; None: 4 for a Faster R-CNN, for others
-            all (the authors').
+        levels: how many of the common levels are compared, from the finest; None: all, where one of the two is a Faster
+            R-CNN those below stride 64 (the authors', who have its four).
 
     Raises:
-        UserError: the levels of the two detectors differ.
+        UserError: the levels of the two detectors differ, or none is left, or an option is out of range.
     """
 
     name = "mgd"
@@ -39,23 +39,27 @@ class MGD(Method):
     reads = ("features",)
     source = "Yang et al., ECCV 2022; weights from the authors' configurations of one-stage and two-stage detectors"
 
-    def __init__(self, student: Spec, teacher: Spec, *, hidden: float | None = None, levels: int | None = None):
-        super().__init__(student, teacher)
-        two_stage = student.family == "faster_rcnn"
-        self.hidden = (0.45 if two_stage else 0.65) if hidden is None else hidden
-        if not 0 <= self.hidden < 1:
-            raise UserError(f"[methods.mgd] hidden is a share of the cells in 0..1 (1 excluded), got {hidden}.")
-        self.levels = (4 if two_stage else None) if levels is None else levels
-        if levels is not None and levels < 1:
-            raise UserError(f"[methods.mgd] levels is a number of levels, 1 or more, got {levels}.")
+    def __init__(
+        self,
+        student: Spec,
+        teacher: Spec,
+        *,
+        hidden: Annotated[float, Field(ge=0, lt=1)] | None = None,
+        levels: PositiveInt | None = None,
+    ):
+        super().__init__(student, teacher, levels=levels)
+        self.hidden = (0.45 if student.family == "faster_rcnn" else 0.65) if hidden is None else hidden
+        self.levels = levels_of_objects(student, teacher) if levels is None else levels
         channels = teacher.channels[: self.levels]
         self.adapters = channel_adapters(student.channels[: self.levels], channels)
         self.generators = nn.ModuleList(_generator(number) for number in channels)
 
     @classmethod
     def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree."""
+        """Levels must agree, and one be left."""
         faults = level_differences(student, teacher)
+        if not faults and options.get("levels") is None:
+            faults = missing_levels(student, teacher)
         return dict.fromkeys(cls.terms, faults[0]) if faults else {}
 
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:

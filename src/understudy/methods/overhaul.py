@@ -18,9 +18,10 @@ class Overhaul(Method):
 
     On the backbone's stages: squared differences to the teacher's responses, left out where the teacher's is negative
     and the student's lower still; summed over channels and cells, averaged over images, each stage weighing twice the
-    one before, the last 1. How far a negative response counts is read from the teacher's last batch normalisation of
-    the stage, so the teacher itself must be at hand. The student goes through a 1x1 convolution and a batch
-    normalisation, which are thrown away after training.
+    one before, the last 1. Every stage that both have counts: between two Faster R-CNNs four, from stride 4 on, else
+    three (the authors have three or four, by network). How far a negative response counts is read from the teacher's
+    last batch normalisation of the stage, so the teacher itself must be at hand. The student goes through a 1x1
+    convolution and a batch normalisation, which are thrown away after training.
 
     It departs from the authors in one thing. They read both networks before the last ReLU of a stage; what is compared
     here comes behind it, where a negative response is only a zero. So the teacher's zeros stand for the negative

@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from understudy.errors import UserError
 from understudy.functional import pairwise_loss
 from understudy.methods.base import Method, level_differences
 from understudy.outputs import Outputs, Spec, Truth
@@ -34,10 +34,8 @@ class Pairwise(Method):
     reads = ("features",)
     source = "Liu et al., CVPR 2019, and the authors' code; the weight is ours, no one's for a detector is known"
 
-    def __init__(self, student: Spec, teacher: Spec, *, max_cells: int = 1600):
+    def __init__(self, student: Spec, teacher: Spec, *, max_cells: PositiveInt = 1600):
         super().__init__(student, teacher)
-        if max_cells < 1:
-            raise UserError(f"[methods.pairwise] max_cells is a number of cells, 1 or more, got {max_cells}.")
         self.max_cells = max_cells
 
     @classmethod

@@ -21,7 +21,8 @@ class PFI(Method):
     Its size goes with the fourth power of either difference, so it varies between detectors more than any other loss:
     below 0.1 where the squared differences are of order 0.5, 20000 in a small FCOS that we trained, whose finest
     features are of order 7. Look at the raw value and choose the weight so that the term is 10 to 30 % of the
-    detection loss (ours); 1.5 stands in other implementations for ResNets on COCO, which reduce in other ways.
+    detection loss (ours). 1.5 stands in other implementations for RetinaNets with ResNets on COCO, which reduce in
+    other ways; for an FCOS or a GFL no weight is known, so it has to be given.
 
     Args:
         student: what is known of the student.
@@ -37,16 +38,16 @@ class PFI(Method):
             ``"always"`` (two drafts).
 
     Raises:
-        UserError: levels, anchors or classes of the two detectors differ.
+        UserError: an option is wrong, or levels, anchors or classes of the two detectors differ.
     """
 
     name = "pfi"
     terms = ("feature",)
-    weights = {"retinanet": {"feature": 1.5}, "fcos": {"feature": 1.5}, "gfl": {"feature": 1.5}}  # noqa: RUF012
+    weights = {"retinanet": {"feature": 1.5}}  # noqa: RUF012
     reads = ("features", "class_logits")
     source = (
         "Li et al., AAAI 2022 (PFI), from second-hand sources; the weight is that of two other implementations for "
-        "RetinaNet, taken over for FCOS and GFL by us"
+        "RetinaNet"
     )
 
     def __init__(

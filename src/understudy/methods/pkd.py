@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from understudy.errors import UserError
 from understudy.functional import correlation_loss
-from understudy.methods.base import Method, differences, level_differences
+from understudy.methods.base import Method, differences, level_differences, levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -22,10 +22,12 @@ class PKD(Method):
     Args:
         student: what is known of the student.
         teacher: what is known of the teacher.
-        levels: how many of the common levels are compared, from the finest (4 in the authors' configurations).
+        levels: how many of the common levels are compared, from the finest; None: 4 (the authors'), but none of a
+            Faster R-CNN's from stride 64 on, which are not among their 4. GFL's weight is from a configuration that
+            compares all levels (``levels=5``).
 
     Raises:
-        UserError: levels, or the channels of those compared, differ.
+        UserError: levels, or the channels of those compared, differ, or none is left.
     """
 
     name = "pkd"
@@ -39,20 +41,20 @@ class PKD(Method):
     reads = ("features",)
     source = (
         "Cao et al., NeurIPS 2022; weights from the authors' configurations of RetinaNet and Faster R-CNN, of GFL from "
-        "CrossKD's, which adds it to its own; for FCOS it is our choice"
+        "CrossKD's, which adds it to its own and compares all levels; for FCOS it is our choice"
     )
 
-    def __init__(self, student: Spec, teacher: Spec, *, levels: int = 4):
-        if levels < 1:
-            raise UserError(f"[methods.pkd] levels is a number of levels, 1 or more, got {levels}.")
+    def __init__(self, student: Spec, teacher: Spec, *, levels: PositiveInt | None = None):
         super().__init__(student, teacher, levels=levels)
-        self.levels = levels
+        self.levels = _compared(student, teacher, levels)
 
     @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, *, levels: int = 4, **options: Any) -> dict[str, str]:
+    def obstacles(cls, student: Spec, teacher: Spec, *, levels: int | None = None, **options: Any) -> dict[str, str]:
         """Levels must agree, and their channels: there is no adapter."""
-        faults = level_differences(student, teacher)
-        channels = differences(student, teacher, lambda spec: f"the channels {spec.channels[:levels]}")
+        faults, compared = level_differences(student, teacher), _compared(student, teacher, levels)
+        if not (faults or compared):
+            faults = missing_levels(student, teacher)
+        channels = differences(student, teacher, lambda spec: f"the channels {spec.channels[:compared]}")
         faults += [f"{fault}; hint and mgd adapt the channels" for fault in channels]
         return dict.fromkeys(cls.terms, "; ".join(faults)) if faults else {}
 
@@ -60,3 +62,7 @@ class PKD(Method):
         """Compute ``pkd_feature``, summed over levels."""
         levels = zip(student.features[: self.levels], teacher.features[: self.levels], strict=True)
         return {"pkd_feature": torch.stack([correlation_loss(*level) for level in levels]).sum()}
+
+
+def _compared(student: Spec, teacher: Spec, levels: int | None) -> int:
+    return min(4, levels_of_objects(student, teacher)) if levels is None else levels

@@ -1,13 +1,12 @@
 """RM: the student ranks the anchors of an object as the teacher does (Li et al., AAAI 2022)."""
 
-import math
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from understudy.boxes import Positives, paired_iou, positives
-from understudy.errors import UserError
 from understudy.functional import rank_loss
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Method, prediction_differences
@@ -19,8 +18,8 @@ class RankMimicking(Method):
 
     For each object, the scores that an anchor gives to the object's class become a softmax over the anchors assigned
     to it; the class term is the Kullback-Leibler divergence of the teacher's from the student's, averaged over the
-    objects of an image, then over images. The location term does the same with the IoU of each anchor's predicted box
-    with the object. It is an option: off unless it is given a weight, for none is published.
+    objects of an image, then over the labelled images. The location term does the same with the IoU of each anchor's
+    predicted box with the object. It is an option: off unless it is given a weight, for none is published.
 
     The paper's own equations were not at hand; this follows second-hand sources, which agree on both averages and
     disagree on the scores. Sigmoid scores between 0 and 1 make a flat softmax at temperature 1, hence a small loss;
@@ -35,7 +34,7 @@ class RankMimicking(Method):
         temperature: divides scores, and IoUs, before the softmax; 1 in all sources.
 
     Raises:
-        UserError: levels, anchors or classes of the two detectors differ, or the temperature is not above 0.
+        UserError: an option is wrong, or levels, anchors or classes of the two detectors differ.
     """
 
     name = "rank_mimicking"
@@ -54,11 +53,9 @@ class RankMimicking(Method):
         teacher: Spec,
         *,
         score: Literal["sigmoid", "logit"] = "sigmoid",
-        temperature: float = 1.0,
+        temperature: PositiveFloat = 1.0,
     ):
         super().__init__(student, teacher)
-        if not 0 < temperature < math.inf:
-            raise UserError(f"[methods.rank_mimicking] temperature divides scores and is above 0, got {temperature}.")
         self.score, self.temperature = score, temperature
 
     @classmethod
@@ -74,7 +71,8 @@ class RankMimicking(Method):
         terms = {}
         for term in self.terms:
             own, theirs = ranked[term](student, self.student, found), ranked[term](teacher, self.teacher, found)
-            terms[f"rank_mimicking_{term}"] = rank_loss(own, theirs, found.objects, found.counts, self.temperature)
+            loss = rank_loss(own, theirs, found.objects, found.counts, self.temperature, truth.labelled.sum())
+            terms[f"rank_mimicking_{term}"] = loss
         return terms
 
     def _scores(self, outputs: Outputs, spec: Spec, found: Positives) -> Tensor:

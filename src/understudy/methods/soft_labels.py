@@ -1,17 +1,15 @@
 """Soft labels: the student's class scores and boxes are drawn to the teacher's (Hinton et al.; Chen et al.)."""
 
-import math
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from understudy.boxes import Positives, paired_giou, positives
-from understudy.errors import UserError
+from understudy.boxes import Positives, chosen, paired_giou, positives
 from understudy.functional import soft_label_loss
 from understudy.functional.precision import at_least_float32
-from understudy.methods.base import Method, differences, prediction_differences
+from understudy.methods.base import Method, anchor_differences, differences, prediction_differences
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -38,7 +36,7 @@ class SoftLabels(Method):
         boxes: ``"decoded"`` boxes are compared by one minus their GIoU, ``"raw"`` numbers by smooth L1, summed.
 
     Raises:
-        UserError: levels, anchors, classes or box codes cannot be compared, or the temperature is not above 0.
+        UserError: an option is wrong, or levels, anchors, classes or box codes cannot be compared.
     """
 
     name = "soft_labels"
@@ -53,13 +51,11 @@ class SoftLabels(Method):
         teacher: Spec,
         *,
         loss: Literal["bce", "kl"] = "bce",
-        temperature: float = 1.0,
+        temperature: PositiveFloat = 1.0,
         anchors: Literal["positives", "all"] = "positives",
         boxes: Literal["decoded", "raw"] = "decoded",
     ):
         super().__init__(student, teacher, loss=loss, boxes=boxes)
-        if not 0 < temperature < math.inf:
-            raise UserError(f"[methods.soft_labels] temperature divides logits and is above 0, got {temperature}.")
         self.loss, self.temperature, self.anchors, self.boxes = loss, temperature, anchors, boxes
 
     @classmethod
@@ -70,7 +66,9 @@ class SoftLabels(Method):
         unlike = prediction_differences(student, teacher)
         single = [f"a softmax over the one class of {student.name} and {teacher.name} says nothing; use loss=bce"]
         code = differences(student, teacher, lambda spec: f"boxes as {spec.box_size} {spec.box_code}")
-        remedy = ["methods.soft_labels.boxes=decoded compares boxes of any code"] if code else []
+        if not unlike:
+            code += anchor_differences(student, teacher, raw=True)
+        remedy = ["methods.soft_labels.boxes=decoded compares boxes of any code"] if code and not unlike else []
         faults = {
             "class": unlike + (single if loss == "kl" and student.num_classes == 1 else []),
             "box": unlike + (code + remedy if boxes == "raw" else []),
@@ -85,12 +83,9 @@ class SoftLabels(Method):
         return {f"soft_labels_{term}": compute[term](student, teacher, truth, found) / divisor for term in self.terms}
 
     def _class(self, student: Outputs, teacher: Outputs, truth: Truth, found: Positives) -> Tensor:
-        if self.anchors == "positives":
-            own, theirs = found.of(student.class_logits), found.of(teacher.class_logits)
-            return soft_label_loss(own, theirs, self.temperature, self.loss).sum()
-        pairs = zip(student.class_logits, teacher.class_logits, strict=True)
-        losses = [soft_label_loss(own, theirs, self.temperature, self.loss).flatten(1) for own, theirs in pairs]
-        return torch.cat(losses, dim=1)[truth.gt_index > -2].sum()
+        places = found if self.anchors == "positives" else chosen(truth.gt_index > -2, student)
+        own, theirs = places.of(student.class_logits), places.of(teacher.class_logits)
+        return soft_label_loss(own, theirs, self.temperature, self.loss).sum()
 
     def _box(self, student: Outputs, teacher: Outputs, truth: Truth, found: Positives) -> Tensor:
         if self.boxes == "raw":
