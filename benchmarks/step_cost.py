@@ -4,8 +4,9 @@
     python benchmarks/step_cost.py --device cuda --size 800 --batch 8 --bfloat16
 
 The floor is what every distillation run pays: the student's plain step (forward, its own loss, backward, SGD) and the
-teacher's forward pass. Methods take turns, one step each per round, so that a busy machine slows all of them alike;
-time is the median over the rounds of a method's step over the floor's in the same round, with the quartiles. Memory is
+teacher's forward pass. Methods take turns, and each of their steps stands beside one of the floor, in every other round
+before it, so that a busy machine slows both alike; time is the median over the rounds of the two's ratio, with the
+quartiles. Memory is
 the most that PyTorch holds during a step above what it held before. Students are <family>_resnet18, teachers
 <family>_resnet50, of the first family that a method serves with all of its terms. The row `floor + tail` adds Dist2's
 unavoidable passes: for each of its four strategies forward and backward through the teacher's head, for two also
@@ -78,6 +79,7 @@ class Contestant:
         learner: the student and the method.
         extra: a loss to add, or None.
         seconds: of each round.
+        beside: seconds of the floor's step beside it.
         memory: bytes held at the peak of a step, above those held before it.
     """
 
@@ -87,6 +89,7 @@ class Contestant:
     learner: Learner
     extra: Extra | None = None
     seconds: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
     memory: int = 0
 
     def __post_init__(self) -> None:
@@ -130,10 +133,13 @@ def main() -> None:
     for contestant in contestants:
         contestant.step()  # the first makes the optimizer's state
         contestant.memory = peak_memory(contestant.step, contestant.scene.images.device)
-    for _ in range(options.rounds):
+    floors = {contestant.family: contestant for contestant in contestants if contestant.name == "floor"}
+    for number in range(options.rounds):
         for contestant in contestants:
-            contestant.seconds.append(contestant.time())
-    print(table(options, contestants))
+            pair = [(contestant, contestant.seconds), (floors[contestant.family], contestant.beside)]
+            for each, seconds in pair if number % 2 else reversed(pair):
+                seconds.append(each.time())
+    print(table(options, contestants, floors))
 
 
 def arguments() -> argparse.Namespace:
@@ -214,7 +220,7 @@ def peak_memory(step: Callable[[], None], device: torch.device) -> int:
     return max(itertools.accumulate(changes))
 
 
-def table(options: argparse.Namespace, contestants: Sequence[Contestant]) -> str:
+def table(options: argparse.Namespace, contestants: Sequence[Contestant], floors: dict[str, Contestant]) -> str:
     """The table as Markdown, with what it depends on."""
     facts = environment()
     hardware = facts["gpus"][0] if options.device.startswith("cuda") else facts["processor"]
@@ -229,14 +235,13 @@ def table(options: argparse.Namespace, contestants: Sequence[Contestant]) -> str
         "| method | detectors | time / floor | quartiles | ms | memory / floor | MB | own parameters (M) |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    floors = {contestant.family: contestant for contestant in contestants if contestant.name == "floor"}
     return "\n".join([*lines, *map(partial(row, floors), contestants)])
 
 
 def row(floors: dict[str, Contestant], contestant: Contestant) -> str:
     """One line of the table."""
     floor = floors[contestant.family]
-    ratios = [own / base for own, base in zip(contestant.seconds, floor.seconds, strict=True)]
+    ratios = [own / base for own, base in zip(contestant.seconds, contestant.beside, strict=True)]
     low, middle, high = quartiles(ratios)
     cells = [
         contestant.name,
