@@ -1,4 +1,4 @@
-"""Print how big every method's terms are on the same tensors, and times their published weights: why these differ.
+"""Print how big every method's terms are on the same tensors, and times their default weights: why these differ.
 
     python benchmarks/loss_sizes.py > sizes.md
 
@@ -8,13 +8,11 @@ and the student's correlate with the teacher's by 0.7; scores are about 0.01, an
 adapters have their first weights. Methods that run layers get those of an untrained detector. So the numbers compare
 methods with each other, and are not those of a training run: these are in its losses.csv.
 
-Each method is measured on the first of RetinaNet, GFL and FCOS that it serves with all of its terms, and for which it
-has weights.
+Each term is measured on two detectors of each family that it serves, which are alike.
 """
 
 import argparse
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -23,11 +21,11 @@ from torch import Tensor
 from understudy.detectors import Detector, build_detector
 from understudy.methods import METHODS, Method
 from understudy.methods.base import Layers
-from understudy.outputs import Outputs, Spec, Target, Truth
+from understudy.outputs import Outputs, Target, Truth
 from understudy.runs import environment
 
 IMAGE = (320, 512)
-FAMILIES = ("retinanet", "gfl", "fcos")
+FAMILIES = {"retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL", "faster_rcnn": "Faster R-CNN"}
 OBJECTS = (
     [[20, 30, 90, 120], [100, 60, 300, 260], [310, 40, 480, 300], [230, 20, 270, 52]],
     [[40, 40, 460, 300], [10, 200, 60, 310]],
@@ -42,21 +40,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"<!-- benchmarks/loss_sizes.py, seed {options.seed}, commit {environment().get('commit', 'unknown')} -->\n")
-    print("| term | detectors | raw value | published weight | weighted |\n|---|---|---:|---:|---:|")
+    print(f"| term | {' | '.join(FAMILIES.values())} |\n|---|{'---:|' * len(FAMILIES)}")
     pairs = {family: record_pair(family, options.seed) for family in FAMILIES}
     for name in options.methods:
-        served = [family for family in FAMILIES if serves(METHODS[name], pairs[family][0].spec)]
-        family = next((family for family in served if family in METHODS[name].weights), next(iter(served), None))
-        if family is None:
-            print(f"| `{name}` | serves none of {', '.join(FAMILIES)} | | | |")
-            continue
-        for row in rows(METHODS[name], family, pairs[family]):
-            print(row)
-
-
-def serves(method: type[Method], spec: Spec) -> bool:
-    """Whether all terms of a method can be computed for two detectors that are alike."""
-    return not set(method.obstacles(spec, spec)) & set(method.terms)
+        sizes = {family: terms_of(METHODS[name], pair) for family, pair in pairs.items()}
+        for term in METHODS[name].terms:
+            weights = {family: METHODS[name].weights.get(family, {}).get(term) for family in FAMILIES}
+            cells = [cell(sizes[family].get(term), weights[family]) for family in FAMILIES]
+            print(f"| `{name}_{term}` | {' | '.join(cells)} |")
 
 
 def record_pair(family: str, seed: int) -> tuple[Detector, Outputs, Outputs, Truth]:
@@ -81,7 +72,8 @@ def teacher_record(detector: Detector, shapes: Outputs, targets: list[Target], g
         flat = logits.flatten(1, 3)
         for image, (row, target) in enumerate(zip(rows, targets, strict=True)):
             places = (row >= 0).nonzero()[:, 0]
-            flat[image, places, target["labels"][row[places]]] = torch.randn(len(places))
+            labels = torch.zeros_like(places) if detector.objectness else target["labels"][row[places]]
+            flat[image, places, labels] = torch.randn(len(places))
         class_logits.append(flat.view_as(logits))
     spread = 2.0 if detector.box_code == "distributions" else 0.3
     return replace(
@@ -115,18 +107,25 @@ def box_code(detector: Detector, raw: Tensor) -> Tensor:
     return raw.abs() * 5 + 1 if detector.box_code.startswith("distances") else raw
 
 
-def rows(method: type[Method], family: str, pair: tuple[Detector, Outputs, Outputs, Truth]) -> Iterator[str]:
-    """A line for each term."""
+def terms_of(method: type[Method], pair: tuple[Detector, Outputs, Outputs, Truth]) -> dict[str, float]:
+    """The raw value of each term that can be computed for two detectors that are alike."""
     detector, student, teacher, truth = pair
+    obstacles = method.obstacles(detector.spec, detector.spec)
+    served = [term for term in method.terms if term not in obstacles]
+    if not served:
+        return {}
     torch.manual_seed(0)
-    built = method(detector.spec, detector.spec)
+    built = method.narrowed(served)(detector.spec, detector.spec)
     layers = [Layers(detector, detector, None, student, teacher)] if method.uses_layers else []
     terms = built(student, teacher, truth, *layers)
-    for term in method.terms:
-        value, weight = terms[f"{method.name}_{term}"].item(), method.weights.get(family, {}).get(term)
-        weighted = "" if weight is None else f"{weight * value:.3g}"
-        published = "none" if weight is None else f"{weight:g}"
-        yield f"| `{method.name}_{term}` | {family} | {value:.3g} | {published} | {weighted} |"
+    return {term: terms[f"{method.name}_{term}"].item() for term in served}
+
+
+def cell(value: float | None, weight: float | None) -> str:
+    """A raw value, its weight and their product; a dash where the term is not served, or is off."""
+    if value is None or weight == 0:
+        return "-"
+    return f"{value:.3g}, no weight" if weight is None else f"{value:.3g} x {weight:g} = {weight * value:.3g}"
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ class PFI(Method):
         score: predictions are a ``"logit"`` or its ``"sigmoid"``; under the weight of 1.5, sigmoids make the term too
             small to matter.
         power: of the product of the two differences, 1 or 2.
-        normaliser: ``"mean"`` over images and cells, or their ``"norm"``, divided by their number (two drafts have
-            that, with power 1); the latter shrinks as the batch grows.
+        normaliser: ``"mean"`` over images and cells, or their ``"norm"``, divided by their number (after two
+            drafts, which have power 1 and take it image by image); the latter shrinks as the batch grows.
         detach: let no gradient flow through the difference of the predictions, which then only says where to imitate;
             no source does so.
         adapter: a 1x1 convolution before the student's features: ``"auto"``, only where channels differ (ours), or
