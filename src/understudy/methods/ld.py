@@ -24,8 +24,8 @@ class LD(Method):
     have an object, averaged over classes and these anchors (of all levels and of the process's batch; our reading).
 
     As in the authors' code location and vlr are sums over anchors and images, so they grow with the objects and with
-    the batch: their weights belong to few images per process. The paper's feature term, a mean squared error in the region
-    of ``fine_grained``, is not here.
+    the batch: their weights belong to few images per process. The paper's feature term, a mean squared error in the
+    region of ``fine_grained``, is not here.
 
     Args:
         student: what is known of the student.
