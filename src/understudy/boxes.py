@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss
 
 from understudy.errors import UserError
 from understudy.functional.precision import at_least_float32
@@ -98,11 +98,6 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 def paired_giou(boxes: Tensor, others: Tensor) -> Tensor:
     """Compute the generalised IoU (Rezatofighi et al., CVPR 2019) of each box with the other at its place: -1 to 1."""
     return 1 - generalized_box_iou_loss(boxes, others)
-
-
-def paired_diou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Compute the distance IoU (Zheng et al., AAAI 2020) of each box with the other at its place: -1 to 1."""
-    return 1 - distance_box_iou_loss(boxes, others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ FIRST_STAGE_STRIDE = 64
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The two detectors themselves, for methods that run features through layers (Dist2, CrossKD).
+    """The two detectors themselves, for methods that run their layers or ask for an assignment (Dist2, CrossKD, GID).
 
     Attributes:
         student: the detector that is trained.
