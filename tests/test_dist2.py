@@ -269,9 +269,9 @@ def test_a_tail_under_no_grad_is_caught(layer, strategy):
 def test_a_teacher_that_would_be_trained_is_refused_and_recorded_outputs_are_not_enough():
     teacher, student = small("fcos", 1).eval(), small("fcos", 2)
     learner = learner_of(student, teacher)
-    with pytest.raises(UserError, match=r"dist2 runs features through.*requires_grad_\(False\)"):
+    with pytest.raises(UserError, match=r"dist2 is handed the teacher itself.*requires_grad_\(False\)"):
         losses_of(learner, teacher)
-    with pytest.raises(UserError, match=r"dist2 runs features through.*requires_grad_\(False\)"):
+    with pytest.raises(UserError, match=r"dist2 is handed the teacher itself.*requires_grad_\(False\)"):
         losses_of(learner, frozen(teacher).train())
     images, targets = batch()
     with torch.no_grad():
@@ -390,15 +390,19 @@ def test_labels_are_those_of_the_teacher(family):
     learner = learner_of(student, teacher, names=(("Star", "circle", "cloud"), theirs), strategies="N2N")
     seen = []
     run = teacher.loss
-    teacher.loss = lambda outputs, targets, gt_index: seen.append(targets) or run(outputs, targets, gt_index)
+    teacher.loss = lambda outputs, *truth: seen.append(truth) or run(outputs, *truth)
     images, targets = batch((0, 2))
     targets[1]["labels"] = torch.tensor([1])
     with torch.no_grad():
         record = teacher(images, SIZES)
     learner(images, targets, record, SIZES, teacher=teacher)["dist2_di"].backward()
-    (given,) = seen
+    ((given, gt_index),) = seen
     assert [target["labels"].tolist() for target in given] == [[2], [0]]  # star, circle; no cloud
     assert torch.equal(given[0]["boxes"], targets[0]["boxes"][:1])
+    every = teacher.assign(record, targets)
+    assert (every[0] == 1).any()
+    assert torch.equal(gt_index[0], torch.where(every[0] == 1, -2, every[0]))  # the cloud is no background
+    assert torch.equal(gt_index[1], every[1])
 
 
 def test_levels_that_only_the_teacher_has_are_its_own():

@@ -277,7 +277,8 @@ def test_a_learner_says_what_it_was_given_wrong():
     images, targets = torch.rand(2, 3, 64, 64), [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()}] * 2
     with pytest.raises(UserError, match="trains an opened detector, got FCOS: open_detector"):
         Learner(student.network, methods)
-    for wrong in ("hint", ["hint"], methods[0]):
+    assert len(Learner(student, (method for method in methods)).methods) == 1
+    for wrong in ("hint", ["hint"], methods[0], None):
         with pytest.raises(UserError, match="takes a list of methods"):
             Learner(student, wrong)
     wide = tiny("fcos_resnet18", neck_channels=24)
@@ -306,6 +307,8 @@ def test_a_learner_says_what_it_was_given_wrong():
         ({"odd_term": torch.zeros(2)}, r"it returned odd_term of shape \(2,\)"),
         ({"odd_term": 0.5}, "it returned odd_term = 0.5"),
         ({}, "it returned none"),
+        (torch.zeros(()), "has to return a dict of odd_term, got Tensor"),
+        (None, "got NoneType"),
     ],
 )
 def test_a_method_has_to_return_a_scalar_for_each_term(found, message):
@@ -349,14 +352,14 @@ def test_distances_are_compared_from_the_same_points_only():
     corner = replace(corner, box_code=middle.box_code)
     assert anchor_differences(corner, middle) == []  # scores, and decoded boxes
     (message,) = anchor_differences(corner, middle, raw=True)
-    assert "round (0, 0)" in message
-    assert "round (4, 4)" in message
+    assert "the point (0, 0)" in message
+    assert "the point (4, 4)" in message
     assert "box" not in METHODS["soft_labels"].obstacles(corner, middle)
     for obstacles in (
         METHODS["soft_labels"].obstacles(corner, middle, boxes="raw"),
         METHODS["frs"].obstacles(corner, middle),
     ):
-        assert "round (4, 4)" in obstacles["box"]
+        assert "the point (4, 4)" in obstacles["box"]
         assert "class" not in obstacles
 
 

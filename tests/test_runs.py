@@ -153,6 +153,17 @@ def test_rows_come_back(tmp_path):
     assert read_rows(file) == [{"step": "1", "loss": "0.5"}, {"step": "2", "loss": ""}]
 
 
+def test_a_row_has_the_columns_of_the_first(tmp_path):
+    """A run that an older version began goes on with the columns of that version."""
+    file = tmp_path / "rows.csv"
+    append_row(file, {"step": 1, "loss": 0.5})
+    append_row(file, {"new": 3, "loss": 0.4, "step": 2})
+    append_row(file, {"step": 3})
+    assert file.read_text() == "step,loss\n1,0.5\n2,0.4\n3,\n"
+    drop_rows_after(file, 2)
+    assert [row["step"] for row in read_rows(file)] == ["1", "2"]
+
+
 def test_rows_after_a_step_are_dropped(tmp_path):
     file = tmp_path / "rows.csv"
     drop_rows_after(file, 3)
@@ -192,7 +203,10 @@ def test_a_row_is_written_whole_or_not_at_all(rows, tmp_path, monkeypatch):
                 stream.write(content[:3])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "open", lambda path, *_, **__: contextlib.nullcontext(FillsUp(path)))
+    def fills_up(path, mode="r", **options):
+        return contextlib.nullcontext(FillsUp(path)) if mode == "ab" else opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", fills_up)
     with pytest.raises(RunError, match=r"rows.csv could not be extended \(No space left on device\)"):
         append_row(file, {"step": 7, "loss": 0.5})
     monkeypatch.undo()

@@ -413,9 +413,12 @@ def test_a_dead_distillation_term_stops_the_run(culprit, message, saved, tiny, t
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_a_method_that_reads_the_truth_may_have_nothing_to_compare_for_longer(tiny, trained, tmp_path, monkeypatch):
+def test_a_method_that_reads_the_truth_may_have_nothing_to_compare_for_longer(
+    tiny, trained, tmp_path, monkeypatch, capsys
+):
     method = {f"{__name__}:{ZeroWhereObjectsAreSmall.__name__}": {}}
     understudy.distill(tiny, run=tmp_path / "run", teacher=trained, methods=method)
+    assert "culprit_term: exactly zero in every step since the start" in capsys.readouterr().err
     monkeypatch.setattr("understudy.engine.PATIENCE_WITH_TRUTH", 8)
     with pytest.raises(RunError, match=r"exactly zero in 8 steps.*the objects are so small"):
         understudy.distill(tiny, run=tmp_path / "stopped", teacher=trained, methods=method)

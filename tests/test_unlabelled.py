@@ -44,6 +44,20 @@ def test_no_cell_of_an_unlabelled_image_is_chosen_by_its_ground_truth(region):
     assert not any(mask[1].any() for mask in masks)
 
 
+def test_objects_that_the_teacher_does_not_know_are_no_true_negatives():
+    student, teacher = (record(spec, seed) for seed, spec in enumerate(made_up_specs("retinanet")))
+    ground = truth(made_up_specs("retinanet")[0])
+    unknown = [torch.tensor([[0.0, 0, 64, 48]]), torch.zeros(0, 4)]  # all of the first image
+    before = richness_masks(student, teacher, ground, region="tp_tn", threshold=0.99)
+    after = richness_masks(student, teacher, replace(ground, left_out=unknown), region="tp_tn", threshold=0.99)
+    assert before[0][0].any()
+    for level, (own, other) in enumerate(zip(before, after, strict=True)):
+        assert torch.equal(own[1], other[1]), level
+        assert not other[0].any(), level
+    detected = richness_masks(student, teacher, replace(ground, left_out=unknown), region="tp", threshold=0.0)
+    assert detected[0][0].any()  # where a known object lies, too
+
+
 @pytest.mark.parametrize("name", ["bckd", "soft_labels"])
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_what_stands_in_an_ignored_anchor_reaches_neither_value_nor_gradient(name, side):

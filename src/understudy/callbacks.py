@@ -235,11 +235,25 @@ def say(text: str) -> None:
     CONSOLE.print(text, soft_wrap=True)
 
 
-class NoteShare(L.Callback):
-    """Says once if the distillation has drowned the student's own task, and which term is the largest."""
+class NoteTerms(L.Callback):
+    """Says once if the distillation has drowned the student's own task, and at the end which terms were always zero."""
 
     def __init__(self) -> None:
         self.said = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether it has been said, for a run that is interrupted."""
+        return {"said": self.said}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.said = state_dict["said"]
+
+    def on_train_end(self, trainer: L.Trainer, engine: "Engine") -> None:
+        """Name the terms that were zero in every step since the run was started, or resumed."""
+        if engine.unproven and trainer.is_global_zero:
+            names = ", ".join(sorted(engine.unproven))
+            say(f"{names}: exactly zero in every step since the start, so nothing was taught by it.")
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
         """Look at a share that was measured in this step."""

@@ -391,6 +391,8 @@ def methods(
 
     if name is None:
         print(catalogue.overview() if short else catalogue.details())
+    elif short:
+        raise UserError(f"--short lists all methods, and {name} is to be explained: leave one of the two out.")
     else:
         print(catalogue.explain(name))
 

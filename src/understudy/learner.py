@@ -1,6 +1,6 @@
 """What is trained and saved: the student and the methods' adapters. The teacher is an argument."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -36,7 +36,7 @@ class Learner(nn.Module):
 
     def __init__(self, student: Detector, methods: Sequence[Method] = (), pairing: Pairing | None = None):
         super().__init__()
-        _check_kinds(student, methods)
+        methods = _checked(student, methods)
         self.student, self.pairing = student, pairing
         self.methods: Any = nn.ModuleList(methods)
         self._check_names()
@@ -133,8 +133,8 @@ class Learner(nn.Module):
         names = [method.name for method in self.methods if method.uses_layers]
         if teacher and names and (teacher.training or any(weight.requires_grad for weight in teacher.parameters())):
             raise UserError(
-                f"{', '.join(names)} runs features through the teacher's own layers, and would train them: freeze the "
-                "teacher before, teacher.requires_grad_(False).eval()."
+                f"{', '.join(names)} is handed the teacher itself, and its layers would be trained: freeze the teacher "
+                "before, teacher.requires_grad_(False).eval()."
             )
         if teacher is None and names:
             raise UserError(
@@ -174,16 +174,18 @@ class Learner(nn.Module):
             )
 
 
-def _check_kinds(student: Any, methods: Any) -> None:
+def _checked(student: Any, methods: Any) -> list[Method]:
     if not isinstance(student, Detector):
         raise UserError(
             f"A Learner trains an opened detector, got {type(student).__name__}: open_detector opens a plain network."
         )
-    if isinstance(methods, str | Method) or not all(isinstance(method, Method) for method in methods):
+    found = list(methods) if isinstance(methods, Iterable) and not isinstance(methods, str) else [methods]
+    if not isinstance(methods, Iterable) or not all(isinstance(method, Method) for method in found):
         raise UserError(
             f"A Learner takes a list of methods that are built for its student and teacher, got {methods!r}: "
             "build_methods makes them from names and options."
         )
+    return found
 
 
 def _other_facts(built: Spec, expected: Spec) -> str:
@@ -203,6 +205,9 @@ def _check_batch(images: Tensor, targets: Sequence[Target], labelled: Sequence[b
 def _terms_of(method: Method, found: Any) -> dict[str, Tensor]:
     """The terms that a method was asked for, of those that it returned."""
     names = [f"{method.name}_{term}" for term in method.terms]
+    if not isinstance(found, Mapping):
+        kind = type(found).__name__
+        raise UserError(f"The method {method.name} has to return a dict of {', '.join(names)}, got {kind}.")
     wrong = [name for name in names if not isinstance(found.get(name), Tensor) or found[name].dim()]
     if wrong:
         returned = ", ".join(

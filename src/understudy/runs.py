@@ -140,12 +140,17 @@ def is_first_process() -> bool:
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a CSV file, whole or not at all, with a header if it is the first; it has the columns of the first.
+    """Add a row to a CSV file, whole or not at all, with a header if it is the first.
+
+    It has the columns of the first: what an older version did not write is left out of a run that goes on.
 
     Raises:
         RunError: it could not be written.
     """
     before = file.stat().st_size if file.exists() else 0
+    if before:
+        with file.open(newline="") as stream:
+            row = {name: row.get(name, "") for name in next(csv.reader(stream))}
     content = _csv([row], header=not before)
     try:
         with file.open("ab") as stream:

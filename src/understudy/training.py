@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.markup import escape
 from torch.utils.data import DataLoader
 
-from understudy.callbacks import Interrupted, KeepCheckpoints, LogLosses, NoteShare, ShowProgress, Validate, say
+from understudy.callbacks import Interrupted, KeepCheckpoints, LogLosses, NoteTerms, ShowProgress, Validate, say
 from understudy.checkpoints import build_options, load_checkpoint, read_checkpoint, write_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig, dump_config, load_config
 from understudy.data import DetectionData, open_data, open_unlabelled, training_loader
@@ -137,9 +137,9 @@ def _assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] |
     validate, checkpoints = Validate(folder, val_data, config), KeepCheckpoints(folder, saved["step"] if saved else 0)
     callbacks: list[L.Callback] = [
         LogLosses(folder, config.log_every),
+        NoteTerms(),
         validate,
         checkpoints,
-        NoteShare(),
         ShowProgress(),
     ]
     trainer = _trainer(config, folder, callbacks)

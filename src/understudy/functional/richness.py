@@ -15,6 +15,9 @@ Normaliser = Literal["batch", "image"]
 Region = Literal["richness", "tp", "tp_fp", "tp_fn", "tp_tn"]
 """Cells that FRS looks at: weighted by richness, or those of the paper's Table 4."""
 
+WITHOUT_TRUTH = ("richness", "tp_fp")
+"""Regions that do not ask where objects are."""
+
 RICH = 0.1
 """The score above which a cell counts as detected, in the authors' ablation (their code)."""
 
@@ -70,7 +73,7 @@ def richness_mask(
     if region == "richness" and threshold is None:
         return richness
     detected = richness > (RICH if threshold is None else threshold)
-    if region in ("richness", "tp_fp"):
+    if region in WITHOUT_TRUTH:
         return detected.to(richness.dtype)
     if objects is None:
         raise ValueError(f"the region {region!r} needs the cells of objects, got none")
@@ -92,7 +95,8 @@ def richness_masks(
     Args:
         student: its anchors are those that the ground truth is assigned to.
         teacher: has the scores.
-        truth: of an unlabelled image it is not known where objects are, so a region that asks has no cells there.
+        truth: of an unlabelled image it is not known where objects are, so a region that asks has no cells there, nor
+            ``"tp_tn"`` on objects that the teacher does not know.
         centerness: count the teacher's centre-ness, see :func:`feature_richness`.
         region: see :func:`richness_mask`.
         threshold: likewise.
@@ -105,12 +109,23 @@ def richness_masks(
     """
     levels = zip(teacher.class_logits, _centerness(teacher, centerness), strict=True)
     richness = [feature_richness(*level) for level in levels]
-    if region in ("richness", "tp_fp"):
+    if region in WITHOUT_TRUTH:
         return [richness_mask(level, None, region, threshold) for level in richness]
     assigned = unflatten_levels(truth.gt_index, student.level_sizes, student.class_logits[0].shape[-2])
     levels = zip(richness, assigned, strict=True)
     masks = [richness_mask(level, (index >= 0).any(-1), region, threshold) for level, index in levels]
-    return [mask * truth.labelled[:, None, None] for mask in masks]
+    masks = [mask * truth.labelled[:, None, None] for mask in masks]
+    if region != "tp_tn" or not truth.left_out:
+        return masks
+    levels = zip(masks, student.anchors, assigned, strict=True)
+    return [mask * ((index >= 0).any(-1) | ~_within(cells, truth.left_out)) for mask, cells, index in levels]
+
+
+def _within(anchors: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    """Which cells, by the middles of their anchors (H, W, A, 4), lie in a box of each image (X, 4): (N, H, W) bool."""
+    middles = (anchors[:, :, :1, :2] + anchors[:, :, :1, 2:]) / 2
+    inside = [((middles > each[:, :2]) & (middles < each[:, 2:])).all(-1).any(-1) for each in boxes]
+    return torch.stack(inside)
 
 
 def highest_of_cell(class_logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 SAME_ANCHOR = 0.05
-"""By what part of its longer side an edge of an anchor may be off: torchvision rounds to pixels, mmdet does not."""
+"""By what part of its longer side, or by one pixel, an edge of an anchor may be off: torchvision rounds, mmdet not."""
 
 
 FIRST_STAGE_STRIDE = 64
@@ -79,7 +79,8 @@ class Method(nn.Module, metaclass=Checked):
         ramp_steps: steps over which the weights grow linearly from zero.
         source: paper, and where the weights are from.
         reads: what it looks at: fields of the record (``"features"``, ``"class_logits"``, ...), ``"truth"`` and
-            ``"layers"``. `understudy methods NAME` shows it; a method of one's own may leave it out.
+            ``"layers"``. `understudy methods` lists it, and of one with ``"truth"`` a run knows that a batch may leave
+            it nothing to compare; a method of one's own may leave it out, and an instance may have its own.
         uses_layers: ``forward`` takes a fourth argument, the :class:`Layers`. Such a method needs the teacher itself
             in every step; recorded outputs of it are not enough.
         keeps: of such a method, numbers of the convolutions whose maps inside the heads it reads
@@ -95,7 +96,7 @@ class Method(nn.Module, metaclass=Checked):
     weights: ClassVar[Mapping[str, Mapping[str, float]]]
     ramp_steps: ClassVar[int] = 0
     source: ClassVar[str]
-    reads: ClassVar[tuple[str, ...]] = ()
+    reads: tuple[str, ...] = ()
     uses_layers: ClassVar[bool] = False
     keeps: tuple[int, ...] = ()
 
@@ -187,10 +188,11 @@ def anchor_differences(student: Spec, teacher: Spec, *, raw: bool = False) -> li
             if not boxes:
                 own, theirs = (_point(anchor, stride) for anchor in (own, theirs))
             size = max(own[2] - own[0], own[3] - own[1])
-            if max(abs(edge - other) for edge, other in zip(own, theirs, strict=True)) > SAME_ANCHOR * size:
+            if max(abs(edge - other) for edge, other in zip(own, theirs, strict=True)) > max(SAME_ANCHOR * size, 1.0):
+                described = _described if boxes else _middle
                 return [
-                    f"in the first cell of stride {stride} the student {student.name} has {_described(own)}, the "
-                    f"teacher {teacher.name} {_described(theirs)}"
+                    f"in the first cell of stride {stride} the student {student.name} has {described(own)}, the "
+                    f"teacher {teacher.name} {described(theirs)}"
                 ]
     return []
 
@@ -209,8 +211,11 @@ def _point(anchor: Sequence[float], stride: int) -> tuple[float, ...]:
 
 def _described(anchor: Sequence[float]) -> str:
     width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
-    middle = f"({(anchor[0] + anchor[2]) / 2:g}, {(anchor[1] + anchor[3]) / 2:g})"
-    return f"an anchor of {width:g} x {height:g} pixels round {middle}"
+    return f"an anchor of {width:g} x {height:g} pixels round {_middle(anchor)}"
+
+
+def _middle(anchor: Sequence[float]) -> str:
+    return f"the point ({(anchor[0] + anchor[2]) / 2:g}, {(anchor[1] + anchor[3]) / 2:g})"
 
 
 def channel_adapters(student: Sequence[int], teacher: Sequence[int]) -> nn.ModuleList:

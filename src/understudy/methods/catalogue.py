@@ -37,7 +37,7 @@ HEADINGS = {"frs": "The papers' own", "hint": "What they are compared with", "ld
 
 ADVICE = (
     "`understudy methods NAME` explains one: its options, weights, and the pairs it serves, one by one; "
-    "`understudy methods --short` says in a line what each does. A method of your own is named package.module:Class."
+    "{}. A method of your own is named package.module:Class."
 )
 
 WIDEST = 120
@@ -83,7 +83,7 @@ def overview() -> str:
         if name in HEADINGS:
             lines += ["", f"{HEADINGS[name]}:"]
         lines.append(_wrapped(_documentation(method)[0][0], f"  {name:{column}}", hanging=column + 2))
-    return "\n".join([*lines[1:], "", _wrapped(ADVICE)])
+    return "\n".join([*lines[1:], "", _wrapped(ADVICE.format("`understudy methods` says what each reads and serves"))])
 
 
 def details() -> str:
@@ -93,7 +93,7 @@ def details() -> str:
         if name in HEADINGS:
             blocks.append(f"{HEADINGS[name].upper()}")
         blocks.append(_summary(name, method))
-    return "\n\n".join([*blocks, _wrapped(ADVICE)])
+    return "\n\n".join([*blocks, _wrapped(ADVICE.format("`understudy methods --short` says in a line what each does"))])
 
 
 def explain(name: str) -> str:

@@ -167,7 +167,8 @@ class Lesson:
         labelled = [] if supervision == "teacher" else [images.index(image) for image in known]
         targets = _with_labels_of_teacher([truth.targets[images[place]] for place in labelled], layers.pairing)
         own = layers.teacher_outputs.of_images(images)
-        gt_index = layers.teacher.assign(own.of_images(labelled), targets) if labelled else None
+        left_out = [truth.left_out[images[place]] for place in labelled] if truth.left_out else []
+        gt_index = _assigned(layers.teacher, own.of_images(labelled), targets, left_out) if labelled else None
         return cls(layers.teacher, own, images, labelled, targets, gt_index, supervision != "truth")
 
     def loss(self, place: str, maps: Mapping[int, Tensor]) -> Tensor:
@@ -193,6 +194,19 @@ class Lesson:
         if self.soft:
             losses.append(soft_detection_loss(*_detections(self.teacher, found), *_detections(self.teacher, self.own)))
         return torch.stack(losses).sum()
+
+
+def _assigned(teacher: "Detector", outputs: Outputs, targets: list[Target], left_out: Sequence[Tensor]) -> Tensor:
+    """The teacher's assignment (N, R); anchors of objects that it does not know (X, 4) of an image are ignored."""
+    if not left_out:
+        return teacher.assign(outputs, targets)
+    every = [
+        {"boxes": torch.cat([target["boxes"], boxes]), "labels": F.pad(target["labels"], (0, len(boxes)))}
+        for target, boxes in zip(targets, left_out, strict=True)
+    ]
+    known = torch.tensor([len(target["boxes"]) for target in targets], device=targets[0]["boxes"].device)
+    gt_index = teacher.assign(outputs, every)
+    return torch.where(gt_index < known[:, None], gt_index, -2)
 
 
 def _with_labels_of_teacher(targets: list[Target], pairing: "Pairing | None") -> list[Target]:

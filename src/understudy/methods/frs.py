@@ -62,6 +62,7 @@ class FRS(Method):
         super().__init__(student, teacher, scores=scores, centerness=centerness)
         self.normaliser, self.scores, self.centerness = normaliser, scores, centerness
         self.region, self.threshold = region, threshold
+        self.reads = self.reads if region in richness.WITHOUT_TRUTH else (*self.reads, "truth")
         levels = zip(student.channels, teacher.channels, strict=True) if "feature" in self.terms else ()
         self.adapters = nn.ModuleList(nn.Conv2d(own, theirs, kernel_size=3, padding=1) for own, theirs in levels)
 

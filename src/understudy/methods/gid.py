@@ -77,6 +77,8 @@ class GID(Method):
         if hasattr(self, "adapter"):
             adapted = [self.adapter(level) for level in student.features]
             terms = instances.losses_of_regions(adapted, teacher.features, boxes, self.student.strides)
+        if not {"class", "box"} & set(self.terms):
+            return {f"gid_{term}": terms[term] for term in self.terms}
         objects = [{"boxes": each, "labels": each.new_zeros(len(each), dtype=torch.int64)} for each in boxes]
         levels = split_levels(layers.student.assign(layers.student_outputs, objects) >= 0, layers.student_outputs)
         common = layers.pairing.student_part.levels if layers.pairing else range(len(levels))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from torch import nn
 
 from understudy.errors import UserError
+from understudy.outputs import Spec
 from understudy.wording import closest, expected, mismatch, shown
 
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
@@ -20,6 +21,10 @@ class Checked(ABCMeta):
 
     def __call__(cls, student, teacher, **options):  # without types: type checkers then go by those of `__init__`
         """Build a method."""
+        for role, spec in (("student", student), ("teacher", teacher)):
+            if not isinstance(spec, Spec):
+                kind = type(spec).__name__
+                raise UserError(f"A method is built from two Specs, got a {kind} as the {role}: give {role}.spec.")
         name = getattr(cls, "name", cls.__name__)
         fields, faults = _constructor_options(_owner(cls))
         if faults:
@@ -103,7 +108,7 @@ def _fault(model: type[BaseModel], name: str, option: str, value: Any, detail: A
         hint = f'did you mean "{close}"?' if close else f"it has {', '.join(model.model_fields) or 'none'}"
         return f'{name} has no option "{option}"; {hint}'
     wanted = expected(field.annotation, field.metadata)
-    if detail["type"] == "missing":
+    if detail["type"] == "missing" and len(detail["loc"]) == 1:  # not a part of its value
         return f"{name}.{option}: missing; expected {wanted}"
     reason = f"; {detail['ctx']['error']}" if detail["type"] in ("value_error", "assertion_error") else ""
     return mismatch(f"{name}.{option}", wanted, value, field.annotation) + reason
