@@ -166,15 +166,17 @@ def _grouped(name: str, method: type[Method], served: Mapping[str, Terms]) -> di
     groups: dict[str, list[str]] = {}
     for what, terms in served.items():
         if terms:
-            only = _only(name, method, terms)
+            only = _only(name, method, what.split()[0], terms)  # whatever it is, the student's family comes first
             groups.setdefault(f" ({only})" if only else "", []).append(what)
     return dict(sorted(groups.items(), key=lambda group: len(group[1])))
 
 
-def _only(name: str, method: type[Method], terms: Terms, without: Collection[str] = ()) -> str:
+def _only(name: str, method: type[Method], student: str, terms: Terms, without: Collection[str] = ()) -> str:
     """Which terms are served, where not all are, and the weights that a run needs; of `without`, any."""
     only = f"{', '.join(terms)} only" if terms != _all_terms(method) else ""
-    keys = [f"methods.{name}.{term}_weight=0" for term in method.terms if term not in terms]
+    usual = method.weights.get(student, {})
+    off = [term for term in method.terms if term not in terms and usual.get(term) != 0]
+    keys = [f"methods.{name}.{term}_weight=0" for term in off]
     keys += [f"methods.{name}.{term}_weight=..." for term in without]
     return ", ".join([*([only] if only else []), *([f"with {' '.join(keys)}"] if keys else [])])
 
@@ -199,7 +201,9 @@ def _matrix(name: str, method: type[Method]) -> str:
     """Which family teaches which, with letters for pairs that are served in part, or with weights of one's own."""
     pairs = served_pairs(method)
     how = {
-        pair: _only(name, method, terms, _unweighted(method, pair[0], terms)) for pair, terms in pairs.items() if terms
+        pair: _only(name, method, pair[0], terms, _unweighted(method, pair[0], terms))
+        for pair, terms in pairs.items()
+        if terms
     }
     letters = dict(zip(dict.fromkeys(only for only in how.values() if only), "abcdefghij", strict=False))
     width = max(map(len, USUAL)) + 2
