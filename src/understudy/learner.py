@@ -86,11 +86,11 @@ class Learner(nn.Module):
             image_sizes: unpadded height and width of each image.
             labelled: which images have a ground truth; None: all. The others take part in the methods' terms only,
                 and where there are only such, so are the losses.
-            teacher: the frozen teacher, for methods that run its layers; it is not kept.
+            teacher: the frozen teacher, for methods that look at the detectors themselves; it is not kept.
 
         Raises:
-            UserError: methods without a teacher's record or, where they run its layers, without the teacher; a record
-                of other images, or whose levels have other sizes; a number of targets that is not that of the images;
+            UserError: methods without a teacher's record or, where they look at it itself, without the teacher; a
+                record of other images, or whose levels have other sizes; a number of targets that is not that of the images;
                 or a method that does not return a scalar for each of its terms.
         """
         _check_batch(images, targets, labelled)

@@ -75,7 +75,7 @@ class Method(nn.Module, metaclass=Checked):
         name: what it is called in a configuration.
         terms: its terms without the method's name; ``forward`` returns ``<name>_<term>`` for each.
         optional_terms: further ones, which are off unless they are given a weight.
-        weights: published weight of each term, per family of detectors.
+        weights: default weight of each term, per family of students: published, or ours where ``source`` says so.
         ramp_steps: steps over which the weights grow linearly from zero.
         source: paper, and where the weights are from.
         reads: what it looks at: fields of the record (``"features"``, ``"class_logits"``, ...), ``"truth"`` and
