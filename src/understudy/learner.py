@@ -90,8 +90,8 @@ class Learner(nn.Module):
 
         Raises:
             UserError: methods without a teacher's record or, where they look at it itself, without the teacher; a
-                record of other images, or whose levels have other sizes; a number of targets that is not that of the images;
-                or a method that does not return a scalar for each of its terms.
+                record of other images, or whose levels have other sizes; a number of targets that is not that of the
+                images; or a method that does not return a scalar for each of its terms.
         """
         _check_batch(images, targets, labelled)
         if self.methods and not isinstance(teacher_outputs, Outputs):
