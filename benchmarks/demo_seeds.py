@@ -1,8 +1,8 @@
-"""How stable the demo is: its three runs for several seeds, without the page; one row a seed.
+"""Measure the variation of the demo over seeds: its three runs without the page; one row per seed.
 
     python benchmarks/demo_seeds.py --seeds 0 1 2 3 4 5 6 7 8 9 --output runs/demo_seeds
 
-Seeds whose runs are finished are not run again.
+Finished runs are not trained again.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from understudy.demo import train_all
-from understudy.runs import environment
+from understudy.training.environment import environment
 
 
 def main() -> None:

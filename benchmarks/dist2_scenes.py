@@ -1,10 +1,10 @@
-"""Dist2 on the demo's scenes: its terms, its strategies and its rivals, each with the swap test; one row a run.
+"""Dist2 on the demo's scenes: its terms, its strategies and other methods, each with the swap test; one row per run.
 
     python benchmarks/dist2_scenes.py --seeds 0 1 --output runs/dist2_scenes
 
-The demo's scenes, teacher and student, but with as wide a neck as the teacher's, so that the student's maps fit into
-the teacher's head as they are: after `hint` or `pairwise` that is the poster's motivation. Every run of a seed has the
-same data, order of images and number of steps. Runs that are finished are not trained again.
+Scenes, teacher and student are the demo's, except that the student's neck is as wide as the teacher's: its feature maps
+fit into the teacher's head without a transform. The swap test after `hint` and `pairwise` is the motivation of Dist2.
+Every run of a seed has the same data, order of images and number of steps. Finished runs are not trained again.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from understudy.analysis.swap import swap_test
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.demo import TEACHER, draw_scenes, student_config, take_teacher
-from understudy.runs import environment
-from understudy.swap import swap_test
-from understudy.training import distill, train
+from understudy.training.environment import environment
+from understudy.training.run import distill, train
 
 RAMP = {"ramp_steps": 100}
 METHODS: dict[str, dict[str, Any]] = {
@@ -36,11 +36,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "All2All": {"dist2": RAMP | {"strategies": "All2All"}},
     "one of All2All": {"dist2": RAMP | {"strategies": "All2All", "draw": "one"}},
 }
-"""`FI` and `DI` are N2N with one term; rows named after strategies have both."""
+"""`FI` and `DI` are N2N with one term; the rows named after strategies have both terms."""
 
 
 def main() -> None:
-    """Run what is missing, then print the tables."""
+    """Run what is missing, then print the table."""
     options = arguments()
     torch.set_num_threads(options.threads)
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
 
 
 def measured(options: argparse.Namespace, seed: int, name: str) -> dict[str, Any]:
-    """Train a run and test it, unless that is done; what came out."""
+    """Train and test a run, unless that is done, and return its results."""
     folder = options.output / f"seed{seed}"
     scenes, teacher, run = folder / "scenes", folder / "teacher", folder / name.replace(" ", "_")
     if not scenes.exists():
@@ -85,7 +85,7 @@ def measured(options: argparse.Namespace, seed: int, name: str) -> dict[str, Any
 
 
 def as_markdown(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> str:
-    """The table with what is needed to repeat it; a cell has one number for each seed."""
+    """Return the table with everything needed to repeat it; a cell has one number per seed."""
     facts = environment()
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     teachers = " / ".join(f"{100 * test['teacher']:.1f}" for test in next(iter(found.values())))
@@ -112,7 +112,7 @@ def as_markdown(options: argparse.Namespace, found: dict[str, list[dict[str, Any
 
 
 def column(swaps: list[dict[str, Any]], way: str) -> str:
-    """One number for each seed, or a dash where this way does not exist."""
+    """Return one number per seed, or a dash if this way does not exist."""
     return " / ".join("-" if swap[way] is None else f"{100 * swap[way]:.1f}" for swap in swaps)
 
 

@@ -1,4 +1,4 @@
-"""Train the teacher that comes with the package, and put it there: its run folder, weights in half precision.
+"""Train the teacher that comes with the package, and copy its run folder there, with weights in half precision.
 
 python benchmarks/make_demo_teacher.py --work runs/demo_teacher
 """
@@ -19,7 +19,7 @@ FILES = ("config.yaml", "environment.json", "metrics.csv", "losses.csv", "result
 
 
 def main() -> None:
-    """Train if the work folder holds no finished run, then copy."""
+    """Train unless the work folder has a finished run, then copy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/demo_teacher"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -32,7 +32,7 @@ def main() -> None:
     SHIPPED.mkdir()
     for name in FILES:
         shutil.copy(run / name, SHIPPED / name)
-    here = f"{Path.cwd()}/"  # runs keep absolute paths, which mean nothing on another machine
+    here = f"{Path.cwd()}/"  # runs have absolute paths, which do not exist on other machines
     config = SHIPPED / "config.yaml"
     config.write_text(config.read_text().replace(here, ""))
     content = read_checkpoint(run / "best.ckpt")

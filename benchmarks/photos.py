@@ -2,11 +2,11 @@
 
     python benchmarks/photos.py DATA --teacher-weights mobilenetv2_1.0.pt --student-weights mobilenetv2_0.35.pt
 
-For every seed a teacher (MobileNetV2 1.0, neck 64), a plain student (MobileNetV2 0.35, neck 32) and the same student
-distilled from that seed's teacher, once for each --frs, are trained on the same images in the same order. The teacher
-may be of another family (--teacher-family). Runs that are finished are not trained again: an interrupted benchmark
-goes on where it stopped, and pairs in the same OUTPUT share their teachers and plain students. The table, as Markdown
-with command, hardware and times, is printed and written to OUTPUT/<student>_from_<teacher>.md.
+Each seed has a teacher (MobileNetV2 1.0, neck 64), a plain student (MobileNetV2 0.35, neck 32), and the same student
+distilled from that teacher, once for each --frs. All are trained on the same images in the same order. The teacher may
+be of another family (--teacher-family). Finished runs are not trained again: an interrupted benchmark continues where
+it stopped, and pairs in the same OUTPUT share their teachers and plain students. The table (Markdown, with command,
+hardware and times) is printed and written to OUTPUT/<student>_from_<teacher>.md.
 """
 
 import argparse
@@ -15,16 +15,17 @@ import statistics
 import sys
 from pathlib import Path
 
+from understudy.compare.table import Table, summarise
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.detectors import FAMILIES
+from understudy.files import read_rows
 from understudy.report.views import view_run
-from understudy.results import summarise
-from understudy.runs import environment, read_rows
-from understudy.training import distill, resume, train
+from understudy.training.environment import environment
+from understudy.training.run import distill, resume, train
 
 WIDTHS = {"teacher": (1.0, 64), "student": (0.35, 32)}
 FC_CHANNELS = {"teacher": 256, "student": 128}  # of a Faster R-CNN's box head
-HALF_ANCHORS = {"retinanet": 2.0, "gfl": 4.0, "faster_rcnn": 4.0, "fcos": None}  # half the usual, for small images
+HALF_ANCHORS = {"retinanet": 2.0, "gfl": 4.0, "faster_rcnn": 4.0, "fcos": None}  # half the default, for small images
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     options = arguments()
     runs = [run for seed in options.seeds for run in train_all(options, seed)]
     table = summarise(runs)
-    text = as_markdown(options, runs, table.to_dict())
+    text = as_markdown(options, runs, table)
     (options.output / f"{options.family}_from_{options.teacher_family}.md").write_text(text)
     print(text)
 
@@ -50,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--shorter-side", type=int, default=160)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, as it stands for this batch size")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, for this batch size (it is not scaled)")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", default="32")
     parser.add_argument("--accelerator", default="auto")
@@ -60,7 +61,7 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         action="append",
         metavar=("NAME", "KEY=VALUE"),
-        help="an FRS student with these options, called NAME; may be repeated (default: one, frs, as published)",
+        help="an FRS student called NAME with these options; may be repeated (default: one, frs, as published)",
     )
     options = parser.parse_args()
     options.frs = options.frs or [["frs"]]
@@ -73,7 +74,7 @@ def arguments() -> argparse.Namespace:
 
 
 def train_all(options: argparse.Namespace, seed: int) -> list[Path]:
-    """Train the teacher, the plain and the distilled student of one seed; their run folders."""
+    """Train the teacher, the plain and the distilled students of one seed, and return their run folders."""
     folder = options.output / f"seed{seed}"
     teacher, plain = folder / f"{options.teacher_family}_teacher", folder / f"{options.family}_plain"
     finish(TrainConfig, teacher, recipe(options, seed, "teacher"))
@@ -88,7 +89,7 @@ def train_all(options: argparse.Namespace, seed: int) -> list[Path]:
 
 
 def recipe(options: argparse.Namespace, seed: int, role: str) -> dict:
-    """The config of a teacher or a student."""
+    """Return the config of a teacher or a student."""
     width, neck = WIDTHS[role]
     family = options.teacher_family if role == "teacher" else options.family
     weights = options.teacher_weights if role == "teacher" else options.student_weights
@@ -122,7 +123,7 @@ def recipe(options: argparse.Namespace, seed: int, role: str) -> dict:
 
 
 def finish(kind: type[TrainConfig], run: Path, values: dict, overrides: list[str] | None = None) -> None:
-    """Train a run, go on with it, or leave it as it is."""
+    """Train or resume a run, unless it is finished."""
     if (run / "result.json").exists():
         return
     print(f"--- {run}", file=sys.stderr)
@@ -133,8 +134,8 @@ def finish(kind: type[TrainConfig], run: Path, values: dict, overrides: list[str
     (distill if isinstance(config, DistillConfig) else train)(config)
 
 
-def as_markdown(options: argparse.Namespace, runs: list[Path], table: dict) -> str:
-    """The table with what is needed to repeat it."""
+def as_markdown(options: argparse.Namespace, runs: list[Path], table: Table) -> str:
+    """Return the table with everything needed to repeat it."""
     facts = environment()
     lines = [
         f"`python {shlex.join(sys.argv)}`",
@@ -163,7 +164,7 @@ def as_markdown(options: argparse.Namespace, runs: list[Path], table: dict) -> s
         for term in view_run(run, name=run.name, group=run.name, role="distilled").terms:
             values = f"{term.first:.4g} | {term.last:.4g}"
             lines.append(f"| {run.parent.name.removeprefix('seed')} | {run.name} | {term.name} | {values} |")
-    lines += ["", *(f"- {note}" for note in table.get("notes", []))]
+    lines += ["", *(f"- {note}" for note in [*(verdict.sentence for verdict in table.verdicts), *table.notes])]
     return "\n".join(lines) + "\n"
 
 

@@ -1,16 +1,18 @@
-"""Measure what a training step with each method costs, over a step with a teacher and no method.
+"""Measure the cost of a training step with each method, relative to a step with a teacher and no method.
 
     python benchmarks/step_cost.py --size 256 --batch 2 --rounds 15 --threads 1
     python benchmarks/step_cost.py --device cuda --size 800 --batch 8 --bfloat16
 
-The floor is what every distillation run pays: the student's plain step (forward, its own loss, backward, SGD) and the
-teacher's forward pass. Methods take turns, and each of their steps stands beside one of the floor, in every other round
-before it, so that a busy machine slows both alike; time is the median over the rounds of the two's ratio, with the
-quartiles. Memory is
-the most that PyTorch holds during a step above what it held before. Students are <family>_resnet18, teachers
-<family>_resnet50, of the first family that a method serves with all of its terms. The row `floor + tail` adds Dist2's
-unavoidable passes: for each of its four strategies forward and backward through the teacher's head, for two also
-through its neck, and the teacher's loss.
+The floor is the cost of every distillation run: the student's plain step (forward, its own loss, backward, SGD) and the
+teacher's forward pass. Methods take turns. Each of their steps is paired with one of the floor, which comes first in
+every other round, so that other load slows both equally.
+
+* Time: the median over the rounds of the ratio of the two, with the quartiles.
+* Memory: the peak that PyTorch holds during a step, minus what it held before.
+* Detectors: students <family>_resnet18, teachers <family>_resnet50, of the first family in which all terms of the
+  method are available.
+* The row `floor + tail` adds the passes that Dist2 needs: for each of its four strategies forward and backward through
+  the teacher's head, for two of them also through its neck, and the teacher's loss.
 """
 
 import argparse
@@ -24,13 +26,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from understudy.detectors import Detector, build_detector
+from understudy.detectors import FAMILIES, Detector, build_detector
 from understudy.learner import Learner
 from understudy.methods import METHODS
 from understudy.outputs import Outputs, Target
-from understudy.runs import environment
+from understudy.training.environment import environment
 
-FAMILIES = ("retinanet", "gfl", "fcos", "faster_rcnn")
 TAIL = "floor + tail"
 
 Extra = Callable[["Scene", Outputs], Tensor]
@@ -48,7 +49,7 @@ class Scene:
 
     @classmethod
     def of(cls, family: str, options: argparse.Namespace) -> "Scene":
-        """Build the detectors with random weights, and noise with some objects."""
+        """Build the detectors with random weights, and images of noise with some objects."""
         torch.manual_seed(0)
         student, teacher = (
             build_detector(f"{family}_{backbone}", 80, width_mult=options.width, neck_channels=options.neck)
@@ -70,17 +71,17 @@ class Scene:
 
 @dataclass
 class Contestant:
-    """One way to take a training step, with what it cost.
+    """A kind of training step, with its measurements.
 
     Attributes:
-        name: of a method, or ``floor``.
+        name: of the method, or ``floor``.
         family: of the detectors.
-        scene: shared by all of one family.
+        scene: shared by all contestants of one family.
         learner: the student and the method.
         extra: a loss to add, or None.
-        seconds: of each round.
-        beside: seconds of the floor's step beside it.
-        memory: bytes held at the peak of a step, above those held before it.
+        seconds: duration in each round.
+        beside: duration of the paired step of the floor.
+        memory: bytes held at the peak of a step, minus those held before it.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Contestant:
     memory: int = 0
 
     def __post_init__(self) -> None:
-        """Make the optimizer; its rate is zero, so that all go on from the same weights."""
+        """Make the optimizer; its learning rate is zero, so that the weights stay the same."""
         self.optimizer = torch.optim.SGD(self.learner.parameters(), lr=0.0, momentum=0.9)
 
     def step(self) -> None:
@@ -111,7 +112,7 @@ class Contestant:
         self.optimizer.zero_grad(set_to_none=True)
 
     def time(self) -> float:
-        """Take one step; seconds."""
+        """Take one step and return its duration in seconds."""
         started = time.perf_counter()
         self.step()
         if self.scene.images.is_cuda:
@@ -120,7 +121,7 @@ class Contestant:
 
     @property
     def parameters(self) -> int:
-        """How many the method has of its own."""
+        """Number of the method's own parameters."""
         return sum(parameter.numel() for parameter in self.learner.methods.parameters())
 
 
@@ -131,7 +132,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     contestants = enter(options)
     for contestant in contestants:
-        contestant.step()  # the first makes the optimizer's state
+        contestant.step()  # the first step creates the optimizer's state
         contestant.memory = peak_memory(contestant.step, contestant.scene.images.device)
     floors = {contestant.family: contestant for contestant in contestants if contestant.name == "floor"}
     for number in range(options.rounds):
@@ -160,7 +161,7 @@ def arguments() -> argparse.Namespace:
 
 
 def enter(options: argparse.Namespace) -> list[Contestant]:
-    """The floor of each family that is needed, with the methods measured on it."""
+    """Build the methods, and the floor of each family that they need."""
     scenes: dict[str, Scene] = {}
     contestants: list[Contestant] = []
 
@@ -178,7 +179,7 @@ def enter(options: argparse.Namespace) -> list[Contestant]:
             if not set(method.obstacles(student, teacher)) & set(method.terms):
                 break
         else:
-            raise SystemExit(f"{name} serves none of {', '.join(FAMILIES)} with all of its terms")
+            raise SystemExit(f"{name} is not available with all of its terms in any of {', '.join(FAMILIES)}.")
         built = method(student, teacher).to(scene.images.device)
         if name == "dist2":
             contestants.append(Contestant(TAIL, family, scene, Learner(scene.student), tail))
@@ -188,7 +189,7 @@ def enter(options: argparse.Namespace) -> list[Contestant]:
 
 
 def tail(scene: Scene, teacher_outputs: Outputs) -> Tensor:
-    """Run the teacher's own maps through its layers as Dist2 does with the student's, for its four strategies."""
+    """Run the teacher's own feature maps through its layers, as Dist2 does with the student's in four strategies."""
     teacher, size = scene.teacher, (scene.images.shape[-2], scene.images.shape[-1])
     gt_index = teacher.assign(teacher_outputs, scene.targets)
     losses: list[Tensor] = []
@@ -200,12 +201,12 @@ def tail(scene: Scene, teacher_outputs: Outputs) -> Tensor:
 
 
 def identity(maps: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Maps of the neck enter the head as they are."""
+    """Return the maps unchanged: those of the neck enter the head directly."""
     return maps
 
 
 def peak_memory(step: Callable[[], None], device: torch.device) -> int:
-    """The most bytes that PyTorch holds on a device during a step, above those it held before."""
+    """Return the most bytes that PyTorch holds on a device during a step, minus those it held before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -221,7 +222,7 @@ def peak_memory(step: Callable[[], None], device: torch.device) -> int:
 
 
 def table(options: argparse.Namespace, contestants: Sequence[Contestant], floors: dict[str, Contestant]) -> str:
-    """The table as Markdown, with what it depends on."""
+    """Return the table as Markdown, with the settings and the hardware."""
     facts = environment()
     hardware = facts["gpus"][0] if options.device.startswith("cuda") else facts["processor"]
     torch_version = facts["packages"]["torch"]
@@ -239,7 +240,7 @@ def table(options: argparse.Namespace, contestants: Sequence[Contestant], floors
 
 
 def row(floors: dict[str, Contestant], contestant: Contestant) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     floor = floors[contestant.family]
     ratios = [own / base for own, base in zip(contestant.seconds, contestant.beside, strict=True)]
     low, middle, high = quartiles(ratios)
@@ -257,7 +258,7 @@ def row(floors: dict[str, Contestant], contestant: Contestant) -> str:
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """The quartiles of some values, or one value three times."""
+    """Return the quartiles of some values; of a single value, the value three times."""
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
 
 

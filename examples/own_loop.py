@@ -1,8 +1,8 @@
-"""Distil a torchvision detector of your own in a plain PyTorch loop: no trainer, no config.
+"""Distil your own torchvision detector in a plain PyTorch loop, without a trainer or a config.
 
     python examples/own_loop.py
 
-The detectors here are small and untrained and the images are noise, so that it runs in seconds: put in your own.
+To run in seconds, it uses small untrained detectors and noise as images. Replace them by your own.
 """
 
 import torch
@@ -15,36 +15,36 @@ from understudy import Learner, build_methods, open_detector, pair
 
 
 def detector(name: str) -> RetinaNet:
-    """Any torchvision RetinaNet, FCOS or FasterRCNN, however you come by it."""
+    """Build a torchvision RetinaNet; any RetinaNet, FCOS or FasterRCNN of yours will do."""
     pyramid = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256), "trainable_layers": 5}
     return RetinaNet(resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=BatchNorm2d, **pyramid), 3)
 
 
 def batches(steps: int):
-    """Your data: images (N, 3, H, W) in 0..1, and of each its boxes, xyxy in pixels, and labels from 0 on."""
+    """Yield your data: images (N, 3, H, W) in 0..1, and for each its boxes (xyxy in pixels) and labels (from 0)."""
     for _ in range(steps):
         target = {"boxes": torch.tensor([[4.0, 8, 40, 50], [20.0, 30, 60, 60]]), "labels": torch.tensor([0, 2])}
         yield torch.rand(2, 3, 64, 64), [target, target]
 
 
 def main(steps: int = 3) -> RetinaNet:
-    """Train the student for some steps."""
+    """Train the student and return its network."""
     network = detector("resnet18")
     student, teacher = open_detector(network), open_detector(detector("resnet34")).eval().requires_grad_(False)
-    pairing = pair(student.spec, teacher.spec)  # what the two can be compared by; also takes the names of the classes
+    pairing = pair(student.spec, teacher.spec)  # their common levels; with class names also their common classes
     methods, weights = build_methods({"frs": {"ramp_steps": 0}, "pkd": {}}, pairing.student, pairing.teacher)
     learner = Learner(student, methods, pairing)
     optimizer = torch.optim.SGD(learner.parameters(), lr=1e-3, momentum=0.9)
     for step, (images, targets) in enumerate(batches(steps)):
         with torch.no_grad():
             teacher_outputs = teacher(images)
-        losses = learner(images, targets, teacher_outputs)  # by name, not weighted: the student's own, the methods'
+        losses = learner(images, targets, teacher_outputs)  # by name, unweighted: the student's and the methods'
         loss = sum(losses[name] * (weights[name].at(step) if name in weights else 1) for name in losses)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         print(step, *(f"{name}={value.item():.4f}" for name, value in losses.items()))
-    return network  # still plain torchvision: save its weights, deploy it, without understudy
+    return network  # plain torchvision: save and deploy it without understudy
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every test shares: one thread (steadier on shared machines), and the real photos where they are."""
+"""Fixtures of all tests: one thread (steadier on shared machines), the real photos if present, and tiny runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,10 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.txt")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real photos and reference values beside the project; the test skips where it is absent."""
@@ -22,12 +26,12 @@ def shared() -> Path:
     return SHARED
 
 
-# --- tiny runs, trained once and shared: a run of a few steps takes a second ------------------------------------------
+# --- tiny runs, trained once per process: a run takes about a second --------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """Eight drawn training images and four to evaluate on, 64 pixels wide."""
+    """Eight drawn training images and four validation images, 64 pixels wide."""
     from understudy.data.scenes import make_scenes
 
     return make_scenes(tmp_path_factory.mktemp("data") / "scenes", train=8, val=4, size=64, seed=0)
@@ -66,13 +70,13 @@ def distilled(tiny, trained, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def confident(tiny, scenes, tmp_path_factory) -> Callable[[str], Path]:
-    """Makes checkpoints of untrained detectors, by name, that see something everywhere: scores lie around a half."""
+    """Makes checkpoints of untrained detectors, by name, that detect objects everywhere: scores of about 0.5."""
 
     def confident(name: str) -> Path:
         from understudy.checkpoints import FORMAT, STUDENT, build_options, write_checkpoint
         from understudy.config import TrainConfig, load_config
         from understudy.data import open_data
-        from understudy.detectors.plain import build_network
+        from understudy.networks import build_network
 
         data = open_data(scenes)
         config = load_config(TrainConfig, tiny, {"detector.name": name, "run": "none"})

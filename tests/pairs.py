@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from understudy.detectors import Detector, build_detector
+from understudy.detectors import Detector, build_detector, families
 from understudy.methods import METHODS, Method
 from understudy.methods.base import Layers
 from understudy.outputs import Outputs, Spec, Target, Truth
@@ -39,12 +39,14 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "retinanet": {},
     "gfl": {"num_anchors": 1, "box_code": "distributions", "box_size": 4 * 5},
     "fcos": {"num_anchors": 1, "box_code": "distances in strides"},
-    "faster_rcnn": {"num_classes": 1, "objectness": True},
+    "faster_rcnn": {"num_classes": 1},
 }
+for name, changes in OF_FAMILY.items():
+    changes |= families.FAMILIES[name].facts
 
 
 def made_up_specs(family: str, *, same_channels: bool = False) -> tuple[Spec, Spec]:
-    """What is known of a made-up student and its teacher."""
+    """Return the Specs of a made-up student and its teacher."""
     student = replace(LITTLE, family=family, **OF_FAMILY[family])
     if same_channels:
         student = replace(student, channels=BIG.channels, stage_channels=BIG.stage_channels)
@@ -52,12 +54,12 @@ def made_up_specs(family: str, *, same_channels: bool = False) -> tuple[Spec, Sp
 
 
 def anchors_of(spec: Spec, image_size: tuple[int, int] = MADE_UP_SIZE) -> list[Tensor]:
-    """Square anchors round the middle of every cell, (H, W, A, 4): an FCOS' a stride wide, others two and more."""
+    """Square anchors around the middle of every cell, (H, W, A, 4): points a stride wide, others two and more."""
     levels = []
     for stride in spec.strides:
         rows, columns = (torch.arange(stride / 2, pixels, stride) for pixels in image_size)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
-        halves = stride * (0.5 if spec.family == "fcos" else 1.0) * 1.5 ** torch.arange(spec.num_anchors)
+        halves = stride * (0.5 if spec.points else 1.0) * 1.5 ** torch.arange(spec.num_anchors)
         centres = torch.stack([x, y, x, y], dim=-1)[:, :, None]
         levels.append(centres + halves[:, None] * torch.tensor([-1.0, -1, 1, 1]))
     return levels
@@ -87,7 +89,7 @@ def record(spec: Spec, seed: int, images: int = 2) -> Outputs:
     for tensor in (tensor for part in made.values() for tensor in part):
         tensor.requires_grad_()
     cells = sum(math.prod(size) for size in sizes)
-    extra = {"centerness": random(images, cells).requires_grad_()} if spec.family == "fcos" else {}
+    extra = {"centerness": random(images, cells).requires_grad_()} if spec.centerness else {}
     return Outputs(**made, anchors=anchors, extra=extra, image_sizes=((48, 64), (44, 60)) * (images // 2))
 
 
@@ -117,9 +119,9 @@ def truth(spec: Spec, counts: Sequence[int] = (2, 1)) -> Truth:
 def tiny_detector(family: str, neck_channels: int, seed: int, *, opinionated: bool = True) -> Detector:
     """A detector of real layers that runs in milliseconds.
 
-    One that is opinionated sees something or other everywhere, with scores and boxes far from each other.
+    An opinionated one has scores and boxes that differ strongly between cells.
     """
-    settings = {"fc_channels": 16} if family == "faster_rcnn" else {}
+    settings = {"fc_channels": 16} if families.FAMILIES[family].facts.get("two_stage") else {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         detector = build_detector(
@@ -134,15 +136,18 @@ def tiny_detector(family: str, neck_channels: int, seed: int, *, opinionated: bo
 
 
 def _give_opinions(detector: Detector) -> None:
-    heads = detector.network.rpn.head if detector.objectness else detector.network.head
-    scores = heads.cls_logits if detector.objectness else heads.classification_head.cls_logits
-    boxes = heads.bbox_pred if detector.objectness else heads.regression_head.bbox_reg
+    two_stage = detector.spec.two_stage
+    heads = detector.network.rpn.head if two_stage else detector.network.head
+    scores = heads.cls_logits if two_stage else heads.classification_head.cls_logits
+    boxes = heads.bbox_pred if two_stage else heads.regression_head.bbox_reg
     nn.init.normal_(scores.weight, std=0.3)
     nn.init.zeros_(scores.bias)
     nn.init.normal_(boxes.weight, std=0.1)
-    if detector.family == "fcos":
+    if detector.spec.points:
         nn.init.constant_(boxes.bias, 1.5)  # sides of some pixels
-    if detector.family == "gfl":  # sides of some pixels, too: a flat distribution is as long as the image
+    if (
+        detector.spec.box_code == "distributions"
+    ):  # sides of some pixels, too: a flat distribution is as long as the image
         with torch.no_grad():
             boxes.bias.copy_(-0.5 * torch.arange(boxes.out_channels // 4).repeat(4))
 
@@ -158,7 +163,7 @@ def tiny_images(seed: int = 3) -> Tensor:
 
 
 def from_leaves(detector: Detector, images: Tensor) -> Outputs:
-    """A real record whose stages and features are leaves, so that it is seen what gradient reaches them."""
+    """A real record whose stages and features are leaves, so that they keep the gradient that reaches them."""
     with torch.no_grad():
         stages = detector.backbone(images)
         features = detector.neck(stages)
@@ -171,7 +176,7 @@ def from_leaves(detector: Detector, images: Tensor) -> Outputs:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method is given in one step."""
+    """The arguments of a method in one step."""
 
     student: Outputs
     teacher: Outputs
@@ -180,7 +185,7 @@ class Inputs:
 
     def terms(self, method: Method) -> dict[str, Tensor]:
         """Run the method."""
-        return method(self.student, self.teacher, self.truth, *([self.layers] if self.layers else []))
+        return method(self.student, self.teacher, self.truth, self.layers)
 
     def of_images(self, images: list[int]) -> "Inputs":
         """The same of some images, in some order."""
@@ -208,21 +213,29 @@ def _rounded(outputs: Outputs) -> Outputs:
 
 @dataclass(frozen=True)
 class Pair:
-    """A method, narrowed to the terms that it can compute for two detectors, which are real where it runs layers."""
+    """A method and two detectors, which are real where it runs layers.
+
+    Attributes:
+        method: its class.
+        student: the student's Spec.
+        teacher: the teacher's Spec.
+        terms: the terms to compute; None: those of the class.
+    """
 
     method: type[Method]
     student: Spec
     teacher: Spec
+    terms: tuple[str, ...] | None = None
 
-    def made(self, **options: Any) -> Method:
+    def made(self, **options: Any) -> Any:
         """The method with its first weights."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return self.method(self.student, self.teacher, **options)
+            return self.method(self.student, self.teacher, terms=self.terms, **options)
 
     def inputs(self, counts: Sequence[int] = (2, 1), *, alike: bool = False) -> Inputs:
         """A step's input; `alike` gives the student the teacher's own record."""
-        if self.method.uses_layers:
+        if runs_layers(self.method):
             return self._real(counts, alike)
         student = record(self.student, 2 if alike else 1)
         return Inputs(student, record(self.teacher, 2), truth(self.student, counts))
@@ -236,25 +249,26 @@ class Pair:
         return Inputs(own, theirs, Truth(targets, student.assign(own, targets)), layers)
 
 
-def all_terms(method: type[Method]) -> tuple[str, ...]:
-    """The terms of a method and those that are off unless they are given a weight."""
-    return (*method.terms, *method.optional_terms)
+def runs_layers(method: type[Method]) -> bool:
+    """Whether a method needs the detectors themselves."""
+    return any("layers" in reads for reads in method.reads.values())
 
 
 def pairs_of(name: str) -> list[Pair]:
     """Every pair of the same family that a method can compute something for, the most terms first."""
     method = METHODS[name]
     pairs = [_served(method, *specs) for specs in _candidates(method)]
-    return sorted((pair for pair in pairs if pair), key=lambda pair: -len(pair.method.terms))
+    return sorted((pair for pair in pairs if pair), key=lambda pair: -len(pair.terms or ()))
 
 
+@functools.cache
 def home(name: str) -> Pair:
     """The first of the pairs for which a method computes the most terms."""
     return pairs_of(name)[0]
 
 
 def _candidates(method: type[Method]) -> list[tuple[Spec, Spec]]:
-    if method.uses_layers:
+    if runs_layers(method):
         return [(_tiny_spec(family, width), _tiny_spec(family, 24)) for width in (16, 24) for family in FAMILIES]
     return [made_up_specs(family, same_channels=same) for same in (False, True) for family in FAMILIES]
 
@@ -266,5 +280,13 @@ def _tiny_spec(family: str, neck_channels: int) -> Spec:
 
 def _served(method: type[Method], student: Spec, teacher: Spec) -> Pair | None:
     obstacles = method.obstacles(student, teacher)
-    terms = tuple(term for term in all_terms(method) if term not in obstacles)
-    return Pair(method.narrowed(terms), student, teacher) if terms else None
+    terms = tuple(term for term in method.all_terms() if term not in obstacles)
+    return Pair(method, student, teacher, terms) if terms else None
+
+
+def run(name: str, student: Spec = LITTLE, teacher: Spec = BIG, **options: Any) -> tuple[Any, Outputs, Outputs, dict]:
+    """A method with its first weights, two made-up records, and the method's terms for them."""
+    method = Pair(METHODS[name], student, teacher).made(**options)
+    own, theirs = record(student, 1), record(teacher, 2)
+    torch.manual_seed(1)
+    return method, own, theirs, method(own, theirs, truth(student))

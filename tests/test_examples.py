@@ -1,16 +1,14 @@
 """The examples run as they stand."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.models.detection import RetinaNet
 
-from understudy.runs import read_rows
+from understudy.cli import main
+from understudy.files import read_rows
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -36,30 +34,20 @@ def test_a_loop_of_ones_own(capsys):
     assert lines_of(EXAMPLES / "own_loop.py") <= 40
 
 
-@pytest.mark.parametrize("command", ["distill", "methods"])
-def test_a_method_of_ones_own_from_the_command_line(command, tiny, trained, tmp_path):
+def test_a_method_of_ones_own_from_the_command_line(tiny, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(EXAMPLES)
     keys = {**tiny, "run": tmp_path / "run", "teacher": trained, "schedule.epochs": 1, "log_every": 1}
-    arguments = {
-        "distill": [
-            *(f"{key}={value}" for key, value in keys.items()),
-            *("--method", "own_method:ScoredFeatures", "methods.own_method:ScoredFeatures.power=1"),
-        ],
-        "methods": ["own_method:ScoredFeatures"],
-    }
-    done = subprocess.run(
-        [Path(sys.executable).with_name("understudy"), command, *arguments[command]],
-        cwd=EXAMPLES,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    if command == "methods":
-        assert "methods.own_method:ScoredFeatures.power=0.5" in done.stdout
-        assert "others: none, give feature_weight=..." in done.stdout
-    else:
-        terms = [row["scored_feature"] for row in read_rows(tmp_path / "run" / "losses.csv")]
-        assert len(terms) == 4
-        assert all(float(term) > 0 for term in terms)
-        assert "    power: 1.0" in (tmp_path / "run" / "config.yaml").read_text()
+    options = ["--method", "own_method:ScoredFeatures", "methods.own_method:ScoredFeatures.power=1"]
+    distill = ["distill", *(f"{key}={value}" for key, value in keys.items()), *options]
+    for arguments in (distill, ["methods", "own_method:ScoredFeatures"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert not stop.value.code
+    terms = [row["scored_feature"] for row in read_rows(tmp_path / "run" / "losses.csv")]
+    assert len(terms) == 4
+    assert all(float(term) > 0 for term in terms)
+    assert "    power: 1.0" in (tmp_path / "run" / "config.yaml").read_text()
+    listing = capsys.readouterr().out
+    assert "methods.own_method:ScoredFeatures.power=0.5" in listing
+    assert "faster_rcnn: feature_weight=1" in listing  # a weight for every family
     assert lines_of(EXAMPLES / "own_method.py") <= 30

@@ -1,6 +1,6 @@
-"""Understudy distils object detectors: a small student learns its role from a large teacher.
+"""Distil object detectors: train a small student with a large teacher.
 
-The names below are the public ones. Each is imported when it is first used, so that ``import understudy`` is instant::
+The names in ``__all__`` are public. Each is imported on first use, so ``import understudy`` is fast::
 
     import understudy
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from understudy.detectors import Detector, build_detector, open_detector
     from understudy.errors import RunError, UserError
     from understudy.learner import Learner
-    from understudy.methods import METHODS, Method, build_methods
+    from understudy.methods import METHODS
+    from understudy.methods.base import Method
+    from understudy.methods.loading import build_methods
     from understudy.outputs import Outputs, Spec, Truth
     from understudy.pairing import Pairing, pair
 
@@ -58,7 +60,7 @@ _MODULES = {
     "METHODS": "methods",
     "Detector": "detectors",
     "Learner": "learner",
-    "Method": "methods",
+    "Method": "methods.base",
     "Outputs": "outputs",
     "Pairing": "pairing",
     "RunError": "errors",
@@ -66,7 +68,7 @@ _MODULES = {
     "Truth": "outputs",
     "UserError": "errors",
     "build_detector": "detectors",
-    "build_methods": "methods",
+    "build_methods": "methods.loading",
     "import_checkpoint": "checkpoints",
     "load_checkpoint": "checkpoints",
     "open_data": "data",
@@ -76,48 +78,48 @@ _MODULES = {
 
 
 def train(config: "Source" = None, **overrides: Any) -> "Path":
-    """Train a detector: a teacher, or a student without one. The same as ``understudy train``.
+    """Train a detector, like ``understudy train``: a teacher, or a student without a teacher.
 
     Args:
-        config: a YAML file, a mapping or a finished ``TrainConfig``; None starts from the defaults.
-        overrides: keys of the config, whole sections or, in a dict that is unpacked, dotted:
+        config: a YAML file, a mapping or a ``TrainConfig``; None: the defaults.
+        overrides: config keys. Dotted keys are given in an unpacked dict:
             ``train(data="photos", run="runs/a", **{"optimizer.lr": 0.02})``.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: listing every fault of the config, or saying what is wrong with the data.
-        RunError: the run cannot go on.
+        UserError: the config or the data have faults; the message lists all of them.
+        RunError: the run cannot continue.
     """
-    from understudy import training
     from understudy.config import TrainConfig, load_config
+    from understudy.training import run as training
 
     return training.train(load_config(TrainConfig, config, overrides))
 
 
 def distill(config: "Source" = None, **overrides: Any) -> "Path":
-    """Train a student with a teacher and distillation methods. The same as ``understudy distill``.
+    """Train a student with a teacher and distillation methods, like ``understudy distill``.
 
     Args:
-        config: a YAML file, a mapping or a finished ``DistillConfig``; None starts from the defaults.
-        overrides: keys of the config, as in :func:`train`.
+        config: a YAML file, a mapping or a ``DistillConfig``; None: the defaults.
+        overrides: config keys, as in :func:`train`.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: listing every fault of the config, or saying what is wrong with the data, teacher or methods.
-        RunError: the run cannot go on.
+        UserError: the config, data, teacher or methods have faults; the message lists all of them.
+        RunError: the run cannot continue.
     """
-    from understudy import training
     from understudy.config import DistillConfig, load_config
+    from understudy.training import run as training
 
     return training.distill(load_config(DistillConfig, config, overrides))
 
 
 def resume(run: "str | Path") -> "Path":
-    """Go on with a run that was interrupted, exactly where it stopped. The same as ``understudy resume``.
+    """Continue an interrupted run exactly where it stopped, like ``understudy resume``.
 
     Args:
         run: the run folder.
@@ -126,12 +128,12 @@ def resume(run: "str | Path") -> "Path":
         The run folder.
 
     Raises:
-        UserError: it is not the folder of a run that can go on.
-        RunError: the run cannot go on.
+        UserError: the folder does not contain a run that can be continued.
+        RunError: the run cannot continue.
     """
     from pathlib import Path
 
-    from understudy import training
+    from understudy.training import run as training
 
     return training.resume(Path(run))
 

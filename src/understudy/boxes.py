@@ -1,48 +1,118 @@
 """Boxes of a record: decoded from what the heads emit, compared in pairs, and picked where there is an object."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from understudy.errors import UserError
 from understudy.functional.precision import at_least_float32
+from understudy.networks.geometry import boxes_around, centres, integral
+from understudy.networks.geometry import paired_giou as paired_giou
+from understudy.networks.geometry import paired_iou as paired_iou
 from understudy.outputs import Outputs, Spec, Truth
 
 LARGEST_GROWTH = math.log(1000 / 16)
 """A side grows at most by a factor of 62.5 from its anchor's: the limit of torchvision's and mmdet's coders."""
 
 
-def decode(outputs: Outputs, spec: Spec) -> list[Tensor]:
-    """Compute the box of every anchor from the record alone, whatever the heads emit.
+@dataclass(frozen=True, slots=True)
+class BoxCode:
+    """How a head's raw box outputs encode a box.
 
-    The same as :meth:`.Detector.decode`, except that mmdet's coder also limits how far a side shrinks.
+    Attributes:
+        decode: computes boxes (..., 4), xyxy in pixels, from raw outputs (..., D), anchors (..., 4) and the stride of
+            the level in pixels.
+        anchored: the code is relative to the size of an anchor, so raw outputs of two detectors mean the same only at
+            anchors of the same size.
+        distributed: each side is a distribution, ``D = 4 * (n + 1)`` logits, instead of a number.
+        in_pixels: raw outputs are pixels.
+    """
+
+    decode: Callable[[Tensor, Tensor, float], Tensor]
+    anchored: bool = False
+    distributed: bool = False
+    in_pixels: bool = False
+
+
+def _decode_deltas(raw: Tensor, anchors: Tensor, stride: float) -> Tensor:
+    low, high = anchors.chunk(2, dim=-1)
+    centre, size = (low + high) / 2, high - low
+    shift, growth = raw.chunk(2, dim=-1)
+    middle, half = centre + shift * size, size * growth.clamp(max=LARGEST_GROWTH).exp() / 2
+    return torch.cat([middle - half, middle + half], dim=-1)
+
+
+def _decode_strides(raw: Tensor, anchors: Tensor, stride: float) -> Tensor:
+    low, high = anchors.chunk(2, dim=-1)
+    size = high - low  # such an anchor is one cell large
+    return _around(anchors, raw * torch.cat([size, size], dim=-1))
+
+
+def _decode_pixels(raw: Tensor, anchors: Tensor, stride: float) -> Tensor:
+    return _around(anchors, raw)
+
+
+def _decode_distributions(raw: Tensor, anchors: Tensor, stride: float) -> Tensor:
+    return _around(anchors, integral(raw) * stride)
+
+
+def _around(anchors: Tensor, distances: Tensor) -> Tensor:
+    return boxes_around(centres(anchors), distances)
+
+
+BOX_CODES: dict[str, BoxCode] = {
+    "deltas": BoxCode(_decode_deltas, anchored=True),
+    "distances in strides": BoxCode(_decode_strides),
+    "distances in pixels": BoxCode(_decode_pixels, in_pixels=True),
+    "distributions": BoxCode(_decode_distributions, distributed=True),
+}
+"""Every box code by its name in :attr:`.Spec.box_code`. A detector with another code adds it here."""
+
+
+def box_code(spec: Spec) -> BoxCode:
+    """Return the box code of a detector.
+
+    Raises:
+        UserError: it is not in :data:`BOX_CODES`.
+    """
+    if spec.box_code not in BOX_CODES:
+        raise UserError(
+            f"{spec.name} has the unknown box code {spec.box_code!r}; expected {', '.join(map(repr, BOX_CODES))}. "
+            "Add an entry to understudy.boxes.BOX_CODES."
+        )
+    return BOX_CODES[spec.box_code]
+
+
+def decode(outputs: Outputs, spec: Spec) -> list[Tensor]:
+    """Decode the box of every anchor from the record alone.
+
+    The result equals :meth:`.Detector.decode`, except that mmdet's coder also limits how far a side shrinks.
 
     Args:
         outputs: the record.
-        spec: of the detector it is from; of a reduced record, the reduced one.
+        spec: of the detector that computed it; of a reduced record, the reduced Spec.
 
     Returns:
         Per level (N, H, W, A, 4), xyxy in pixels of the padded batch.
 
     Raises:
-        UserError: the detector's box code is none of these.
+        UserError: the detector's box code is unknown.
     """
     levels = zip(outputs.box_raw, outputs.anchors, spec.strides, strict=True)
-    return [decode_level(raw, anchors, stride, spec.box_code) for raw, anchors, stride in levels]
+    return [decode_level(raw, anchors, stride, spec) for raw, anchors, stride in levels]
 
 
-def decode_level(raw: Tensor, anchors: Tensor, stride: float, box_code: str) -> Tensor:
+def decode_level(raw: Tensor, anchors: Tensor, stride: float, spec: Spec) -> Tensor:
     """Decode boxes of one level.
 
     Args:
         raw: (..., D), as the head emits them.
         anchors: (..., 4) xyxy in pixels, of a shape that broadcasts with it.
         stride: pixels per cell of the level.
-        box_code: what the D numbers are; see :class:`understudy.outputs.Spec`.
+        spec: of the detector; its ``box_code`` says what the D numbers are.
 
     Returns:
         (..., 4), xyxy in pixels.
@@ -50,54 +120,22 @@ def decode_level(raw: Tensor, anchors: Tensor, stride: float, box_code: str) -> 
     Raises:
         UserError: the box code is unknown.
     """
-    raw = at_least_float32(raw)
-    low, high = anchors.chunk(2, dim=-1)
-    centre, size = (low + high) / 2, high - low
-    if box_code == "deltas":
-        shift, growth = raw.chunk(2, dim=-1)
-        middle, half = centre + shift * size, size * growth.clamp(max=LARGEST_GROWTH).exp() / 2
-        return torch.cat([middle - half, middle + half], dim=-1)
-    if box_code == "distances in pixels":
-        distances = raw
-    elif box_code == "distances in strides":
-        distances = raw * torch.cat([size, size], dim=-1)  # such an anchor is one cell large
-    elif box_code == "distributions":
-        distances = expected_distances(raw) * stride
-    else:
-        raise UserError(
-            'a box_code is "deltas", "distances in strides", "distances in pixels" or "distributions", '
-            f"got {box_code!r}."
-        )
-    before, after = distances.chunk(2, dim=-1)
-    return torch.cat([centre - before, centre + after], dim=-1)
+    return box_code(spec).decode(at_least_float32(raw), anchors, stride)
 
 
-def expected_distances(raw: Tensor) -> Tensor:
-    """Turn the distribution of each side over the distances 0, 1, ..., n into its expectation.
-
-    GFL (Li et al., NeurIPS 2020), Eq. 5.
+def in_strides(outputs: Outputs, spec: Spec) -> list[Tensor]:
+    """Bring the raw boxes of every box code to about the same size, as one smooth L1 loss for all needs it (ours).
 
     Args:
-        raw: (..., 4 * (n + 1)) logits: left, top, right, bottom.
+        outputs: the record.
+        spec: of the detector.
 
     Returns:
-        (..., 4), 0 to n.
+        Per level (N, H, W, A, D), as the head emits them; pixels divided by the level's stride.
     """
-    shares = raw.unflatten(-1, (4, -1)).softmax(-1)
-    return (shares * torch.arange(shares.shape[-1], device=raw.device)).sum(-1)  # no matmul: autocast rounds it
-
-
-def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Compute the IoU of each box (..., 4) with the other at the same place: (...), 0 to 1."""
-    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
-    overlap = (high - low).clamp(min=0).prod(-1)
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (others[..., 2:] - others[..., :2]).prod(-1)
-    return overlap / (areas - overlap).clamp(min=1e-7)
-
-
-def paired_giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Compute the generalised IoU (Rezatofighi et al., CVPR 2019) of each box with the other at its place: -1 to 1."""
-    return 1 - generalized_box_iou_loss(boxes, others)
+    if not box_code(spec).in_pixels:
+        return list(outputs.box_raw)
+    return [level / stride for level, stride in zip(outputs.box_raw, spec.strides, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +162,7 @@ class Places:
         """Decode the boxes at these places, and no others: (P, 4), as :func:`decode`."""
         levels = zip(outputs.box_raw, outputs.anchors, spec.strides, self.levels, strict=True)
         decoded = [
-            decode_level(raw.flatten(1, 3)[image, place], anchors.flatten(0, 2)[place], stride, spec.box_code)
+            decode_level(raw.flatten(1, 3)[image, place], anchors.flatten(0, 2)[place], stride, spec)
             for raw, anchors, stride, (image, place) in levels
         ]
         return torch.cat(decoded)

@@ -1,9 +1,8 @@
-"""The command line: each command gathers its arguments and calls one function of the package.
+"""The command line: each command parses its arguments and calls one function of the package.
 
-A command imports what it needs when it runs, so that help comes at once.
+Commands import the package when they run, so that ``--help`` is fast.
 """
 
-import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """Turns the failures that are not ours into a message and an exit code."""
+    """Prints a user's error or a failed run as a message and exits with its code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -44,24 +43,26 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text: no boxes that garble long messages, readable when piped
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="\b\nBegin with:\n  understudy demo",
+    epilog="\b\nGet started:\n  understudy demo",
 )
 
-_OVERRIDABLE = {"ignore_unknown_options": True}  # `--lr=0.1` is met by a message that shows the form
+_OVERRIDABLE = {"ignore_unknown_options": True}  # so that `--lr=0.1` gets a message of ours
 
 
 def _example(*lines: str) -> str:
-    """An epilog of commands to copy."""
+    """Write an epilog of commands to copy."""
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
 def _not_an_option(ctx: typer.Context, arguments: list[str] | None) -> list[str] | None:
-    """Meet an option that is nearly one of the command's with its name; others are met where keys are read."""
+    """Refuse a misspelt option and suggest the right one; load_config refuses all others."""
+    from understudy.text import closest
+
     options = [name for parameter in ctx.command.params for name in parameter.opts if name.startswith("--")]
     for argument in arguments or []:
-        close = difflib.get_close_matches(argument.partition("=")[0], options, n=1, cutoff=0.8)
+        close = closest(argument.partition("=")[0], options, cutoff=0.8)
         if argument.startswith("-") and close:
-            raise UserError(f'"{argument}": no such option; did you mean {close[0]}?')
+            raise UserError(f'"{argument}": no such option; did you mean {close}?')
     return arguments
 
 
@@ -70,19 +71,19 @@ Overrides = Annotated[
     typer.Argument(
         metavar="KEY=VALUE",
         show_default=False,
-        help="Keys of the config, e.g. optimizer.lr=0.02.",
+        help="Config keys, e.g. optimizer.lr=0.02.",
         callback=_not_an_option,
     ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="A YAML file to start from.")]
-CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run folder or a checkpoint.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML config to start from.")]
+CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Run folder or checkpoint.")]
 
 
 @app.callback(invoke_without_command=True)
 def _understudy(
-    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False
 ) -> None:
-    """Distil object detectors: a small student learns its role from a large teacher."""
+    """Distil object detectors: train a small student with a large teacher."""
     if version:
         from importlib.metadata import version as installed
 
@@ -93,14 +94,14 @@ def _understudy(
 
 @app.command(epilog=_example("understudy check photos --sheet sheet.png"))
 def check(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data set: COCO, VOC or YOLO.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data set: COCO, VOC or YOLO.")],
     sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw some images with their boxes into this file.")
+        Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
     ] = None,
 ) -> None:
-    """Read a whole data set and report every fault at once.
+    """Check a data set and report all faults at once.
 
-    Exits with 2 if there is a fault.
+    The exit code is 2 if there are faults.
     """
     from understudy.data.check import check_data
 
@@ -117,11 +118,11 @@ def check(
     ),
 )
 def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Train a detector: a teacher, or a student without one."""
+    """Train a detector: a teacher, or a student without a teacher."""
     import understudy
     from understudy.config import TrainConfig, load_config
 
-    _say_where(understudy.train(load_config(TrainConfig, config, overrides or [])))
+    _print_folder(understudy.train(load_config(TrainConfig, config, overrides or [])))
 
 
 @app.command(
@@ -139,7 +140,7 @@ def distill(
             "--method",
             "-m",
             metavar="NAME",
-            help="A method; may be repeated. It keeps its options in FILE, whose other methods are left out.",
+            help="Method to use; may be repeated. Keeps its options in FILE; other methods in FILE are ignored.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -148,15 +149,15 @@ def distill(
     import understudy
     from understudy.config import DistillConfig, load_config
 
-    _say_where(understudy.distill(load_config(DistillConfig, config, overrides or [], method or [])))
+    _print_folder(understudy.distill(load_config(DistillConfig, config, overrides or [], method or [])))
 
 
 @app.command(epilog=_example("understudy resume runs/student"))
-def resume(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of an interrupted run.")]) -> None:
-    """Go on with an interrupted run, exactly where it stopped."""
+def resume(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")]) -> None:
+    """Continue an interrupted run exactly where it stopped."""
     import understudy
 
-    _say_where(understudy.resume(run))
+    _print_folder(understudy.resume(run))
 
 
 @app.command(epilog=_example("understudy evaluate runs/student", "understudy evaluate runs/student photos --json"))
@@ -164,48 +165,48 @@ def evaluate(
     checkpoint: CheckpointPath,
     data: Annotated[
         Path | None,
-        typer.Argument(metavar="DATA", show_default=False, help="A data set; else the one it was trained with."),
+        typer.Argument(metavar="DATA", show_default=False, help="Data set; default: that of the training run."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The split; else the validation split of the training run.")
+        str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of the training run.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (numbers in 0..1) and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only, with numbers from 0 to 1.")] = False,
 ) -> None:
-    """Measure a detector by COCO's and VOC's rules.
+    """Evaluate a detector by the rules of COCO and VOC.
 
-    Prints COCO's 12 numbers, VOC's AP50, and both for every class.
+    Prints COCO's 12 metrics and VOC's AP50, then AP and AP50 per class.
     """
     from understudy import evaluation
 
     if not as_json:
         _print(evaluation.evaluate(checkpoint, data, split=split))
         return
-    with redirect_stdout(sys.stderr):  # whatever a library has to say
+    with redirect_stdout(sys.stderr):  # libraries print progress
         result = evaluation.evaluate(checkpoint, data, split=split)
     print(json.dumps(result.to_dict(), indent=2))
 
 
 @app.command(epilog=_example("understudy swap runs/teacher runs/student"))
 def swap(
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="A run folder or a checkpoint.")],
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A run folder (its last.ckpt) or a checkpoint.")],
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Run folder or checkpoint.")],
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder (its last.ckpt) or checkpoint.")],
     data: Annotated[
         Path | None,
-        typer.Argument(metavar="DATA", show_default=False, help="A data set; else the one of the student's run."),
+        typer.Argument(metavar="DATA", show_default=False, help="Data set; default: that of the student's run."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The split; else the validation split of that run.")
+        str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of that run.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (numbers in 0..1) and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only, with numbers from 0 to 1.")] = False,
 ) -> None:
-    """Measure what a teacher detects on a student's feature maps.
+    """Evaluate a teacher on a student's feature maps.
 
-    They are put into it as they are, where they fit, and through the transforms
-    that the method dist2 trained.
+    The feature maps are used directly where the shapes match, and through the
+    transforms that the method dist2 trained.
     """
-    from understudy.swap import swap_test
+    from understudy.analysis.swap import swap_test
 
-    with redirect_stdout(sys.stderr):  # whatever a library has to say
+    with redirect_stdout(sys.stderr):  # libraries print progress
         result = swap_test(teacher, student, data, split=split)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
@@ -216,33 +217,33 @@ def swap(
 @app.command(epilog=_example("understudy predict runs/student holiday.jpg -o found"))
 def predict(
     checkpoint: CheckpointPath,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An image, a folder of images or a data set.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go.")],
-    score: Annotated[float, typer.Option(help="The lowest score (0 to 1) of a box that is drawn.")] = 0.3,
-    split: Annotated[str, typer.Option(metavar="NAME", help="The split, where SOURCE is a data set.")] = "val",
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or data set.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder.")],
+    score: Annotated[float, typer.Option(help="Lowest score of a drawn box, 0 to 1.")] = 0.3,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split, if SOURCE is a data set.")] = "val",
 ) -> None:
-    """Detect objects in images, and draw them.
+    """Detect objects in images and draw them.
 
-    Writes the results in COCO's format, and the images with their boxes.
+    Writes the detections in COCO's format and the images with their boxes.
     """
     if not 0 <= score <= 1:
         raise UserError(f"--score: expected a number from 0 to 1, got {score:g}")
-    from understudy import prediction
+    from understudy.evaluation import prediction
 
     detections = prediction.predict(checkpoint, source, output, score, split=split)
-    print(f"{len(detections)} detections: {output / 'detections.json'}, drawn in {output / 'images'}")
+    print(f"{len(detections)} detections: {output / 'detections.json'}; images with boxes: {output / 'images'}")
 
 
 @app.command(epilog=_example("understudy export runs/student deploy"))
 def export(
     checkpoint: CheckpointPath,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder for the weights.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder.")],
 ) -> None:
-    """Write the plain weights, for torchvision alone."""
+    """Export a detector that needs only torch and torchvision."""
     from understudy import export as exporting
 
     exporting.export(checkpoint, folder)
-    print(f"The plain detector is in {folder}")
+    print(f"Exported to {folder}")
 
 
 @app.command(
@@ -250,32 +251,34 @@ def export(
     epilog=_example("understudy import gfl_r101_fpn.pth", "understudy import frcnn.pth --classes cat,dog -o cats.ckpt"),
 )
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of torchvision or a checkpoint of mmdet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of torchvision or checkpoint of mmdet.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write; else FILE's name with .ckpt."),
+        typer.Option("--output", "-o", metavar="FILE", help="Checkpoint to write; default: FILE with .ckpt."),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Class names: a,b,c, a file of names, coco or voc.")
     ] = None,
     style: Annotated[
-        str | None, typer.Option(metavar="caffe|pytorch", help="Of a ResNet, where the file does not say.")
+        str | None, typer.Option(metavar="caffe|pytorch", help="Style of a ResNet, if the file does not contain it.")
     ] = None,
-    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of the pixels, 0 to 255.")] = None,
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of the pixels, 0 to 255.")] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of the pixels, 0 to 255.")] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Standard deviation of the pixels, 0 to 255.")
+    ] = None,
     architecture: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where it cannot be told from the weights.")
+        str | None, typer.Option(metavar="NAME", help="Architecture, if it cannot be inferred from the weights.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the detector; may be repeated.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the detector; may be repeated.")
     ] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Go on where weights are missing or left over.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Continue if weights are missing or left over.")] = False,
 ) -> None:
-    """Import a detector of torchvision or mmdet.
+    """Import a detector from torchvision or mmdet.
 
-    Writes a checkpoint that evaluates, exports and teaches as others do. Nothing
-    in the file is executed; what had to be assumed is printed, each with the
-    option that changes it.
+    Writes a checkpoint that can be evaluated, exported and used as a teacher. No
+    code in the file is executed. Each assumption is printed with the option that
+    changes it.
     """
     from understudy.checkpoints.importing import import_checkpoint, numbers_of, report, settings_of
 
@@ -296,35 +299,37 @@ def import_(
 @app.command(epilog=_example("understudy compare runs/teacher runs/plain runs/student --html compare.html"))
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with curves and images.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
+    ] = None,
 ) -> None:
-    """Set finished runs side by side in a table.
+    """Compare finished runs.
 
-    Shows AP, size and speed, and how much of the gap to the teacher a distilled
-    student closed.
+    Prints AP, size and speed, and the share of the gap to the teacher that each
+    distilled student closes.
     """
-    from understudy import results
+    from understudy.compare import table as results
 
     table = results.summarise(runs)
     _print(table)
     if html:
         from understudy.report import report_on
 
-        print(f"\nThe page is {report_on(html, runs, table=table.to_dict())}")
+        print(f"\nPage: {report_on(html, table)}")
 
 
 @app.command(epilog=_example("understudy demo --output demo"))
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Decides the scenes, the first weights and the order.")] = 0,
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where everything is written to.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the scenes and the training.")] = 0,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder.")] = Path("demo"),
     train_teacher: Annotated[
-        bool, typer.Option("--train-teacher", help="Train the teacher too, not only the two students.")
+        bool, typer.Option("--train-teacher", help="Train the teacher, too, instead of using the included one.")
     ] = False,
 ) -> None:
-    """Show the whole job in a few minutes, on drawn scenes.
+    """Run the whole workflow in a few minutes on drawn scenes.
 
-    Draws a data set, trains a plain and a distilled student, prints the table
-    and writes a page.
+    Draws a data set, trains a plain and a distilled student, compares them and
+    writes an HTML page.
     """
     from understudy.demo import run_demo
 
@@ -336,10 +341,10 @@ def demo(
 
 @app.command(epilog=_example("understudy config distill > student.yaml"))
 def config(
-    kind: Annotated[str, typer.Argument(metavar="train|distill", help="Of which command.")] = "train",
-    schema: Annotated[bool, typer.Option("--schema", help="Print its JSON schema, for editors.")] = False,
+    kind: Annotated[str, typer.Argument(metavar="train|distill", help="Command that the config is for.")] = "train",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema instead, for editors.")] = False,
 ) -> None:
-    """Print a config file with every key explained."""
+    """Print a config file with all keys and their descriptions."""
     from understudy.config import DistillConfig, TrainConfig, commented_yaml
 
     kinds = {"train": TrainConfig, "distill": DistillConfig}
@@ -356,18 +361,18 @@ def config(
     epilog=_example("understudy detectors", "understudy detectors gfl_resnet50 width_mult=0.5 num_classes=20"),
 )
 def detectors(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="Explain this one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="Detector to explain.")] = None,
     options: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
             show_default=False,
-            help="Its keys of the config, e.g. width_mult=0.5; and num_classes.",
+            help="Its config keys, e.g. width_mult=0.5, and num_classes.",
         ),
     ] = None,
 ) -> None:
     """List the detectors with their sizes, or explain one."""
-    from understudy import listing
+    from understudy.listing import detectors as listing
 
     print(listing.table() if name is None else listing.explain(name, options or []))
 
@@ -378,42 +383,44 @@ def detectors(
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", show_default=False, help="Explain this one; package.module:Class is your own."),
+        typer.Argument(
+            metavar="NAME", show_default=False, help="Method to explain; package.module:Class for your own."
+        ),
     ] = None,
-    short: Annotated[bool, typer.Option("--short", help="Of each only what it does.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="One-line summaries only.")] = False,
 ) -> None:
     """List the distillation methods, or explain one.
 
-    Shows what each reads, which detectors and pairs it serves, its terms,
+    Prints what each method reads, the detectors it supports, its terms, default
     weights and source.
     """
-    from understudy.methods import catalogue
+    if name is not None and short:
+        raise UserError(f"--short cannot be combined with a method: leave out --short or {name}.")
+    from understudy.listing import methods as listing
 
     if name is None:
-        print(catalogue.overview() if short else catalogue.details())
-    elif short:
-        raise UserError(f"--short lists all methods, and {name} is to be explained: leave one of the two out.")
+        print(listing.overview() if short else listing.details())
     else:
-        print(catalogue.explain(name))
+        print(listing.explain(name))
 
 
-def _say_where(run: Path) -> None:
-    """Say where a finished run lies, once, also when it had several processes."""
-    from understudy.runs import is_first_process
+def _print_folder(run: Path) -> None:
+    """Print the folder of a finished run, in one process only."""
+    from understudy.training.folder import is_first_process
 
     if is_first_process():
-        print(f"The run is in {run}")
+        print(f"Run folder: {run}")
 
 
 def _print(renderable: "RenderableType") -> None:
-    """Print a table: in colour on a terminal, as plain text of 80 columns into a pipe."""
+    """Print a table, in colour on a terminal and as plain text of 80 columns otherwise."""
     from rich.console import Console
 
     Console(highlight=False).print(renderable)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line, and exit with 0, or 1 (failed while running), 2 (wrong input) or 130 (interrupted)."""
+    """Run the command line and exit with 0 (success), 1 (failed run), 2 (wrong input) or 130 (interrupted)."""
     if "" not in sys.path:
-        sys.path.append("")  # the current folder, last: a method of one's own lies there, and hides no module
+        sys.path.append("")  # the current folder, for a user's methods; last, so that it hides no other module
     app(arguments, prog_name="understudy")

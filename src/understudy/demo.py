@@ -1,8 +1,8 @@
-"""The main job on an embedded default: draw scenes, take a teacher, train a plain and a distilled student, compare.
+"""The demo: draw scenes, train a plain and a distilled student, and compare them with each other and the teacher.
 
 Both students have the same detector, data, order of images, number of steps and optimizer; only the distillation terms
-differ. The teacher that comes with the package was trained by :func:`train_teacher`, once, on more scenes and for
-longer; its own config and measurements lie beside its weights.
+differ. The teacher that comes with the package was trained by :func:`make_teacher` on more scenes and for more epochs;
+its config and measurements are beside its weights.
 """
 
 import json
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from understudy.checkpoints import load_checkpoint
+from understudy.compare.table import Table, summarise
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.data import evaluation_loader, open_data
 from understudy.data.scenes import make_scenes
 from understudy.errors import UserError
 from understudy.evaluation import detect_all, score
 from understudy.report import report_on
-from understudy.results import Table, summarise
-from understudy.runs import RunFolder
-from understudy.training import distill, train
+from understudy.training.folder import RunFolder
+from understudy.training.run import distill, train
 
 SIZE = 96
 """Height and width of the scenes in pixels."""
@@ -29,7 +29,7 @@ SIZE = 96
 TEACHER_SCENES, STUDENT_SCENES, VALIDATION_SCENES = 4000, 1700, 200
 TEACHER_EPOCHS, STUDENT_EPOCHS = 12, 8
 TEACHER_SEED = 1_000_000
-"""Seed of the scenes of the teacher that comes with the package; the demo's own seeds stay far below it."""
+"""Seed of the scenes that the teacher was trained on; the demo's own seeds are below it, so no scene is shared."""
 
 RECIPE: dict[str, Any] = {
     "data": {"shorter_side": [SIZE], "longer_side": SIZE, "workers": 0},
@@ -47,45 +47,45 @@ METHODS: dict[str, dict[str, Any]] = {"frs": {"ramp_steps": 100}}
 def run_demo(
     output: str | Path, seed: int = 0, train_teacher: bool = False, say: Callable[[str], None] = print
 ) -> Table:
-    """Run the whole demo and write everything it made into one folder.
+    """Run the demo and write everything into one folder.
 
     Args:
-        output: a new or empty folder; it will hold ``scenes/``, the runs ``teacher/``, ``plain/`` and ``distilled/``,
-            and the page ``report.html``.
-        seed: decides the scenes and both students.
-        train_teacher: train the teacher anew (several times as long as the rest) instead of taking the package's.
-        say: what to do with a line of progress.
+        output: a new or empty folder for ``scenes/``, the runs ``teacher/``, ``plain/`` and ``distilled/``, and the
+            page ``report.html``.
+        seed: of the scenes and of both students, below 1,000,000.
+        train_teacher: train the teacher (several times as long as the rest) instead of using the package's.
+        say: called with each line of progress.
 
     Returns:
         The table of the three runs.
 
     Raises:
-        UserError: the folder is in use, or the seed is out of range.
+        UserError: the folder is not empty, or the seed is out of range.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty, and nothing is overwritten: choose another --output.")
+        raise UserError(f"{output} is not an empty folder. Choose another one: --output FOLDER.")
     if not 0 <= seed < TEACHER_SEED:
-        raise UserError(f"--seed is 0 to {TEACHER_SEED - 1}, got {seed}.")
+        raise UserError(f"--seed: expected a whole number from 0 to {TEACHER_SEED - 1}, got {seed}.")
 
     folders = train_all(output, seed, train_teacher, say)
-    say("5/5  Measuring speed and writing the page")
+    say("5/5  Measuring the speed and writing the report")
     table = summarise(folders)
-    report_on(output / "report.html", folders, title="The understudy demo", facts={"seed": seed}, table=table.to_dict())
+    report_on(output / "report.html", table, title="The understudy demo", facts={"seed": seed})
     return table
 
 
 def train_all(output: Path, seed: int, train_teacher: bool = False, say: Callable[[str], None] = print) -> list[Path]:
-    """Draw the scenes and make the three runs; arguments as of :func:`run_demo`. Returns the three run folders."""
+    """Draw the scenes, make the three runs and return their folders; arguments as in :func:`run_demo`."""
     teacher, plain, distilled = (output / name for name in ("teacher", "plain", "distilled"))
-    say(f"1/5  Drawing {STUDENT_SCENES} scenes to learn from and {VALIDATION_SCENES} to be tested on")
+    say(f"1/5  Drawing {STUDENT_SCENES} scenes for training and {VALIDATION_SCENES} for validation")
     scenes = draw_scenes(output / "scenes", seed)
     if train_teacher:
-        say(f"2/5  Training the teacher anew: {TEACHER_EPOCHS} epochs of {TEACHER_SCENES} scenes of its own")
+        say(f"2/5  Training the teacher for {TEACHER_EPOCHS} epochs on {TEACHER_SCENES} scenes of its own")
         make_teacher(teacher, output / "teacher_scenes")
         _measure_teacher(teacher, scenes)
     else:
-        say("2/5  Taking the teacher that comes with understudy (--train-teacher trains it anew)")
+        say("2/5  Using the teacher that comes with understudy (--train-teacher trains a new one)")
         take_teacher(teacher, scenes)
     say(f"3/5  Training a plain student for {STUDENT_EPOCHS} epochs")
     train(load_config(TrainConfig, student_config(scenes, plain, seed)))
@@ -96,19 +96,19 @@ def train_all(output: Path, seed: int, train_teacher: bool = False, say: Callabl
 
 
 def draw_scenes(folder: Path, seed: int) -> Path:
-    """Draw the scenes that students learn from and are tested on."""
+    """Draw the scenes that the students are trained and evaluated on."""
     return make_scenes(folder, train=STUDENT_SCENES, val=VALIDATION_SCENES, size=SIZE, seed=seed)
 
 
 def take_teacher(run: Path, scenes: Path) -> None:
-    """Copy the run of the teacher that comes with the package, and measure it on some scenes."""
+    """Copy the run of the teacher that comes with the package, and evaluate it on some scenes."""
     with as_file(files("understudy") / "demo_teacher") as shipped:
         shutil.copytree(shipped, run)
     _measure_teacher(run, scenes)
 
 
 def student_config(scenes: Path, run: Path, seed: int) -> dict[str, Any]:
-    """The config that the plain and the distilled student share."""
+    """Return the config that the plain and the distilled student share."""
     return {
         **RECIPE,
         "data": {**RECIPE["data"], "path": scenes},
@@ -120,7 +120,7 @@ def student_config(scenes: Path, run: Path, seed: int) -> dict[str, Any]:
 
 
 def make_teacher(run: Path, scenes: Path) -> Path:
-    """Draw the teacher's own scenes and train the demo's teacher on them; about a quarter of an hour on two cores."""
+    """Draw the teacher's own scenes and train the teacher on them; takes about 15 minutes on two cores."""
     make_scenes(scenes, train=TEACHER_SCENES, val=VALIDATION_SCENES, size=SIZE, seed=TEACHER_SEED)
     config = {
         **RECIPE,
@@ -134,7 +134,7 @@ def make_teacher(run: Path, scenes: Path) -> Path:
 
 
 def _measure_teacher(run: Path, scenes: Path) -> None:
-    """Evaluate the teacher on the scenes that the students are tested on, which it has not seen."""
+    """Evaluate the teacher on the students' validation scenes, on which it was not trained."""
     folder = RunFolder(run)
     checkpoint = load_checkpoint(run)
     data = open_data(scenes, "val")

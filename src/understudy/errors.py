@@ -1,23 +1,33 @@
-"""The two kinds of failure a user meets; anything else that reaches the terminal is a fault of ours."""
+"""The two errors that understudy raises on purpose; any other exception is a bug in understudy."""
 
 from collections.abc import Iterable
 from typing import Self
 
 
 class UserError(ValueError):
-    """Something given to understudy is wrong: the message says what was expected, what came, and what to do.
+    """Wrong input: the message contains the fault, what was expected and what to do.
 
     The command line prints the message without a traceback and exits with 2.
     """
 
     @classmethod
     def listing(cls, summary: str, faults: Iterable[str]) -> Self:
-        """One error that names every fault at once, a line each, below a one-line summary."""
+        """Make one error from several faults.
+
+        >>> print(UserError.listing("Invalid config:", ["run: missing", "seed: expected an integer, got x"]))
+        Invalid config:
+          - run: missing
+          - seed: expected an integer, got x
+
+        Args:
+            summary: the first line of the message.
+            faults: the other lines, one fault each.
+        """
         return cls("\n".join([summary, *(f"  - {fault}" for fault in faults)]))
 
 
 class RunError(RuntimeError):
-    """A run that started well cannot go on (a full disk, a loss that is not a number, a term that reaches nothing).
+    """A run that cannot continue (a full disk, a loss that is nan, a term without a gradient).
 
     The command line prints the message without a traceback and exits with 1.
     """

@@ -1,4 +1,4 @@
-"""A student that starts with the neck and the head of its teacher."""
+"""Initialise a student's neck and head with those of its teacher."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,24 +7,24 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from understudy.detectors import Detector
 from understudy.errors import UserError
-from understudy.methods.base import anchor_differences
+from understudy.methods.compatibility import anchor_differences
 from understudy.outputs import Spec
 from understudy.pairing import Pairing
 
 CLASS_LAYERS = ("head.classification_head.cls_logits.", "roi_heads.box_predictor.")
-"""Layers whose outputs are classes, by torchvision's names."""
+"""Layers whose outputs are class scores, by torchvision's names."""
 COARSE_LAYERS = "backbone.fpn.extra_blocks."
-"""Layers of a neck that make the levels coarser than any stage, by torchvision's names."""
+"""Layers of a neck that compute the levels coarser than any stage, by torchvision's names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a student took over from its teacher.
+    """The tensors that a student inherited from its teacher.
 
     Attributes:
-        taken: names of the tensors that it took, in the plain network.
-        own: names of the other tensors of its neck and head, which start as they always do.
-        parameters: numbers in those that it took.
+        taken: names of the inherited tensors, in the plain network.
+        own: names of the other tensors of neck and head, which keep the student's own initialisation.
+        parameters: number of inherited values.
     """
 
     taken: tuple[str, ...]
@@ -33,25 +33,26 @@ class Inheritance:
 
     @property
     def note(self) -> str:
-        """One line on what was taken."""
-        every = len(self.taken) + len(self.own)
+        """One line for the user."""
+        total = len(self.taken) + len(self.own)
         return (
-            f"the student starts with {len(self.taken)} of the {every} tensors of its neck and head "
+            f"the student inherits {len(self.taken)} of the {total} tensors of its neck and head "
             f"({self.parameters} parameters) from the teacher"
         )
 
     def facts(self) -> dict[str, Any]:
-        """The same as plain values, with every name."""
+        """Return the names and the number as plain values."""
         return {"taken": list(self.taken), "own": list(self.own), "parameters": self.parameters}
 
 
 def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritance:
-    """Let a student's neck and head start as its teacher's, where names and shapes agree.
+    """Copy the teacher's neck and head into the student, layer by layer where names and shapes agree.
 
-    A tensor of the same name means the same only if the detectors are built alike: the neck is taken where levels and
-    stages have the same strides (its coarsest levels where they are made alike, too), the head where also family,
-    anchors and box code are the same, and the layers that tell classes apart where the classes are the same ones in
-    the same order.
+    Tensors of the same name are compatible only under these conditions:
+
+    * neck: the same strides of levels and stages; for its coarsest levels also the same construction;
+    * head: also the same family, anchors and box code;
+    * layers of class scores: also the same classes in the same order.
 
     Args:
         student: changed in place.
@@ -59,7 +60,7 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
         pairing: of the two.
 
     Raises:
-        UserError: nothing fits.
+        UserError: no layer fits.
     """
     own, theirs = student.network.state_dict(), teacher.network.state_dict()
     same_neck, same_coarse = (fact(student) == fact(teacher) for fact in (_neck, _coarse_levels))
@@ -77,11 +78,11 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
         or own[name].shape != theirs[name].shape
     }
     taken = tuple(name for name in names if _layer(name) not in misfits)
-    if not any(own[name].dim() > 1 for name in taken):  # no layer but, perhaps, a few scales
+    if not any(own[name].dim() > 1 for name in taken):  # at most a few scales, but no whole layer
         raise UserError(
-            f"inherit=true: nothing of the teacher {teacher.spec.name} fits into the student {student.spec.name}: the "
-            f"student has {_described(student.spec)}, the teacher {_described(teacher.spec)}. Build the student like "
-            "the teacher (the family, detector.neck_channels), or leave inherit out."
+            f"inherit=true: no layer of the teacher's neck and head fits the student. The student {student.spec.name} "
+            f"has {_described(student.spec)}, the teacher {teacher.spec.name} {_described(teacher.spec)}. Use the "
+            "teacher's family and detector.neck_channels for the student, or leave inherit out."
         )
     student.network.load_state_dict({name: theirs[name] for name in taken}, strict=False)
     return Inheritance(
@@ -90,7 +91,7 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
 
 
 def _layer(name: str) -> str:
-    """The layer of a tensor, which is taken as a whole: a bias means nothing without its weights."""
+    """The layer of a tensor; a layer is inherited completely or not at all."""
     return name.rpartition(".")[0]
 
 
@@ -99,7 +100,7 @@ def _neck(detector: Detector) -> tuple[Any, ...]:
 
 
 def _coarse_levels(detector: Detector) -> tuple[Any, ...]:
-    """What the coarsest levels are made from, and whether a ReLU comes between two."""
+    """The input of the coarsest levels, and whether a ReLU comes between two of them."""
     made = getattr(getattr(detector.network.backbone, "fpn", None), "extra_blocks", None)
     if isinstance(made, LastLevelP6P7):
         return "on_output" if made.use_P5 else "on_input", True
@@ -107,10 +108,10 @@ def _coarse_levels(detector: Detector) -> tuple[Any, ...]:
 
 
 def _head(detector: Detector) -> tuple[Any, ...]:
-    """What the outputs of a head mean beside its weights."""
+    """Everything that gives a head's outputs their meaning, except its weights."""
     spec, head = detector.spec, getattr(detector.network, "head", None)
     return spec.family, spec.num_anchors, spec.box_code, spec.box_size, getattr(head, "norm_on_bbox", None)
 
 
 def _described(spec: Spec) -> str:
-    return f"the channels {spec.channels} at the strides {spec.strides}"
+    return f"channels {spec.channels} at strides {spec.strides}"

@@ -1,17 +1,17 @@
 """The record between detectors and methods: read this file first.
 
-A detector returns one record, the same in ``train()`` and ``eval()``; a distillation method reads two of them. Neither
-knows the other, so D detectors and M methods need D + M pieces of code, never D x M.
+A detector returns one record, the same in ``train()`` and ``eval()``. A distillation method reads two of them. Neither
+imports the other, so D detectors and M methods need D + M pieces of code, never D x M.
 
 Letters used in every shape of this package::
 
     N images of a batch         C channels              H x W cells of one level
     A anchors per cell          K classes, no background
     D numbers per box           R = sum of H * W * A over the levels
-    M objects of one image      L levels
+    M objects of one image      L levels                Q queries
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,25 +23,38 @@ Target = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What is known of a detector before it has seen an image; methods are built, and refused, from two of these.
+    """The facts about a detector that hold for every image. A method is built, or refused, from two of these.
+
+    Every detector has features. Its predictions are dense (one for each anchor of each cell), a set (one for each
+    query), or both.
 
     Attributes:
-        channels: channels C of the neck outputs, one per level, fine to coarse.
-        strides: pixels per cell of the neck outputs.
-        num_anchors: anchors A per cell.
+        channels: channels C of the neck's outputs, one per level, fine to coarse.
+        strides: pixels per cell of the neck's outputs.
+        num_anchors: anchors A per cell; 0 without dense predictions.
         num_classes: classes K, without background.
-        box_size: numbers D per box: 4, or ``4 * (reg_max + 1)`` where sides are distributions.
-        box_code: what these numbers are: ``"deltas"`` to the anchor, ``"distances in strides"`` or ``"distances in
-            pixels"`` from the cell to the four sides, ``"distributions"`` over distances in strides.
-        objectness: the class logits, of which there is one, only say whether there is an object (an RPN's).
-        stage_channels: channels of the backbone outputs.
-        stage_strides: pixels per cell of the backbone outputs.
-        tower_channels: channels after each convolution of the head's two towers, which are alike; none where the head
-            is built otherwise.
-        first_anchors: the A anchors of the first cell of every level, xyxy in pixels: their sizes, and where in a cell
-            they lie; empty where they are not known.
-        family: the kind of detector, e.g. ``"retinanet"``; published weights are looked up by it.
-        name: what messages call it, e.g. ``"retinanet_resnet50"``.
+        box_size: numbers D per box: 4, or ``4 * (reg_max + 1)`` where each side is a distribution.
+        box_code: encoding of these numbers, a key of :data:`understudy.boxes.BOX_CODES`.
+        objectness: the only class score is that of an object of any class (an RPN's).
+        stage_channels: channels of the backbone's outputs.
+        stage_strides: pixels per cell of the backbone's outputs.
+        tower_channels: channels after each convolution of the head's two towers; empty for heads without two equal
+            towers.
+        first_anchors: the A anchors of the first cell of every level, xyxy in pixels; empty if unknown.
+        two_stage: the dense predictions are proposals, and a second stage classifies them.
+        points: dense predictions are made at points; their anchors have no size.
+        centerness: ``extra["centerness"]`` of the record scores how central each anchor lies in its object.
+        dense: the record has dense predictions.
+        queries: queries Q of the record's set of predictions; 0 without a set.
+        decoder_layers: decoder layers that predict the set; the last one is the result.
+        family: the kind of detector, a key of :data:`understudy.detectors.families.FAMILIES`.
+        default_weights: default weights that the family brings along: by method, then by term.
+        name: the name in messages, e.g. ``"retinanet_resnet50"``.
+
+    Examples:
+        >>> spec = Spec(channels=(64, 64), strides=(8, 16), num_anchors=1, num_classes=3, name="small")
+        >>> spec.scored
+        '3 classes'
     """
 
     channels: tuple[int, ...]
@@ -55,22 +68,36 @@ class Spec:
     stage_strides: tuple[int, ...] = ()
     tower_channels: tuple[int, ...] = ()
     first_anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    two_stage: bool = False
+    points: bool = False
+    centerness: bool = False
+    dense: bool = True
+    queries: int = 0
+    decoder_layers: int = 0
     family: str = "detector"
+    default_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict, compare=False, repr=False)
     name: str = "detector"
 
     @property
     def scored(self) -> str:
-        """What the class logits are scores of, in words."""
+        """What the class logits score, in words."""
         return "objectness" if self.objectness else f"{self.num_classes} class{'' if self.num_classes == 1 else 'es'}"
+
+    @property
+    def predictions(self) -> str:
+        """The kind of its predictions, in words."""
+        kinds = ["dense predictions"] if self.dense else []
+        kinds += [f"a set of {self.queries} queries"] if self.queries else []
+        return " and ".join(kinds) or "no predictions"
 
 
 @dataclass(frozen=True, slots=True)
 class TowerMaps:
-    """Maps inside the two towers of a head, all after the convolution of the same number, before the activation.
+    """Feature maps inside the two towers of a head: the outputs of the same convolution, before the activation.
 
     Attributes:
-        classes: of the tower of the classes, each level (N, C, H, W), fine to coarse.
-        boxes: of the tower of the boxes, likewise.
+        classes: of the class tower, each level (N, C, H, W), fine to coarse.
+        boxes: of the box tower, likewise.
     """
 
     classes: list[Tensor]
@@ -78,29 +105,45 @@ class TowerMaps:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryOutputs:
+    """A set of predictions: Q per image, from every decoder layer.
+
+    Attributes:
+        class_logits: per decoder layer (N, Q, K), before sigmoid or softmax; the last layer is the result.
+        boxes: per decoder layer (N, Q, 4), xyxy in pixels of the padded batch.
+    """
+
+    class_logits: list[Tensor]
+    boxes: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a detector computes for a batch, level by level, fine to coarse.
+    """The result of a detector for a batch, level by level, fine to coarse.
 
     Attributes:
         stages: backbone outputs, each (N, C, H, W).
         features: neck outputs, each (N, C, H, W).
-        class_logits: each (N, H, W, A, K), before sigmoid or softmax.
-        box_raw: each (N, H, W, A, D), as the head emits them.
+        class_logits: dense class scores before sigmoid or softmax, each (N, H, W, A, K); empty without dense
+            predictions, as are ``box_raw`` and ``anchors``.
+        box_raw: dense box outputs, each (N, H, W, A, D), as the head emits them.
         anchors: each (H, W, A, 4), xyxy in pixels of the padded batch; the same for every image.
-        extra: what one family has beside, e.g. FCOS' ``centerness`` (N, R), as logits.
+        extra: further outputs of one family, e.g. FCOS' ``centerness`` (N, R), as logits.
         image_sizes: height and width in pixels of each image without its padding; None: no image is padded.
-        tower_maps: maps inside the head, by number of the convolution; those that the detector was asked to keep
-            (:meth:`.Detector.keeping`), which by default is none. Not in a part of a record.
+        tower_maps: feature maps inside the head, by number of the convolution. Only those that
+            :meth:`.Detector.keeping` was asked for; none in a reduced record.
+        queries: the set of predictions; None for a detector without one.
     """
 
     stages: list[Tensor]
     features: list[Tensor]
-    class_logits: list[Tensor]
-    box_raw: list[Tensor]
-    anchors: list[Tensor]
+    class_logits: list[Tensor] = field(default_factory=list)
+    box_raw: list[Tensor] = field(default_factory=list)
+    anchors: list[Tensor] = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
     image_sizes: tuple[tuple[int, int], ...] | None = None
     tower_maps: dict[int, TowerMaps] = field(default_factory=dict)
+    queries: QueryOutputs | None = None
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
@@ -108,19 +151,24 @@ class Outputs:
         return [(feature.shape[-2], feature.shape[-1]) for feature in self.features]
 
     def of_images(self, images: Sequence[int]) -> "Outputs":
-        """The record of some of the N images, by their places in the batch; views where they are its first ones."""
+        """Return the record of some of the N images, by their position in the batch; views where they are the first."""
 
         def chosen(tensor: Tensor) -> Tensor:
             return tensor[: len(images)] if list(images) == list(range(len(images))) else tensor[list(images)]
 
+        def all_chosen(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [chosen(tensor) for tensor in tensors]
+
+        queries = self.queries
         return Outputs(
-            stages=[chosen(stage) for stage in self.stages],
-            features=[chosen(feature) for feature in self.features],
-            class_logits=[chosen(logits) for logits in self.class_logits],
-            box_raw=[chosen(raw) for raw in self.box_raw],
+            stages=all_chosen(self.stages),
+            features=all_chosen(self.features),
+            class_logits=all_chosen(self.class_logits),
+            box_raw=all_chosen(self.box_raw),
             anchors=self.anchors,
             extra={name: chosen(value) for name, value in self.extra.items()},
             image_sizes=None if self.image_sizes is None else tuple(self.image_sizes[image] for image in images),
+            queries=queries and QueryOutputs(all_chosen(queries.class_logits), all_chosen(queries.boxes)),
         )
 
 
@@ -130,10 +178,11 @@ class Truth:
 
     Attributes:
         targets: one :data:`Target` per image.
-        gt_index: (N, R) int64, the student's assignment: number of the object, -1 background, -2 ignored. Of an
-            unlabelled image all are ignored.
-        left_out: per image the boxes (X, 4) of the objects that are not among the targets, since the teacher does not
-            know their classes: what lies there is neither an object to compare nor background. Empty: there are none.
+        gt_index: (N, R) int64, the student's assignment of its anchors: number of the object, -1 background,
+            -2 ignored. For a student without dense predictions (N, Q), of its queries. All are ignored in an
+            unlabelled image.
+        left_out: per image the boxes (X, 4) of the objects whose classes the teacher does not have. They are not among
+            the targets, and their places are neither object nor background. Empty: there are none.
     """
 
     targets: Sequence[Target]
@@ -142,12 +191,17 @@ class Truth:
 
     @property
     def labelled(self) -> Tensor:
-        """Which images have a ground truth, (N,) bool; what stands in the others is not known."""
+        """Which images have a ground truth, (N,) bool."""
         return (self.gt_index > -2).any(1)
 
 
 def flatten_levels(levels: Sequence[Tensor]) -> Tensor:
-    """Join levels (N, H, W, A, X) to (N, R, X), in the order level, row, column, anchor."""
+    """Join levels (N, H, W, A, X) to (N, R, X), in the order level, row, column, anchor.
+
+    Examples:
+        >>> flatten_levels([torch.zeros(1, 4, 6, 2, 3), torch.zeros(1, 2, 3, 2, 3)]).shape
+        torch.Size([1, 60, 3])
+    """
     return torch.cat([level.flatten(1, 3) for level in levels], dim=1)
 
 
@@ -156,6 +210,10 @@ def unflatten_levels(flat: Tensor, level_sizes: Sequence[tuple[int, int]], num_a
 
     Raises:
         ValueError: R is not the number of anchors of these levels.
+
+    Examples:
+        >>> [level.shape for level in unflatten_levels(torch.zeros(1, 10, 3), [(2, 4), (1, 2)], num_anchors=1)]
+        [torch.Size([1, 2, 4, 1, 3]), torch.Size([1, 1, 2, 1, 3])]
     """
     counts = [height * width * num_anchors for height, width in level_sizes]
     if flat.shape[1] != sum(counts):

@@ -1,4 +1,4 @@
-"""What two detectors have in common: the levels and the classes by which one can teach the other."""
+"""The common ground of two detectors: levels of equal stride and classes of the same name."""
 
 import difflib
 import math
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from understudy.errors import UserError
-from understudy.outputs import Outputs, Spec, Target, Truth
+from understudy.outputs import Outputs, QueryOutputs, Spec, Target, Truth
+from understudy.text import listed
 
-SHOWN_NAMES = 12
-"""Names that a line of a note or a message lists; more are counted."""
+MOST_HINTS = 12
+"""Similar names that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What is kept of one detector's record.
+class Selection:
+    """The part of one detector's record that is compared.
 
     Attributes:
-        levels: places of the neck's levels, fine to coarse.
-        stages: places of the backbone's stages.
+        levels: positions of the neck's levels, fine to coarse.
+        stages: positions of the backbone's stages.
         labels: labels of the classes, in the order of the student's; None: the class logits stay as they are.
     """
 
@@ -31,7 +32,7 @@ class Part:
     labels: tuple[int, ...] | None
 
     def spec(self, spec: Spec) -> Spec:
-        """What is known of a detector of which only this part is looked at."""
+        """Return the Spec of a detector reduced to this part."""
         return replace(
             spec,
             channels=_chosen(spec.channels, self.levels),
@@ -43,47 +44,56 @@ class Part:
         )
 
     def record(self, outputs: Outputs) -> Outputs:
-        """This part of a record; nothing is copied where whole levels, or classes that follow each other, are kept."""
+        """Reduce a record to this part. Nothing is copied for whole levels and for consecutive classes."""
         anchors = _anchors_per_level(outputs)
         return replace(
             outputs,
             stages=list(_chosen(outputs.stages, self.stages)) if outputs.stages else [],
             features=list(_chosen(outputs.features, self.levels)),
-            class_logits=[_of_classes(logits, self.labels) for logits in _chosen(outputs.class_logits, self.levels)],
-            box_raw=list(_chosen(outputs.box_raw, self.levels)),
-            anchors=list(_chosen(outputs.anchors, self.levels)),
+            **(self._dense(outputs) if outputs.class_logits else {}),
             extra={
                 name: _of_levels(value, anchors, self.levels) if value.shape[1:2] == (sum(anchors),) else value
                 for name, value in outputs.extra.items()
             },
             tower_maps={},
+            queries=outputs.queries and self._set(outputs.queries),
         )
+
+    def _dense(self, outputs: Outputs) -> dict[str, list[Tensor]]:
+        return {
+            "class_logits": [_of_classes(logits, self.labels) for logits in _chosen(outputs.class_logits, self.levels)],
+            "box_raw": list(_chosen(outputs.box_raw, self.levels)),
+            "anchors": list(_chosen(outputs.anchors, self.levels)),
+        }
+
+    def _set(self, queries: QueryOutputs) -> QueryOutputs:
+        return QueryOutputs([_of_classes(logits, self.labels) for logits in queries.class_logits], queries.boxes)
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The common ground of a student and its teacher; :func:`pair` finds it.
+    """The common ground of a student and its teacher, as :func:`pair` finds it.
 
     Methods are built from the two reduced Specs and read the two reduced records: the levels of equal stride, and the
-    classes of the same name in the student's order. Detectors with objectness (an RPN) have no class scores to map.
+    classes of the same name in the student's order. The scores of a detector with objectness (an RPN) are not mapped.
 
     Attributes:
-        student: what is known of the student, reduced.
-        teacher: what is known of the teacher, reduced.
-        student_part: what is kept of the student's record.
-        teacher_part: what is kept of the teacher's.
+        student: the student's reduced Spec.
+        teacher: the teacher's reduced Spec.
+        student_part: the part of the student's record that is compared.
+        teacher_part: the part of the teacher's record that is compared.
         label_of: for each of the student's classes its number among the common ones, or -1.
-        teacher_labels: for each common class the label that the teacher itself has for it.
-        classes: names of the common classes, as the student calls them; numbers where no names were given.
-        unknown: classes of the student that the teacher lacks: their objects take no part in the distillation.
+        teacher_labels: for each common class the teacher's own label.
+        classes: the student's names of the common classes; numbers if no names were given.
+        unknown: classes of the student that the teacher lacks. Their objects take no part in the distillation.
         unused: classes of the teacher that the student lacks.
         dropped_strides: strides of the levels that only one of the two has.
     """
 
     student: Spec
     teacher: Spec
-    student_part: Part
-    teacher_part: Part
+    student_part: Selection
+    teacher_part: Selection
     label_of: tuple[int, ...]
     teacher_labels: tuple[int, ...]
     classes: tuple[str, ...]
@@ -92,24 +102,26 @@ class Pairing:
     dropped_strides: tuple[int, ...]
 
     def student_record(self, outputs: Outputs) -> Outputs:
-        """The student's record, reduced to what is compared."""
+        """Reduce the student's record to the common ground."""
         return self.student_part.record(outputs)
 
     def teacher_record(self, outputs: Outputs) -> Outputs:
-        """The teacher's record, reduced to what is compared."""
+        """Reduce the teacher's record to the common ground."""
         return self.teacher_part.record(outputs)
 
     def truth(self, truth: Truth, outputs: Outputs) -> Truth:
-        """The ground truth of what is compared.
+        """Reduce the ground truth to the common ground.
 
-        Objects of classes that the teacher does not know are left out, and their anchors are ignored (-2); the others,
-        and their labels, are numbered anew.
+        Objects of classes that the teacher lacks are left out, and their anchors are ignored (-2). The others, and
+        their labels, are renumbered.
 
         Args:
             truth: of the whole record.
-            outputs: the student's whole record; its level sizes say which anchors are kept.
+            outputs: the student's whole record; its level sizes decide which anchors are kept.
         """
-        gt_index = _of_levels(truth.gt_index, _anchors_per_level(outputs), self.student_part.levels)
+        gt_index = truth.gt_index
+        if outputs.class_logits:
+            gt_index = _of_levels(gt_index, _anchors_per_level(outputs), self.student_part.levels)
         if not self.unknown:
             return replace(truth, gt_index=gt_index)
         images = [
@@ -120,21 +132,21 @@ class Pairing:
 
     @property
     def note(self) -> str:
-        """One line on what is left out; empty where the two share everything."""
+        """One line about the classes and levels that are not compared; empty if there are none."""
         parts: list[str] = []
         if self.unknown:
-            parts.append(f"classes the teacher does not know, learned from labels alone: {listed(self.unknown)}")
+            parts.append(f"classes that the teacher lacks, learned from labels alone: {listed(self.unknown)}")
         if self.unused:
-            parts.append(f"classes of the teacher that are not used: {listed(self.unused)}")
+            parts.append(f"unused classes of the teacher: {listed(self.unused)}")
         if self.dropped_strides:
             parts.append(
-                f"levels are compared at strides {_numbers(self.student.strides)}, "
-                f"not at {_numbers(self.dropped_strides)}, which only one of the two has"
+                f"levels are compared at strides {listed(self.student.strides)}, "
+                f"not at {listed(self.dropped_strides)}, which only one of the two has"
             )
         return "; ".join(parts)
 
     def facts(self) -> dict[str, Any]:
-        """The same as plain values, with every name."""
+        """Return levels and classes as plain values, with every name."""
         return {
             "strides": list(self.student.strides),
             "strides_of_one_only": list(self.dropped_strides),
@@ -150,17 +162,24 @@ def pair(
     student_classes: Sequence[str] | None = None,
     teacher_classes: Sequence[str] | None = None,
 ) -> Pairing:
-    """Find by what a teacher can teach a student: levels of equal stride and classes of the same name.
+    """Find the common ground of a student and a teacher: levels of equal stride and classes of the same name.
 
     Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
+        student: the student's Spec.
+        teacher: the teacher's Spec.
         student_classes: names of the student's classes, by label. Order, case and surrounding blanks do not matter.
-        teacher_classes: names of the teacher's. Without names both must have the same number of classes, and are taken
-            to have the same ones.
+        teacher_classes: names of the teacher's classes. Without names both must have the same number of classes, which
+            are then taken to be the same ones.
 
     Raises:
-        UserError: these are no Specs, have no level or no class in common, or the names are not theirs.
+        UserError: these are no Specs, there is no common level or class, or the number of names is wrong.
+
+    Examples:
+        >>> small = Spec(channels=(32, 32), strides=(8, 16), num_anchors=1, num_classes=2, name="small")
+        >>> big = Spec(channels=(64, 64, 64), strides=(8, 16, 32), num_anchors=1, num_classes=3, name="big")
+        >>> common = pair(small, big, ["cat", "dog"], ["dog", "cow", "cat"])
+        >>> common.teacher.channels, common.unused
+        ((64, 64), ('cow',))
     """
     if wrong := [type(spec).__name__ for spec in (student, teacher) if not isinstance(spec, Spec)]:
         raise UserError(f"pair() takes two Specs, student.spec and teacher.spec; got {' and '.join(wrong)}.")
@@ -170,10 +189,10 @@ def pair(
     if student_classes is None and teacher_classes is None:
         if student.num_classes != teacher.num_classes and not (student.objectness or teacher.objectness):
             counts = _both("num_classes", student, teacher)
-            faults.append(f"other numbers of classes: {counts}. Give the names of both, by which they are matched")
+            faults.append(f"different numbers of classes: {counts}. Pass the class names of both to match them")
         student_classes = teacher_classes = tuple(map(str, range(max(student.num_classes, teacher.num_classes))))
     elif student_classes is None or teacher_classes is None:
-        raise UserError("pair() was given the class names of one of the two: give both, or neither.")
+        raise UserError("pair() got the class names of only one detector: pass both, or neither.")
     else:
         faults += _wrong_names(student, student_classes) + _wrong_names(teacher, teacher_classes)
     places = match_names(student_classes, teacher_classes)
@@ -181,13 +200,13 @@ def pair(
         faults += no_common_name("student", student_classes, "teacher", teacher_classes)
     if faults:
         raise UserError.listing(
-            f"The teacher {teacher.name} and the student {student.name} cannot be compared:", faults
+            f"The student {student.name} and the teacher {teacher.name} have no common ground:", faults
         )
 
     known = [label for label, place in enumerate(places) if place is not None]
     used = [place for place in places if place is not None]
-    student_part = _part(student, teacher, None if len(known) == len(places) else known)
-    teacher_part = _part(teacher, student, None if used == list(range(len(teacher_classes))) else used)
+    student_part = _selection(student, teacher, None if len(known) == len(places) else known)
+    teacher_part = _selection(teacher, student, None if used == list(range(len(teacher_classes))) else used)
     return Pairing(
         student=student_part.spec(student),
         teacher=teacher_part.spec(teacher),
@@ -203,34 +222,33 @@ def pair(
 
 
 def match_names(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
-    """The place of each name among others, None where it is not; case and surrounding blanks do not matter."""
+    """Return the position of each name among others, None if it is not there; case and outer blanks do not matter.
+
+    Examples:
+        >>> match_names(["Cat", "cow"], ["dog", "cat"])
+        [1, None]
+    """
     exact = {name: place for place, name in enumerate(others)}
     alike = {_folded(name): place for place, name in enumerate(others) if name not in names}
     return [exact.get(name, alike.get(_folded(name))) for name in names]
 
 
 def no_common_name(whose: str, names: Sequence[str], whose_others: str, others: Sequence[str]) -> list[str]:
-    """Lines of a message: both label spaces, of which no name is in both, and names that are nearly the same."""
+    """Describe two label spaces without a common name, and point out similar names."""
     folded = {_folded(other): other for other in others}
     close = [
-        f"{name!r} of the {whose} is close to {folded[match]!r} of the {whose_others}: the same? Then rename one"
+        f"{name!r} of the {whose} resembles {folded[match]!r} of the {whose_others}: if they are the same, rename one"
         for name in names
         for match in difflib.get_close_matches(_folded(name), folded, n=1)
     ]
     return [
         f"no class of the same name: the {whose} has {listed(names)}; the {whose_others} has {listed(others)}",
-        *close[:SHOWN_NAMES],
+        *close[:MOST_HINTS],
     ]
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names in one line; of many the first, and the number of the others."""
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
-
-
-def _part(own: Spec, other: Spec, labels: Sequence[int] | None) -> Part:
-    return Part(
+def _selection(own: Spec, other: Spec, labels: Sequence[int] | None) -> Selection:
+    return Selection(
         levels=_places_in(own.strides, other.strides),
         stages=_places_in(own.stage_strides, other.stage_strides),
         labels=None if labels is None or own.objectness else tuple(labels),
@@ -244,7 +262,7 @@ def _places_in(strides: Sequence[int], others: Sequence[int]) -> tuple[int, ...]
 def _wrong_names(spec: Spec, names: Sequence[str]) -> list[str]:
     if spec.objectness or len(names) == spec.num_classes:
         return []
-    return [f"{spec.name} has {spec.num_classes} classes, and {len(names)} names were given for them: {listed(names)}"]
+    return [f"{spec.name} has {spec.num_classes} classes, got {len(names)} names: {listed(names)}"]
 
 
 def _both(what: str, student: Spec, teacher: Spec) -> str:
@@ -255,10 +273,6 @@ def _both(what: str, student: Spec, teacher: Spec) -> str:
 
 def _folded(name: str) -> str:
     return name.strip().casefold()
-
-
-def _numbers(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _chosen(values: Sequence, places: Sequence[int]) -> tuple:
@@ -279,7 +293,7 @@ def _anchors_per_level(outputs: Outputs) -> list[int]:
 
 
 def _of_levels(flat: Tensor, anchors: Sequence[int], levels: Sequence[int]) -> Tensor:
-    """The anchors of some levels, from (N, R) or (N, R, X)."""
+    """Select the anchors of some levels from (N, R) or (N, R, X)."""
     if len(levels) == len(anchors):
         return flat
     parts = flat.split(list(anchors), dim=1)
@@ -287,11 +301,11 @@ def _of_levels(flat: Tensor, anchors: Sequence[int], levels: Sequence[int]) -> T
 
 
 def _of_known_classes(target: Target, gt_index: Tensor, label_of: Sequence[int]) -> tuple[Target, Tensor, Tensor]:
-    """The objects of one image that both detectors know, its assignment (R,) to them, and the boxes of the others."""
+    """Select the objects of one image whose class is common: targets, assignment (R,), and the boxes of the others."""
     labels = torch.tensor(label_of, device=gt_index.device)[target["labels"]]
     known = labels >= 0
     number = torch.where(known, known.cumsum(0) - 1, -2)
-    # Indices below zero count from the end, so background (-1) and ignored (-2) find themselves there.
+    # Indices below zero count from the end, where background (-1) and ignored (-2) are appended.
     number = torch.cat([number, number.new_tensor([-2, -1])])
     boxes = target["boxes"]
     return {"boxes": boxes[known], "labels": labels[known]}, number[gt_index], boxes[~known]

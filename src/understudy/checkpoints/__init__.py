@@ -1,7 +1,7 @@
-"""Checkpoints: understudy's own, and those of other libraries, loaded without executing anything."""
+"""Load and write checkpoints, and import those of other libraries. Nothing in a file is executed."""
 
 from understudy.checkpoints.importing import import_checkpoint
-from understudy.checkpoints.own import (
+from understudy.checkpoints.native import (
     FORMAT,
     STUDENT,
     Checkpoint,

@@ -1,10 +1,9 @@
-"""Reading what ``torch.save`` wrote, by anybody, without executing anything.
+"""Read files of ``torch.save`` from any source, without executing anything in them.
 
-A pickle names functions and is free to call them. Here every name gives either one of a few harmless stand-ins written
-below (a dict, a tensor of bytes in the file), or an object that ignores whatever is done to it. No name is ever looked
-up, so there is nothing to call. The two formats of ``torch.save`` are read here rather than by ``torch.load``, which
-follows further ways into Python when it is not restricted to its own types: TorchScript, tar files, source code,
-gradient hooks.
+A pickle names functions and can call them. This reader never looks up a name. Each name gives either a harmless
+stand-in defined below (a dict, a tensor over bytes of the file), or an object that ignores every operation. So there is
+nothing to call. Both formats of ``torch.save`` are read here: ``torch.load``, if it is not restricted to its own types,
+has further ways into Python (TorchScript, tar files, source code, gradient hooks).
 """
 
 import io
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from understudy.errors import UserError
 
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first of the pickles in a file of the format before torch 1.6
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first pickle of the format before torch 1.6
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -35,7 +34,7 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_FOREIGN_KINDS = (  # how files begin that are often renamed, or downloaded in place of weights
+_FOREIGN_KINDS = (  # first bytes of files that are often renamed, or downloaded instead of weights
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89PNG", "a PNG image"),
     (b"GIF8", "a GIF image"),
@@ -48,11 +47,11 @@ _FOREIGN_KINDS = (  # how files begin that are often renamed, or downloaded in p
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-        value: tensors and plain values; what is neither is an object without meaning.
-        skipped: dotted names of the objects that were neither, in the order of the file.
+        value: tensors and plain values. Every other object is replaced by one without content.
+        skipped: dotted names of the replaced objects, in the order of the file.
     """
 
     value: Any
@@ -60,13 +59,13 @@ class Content:
 
 
 def read_foreign(file: Path) -> Content:
-    """Read a file of ``torch.save``, of its present or its former format; nothing in it is executed.
+    """Read a file of ``torch.save`` in its present or its former format. Nothing in it is executed.
 
     Args:
         file: e.g. a checkpoint of mmdet or weights of torchvision.
 
     Raises:
-        UserError: there is no such file, it is of another kind, or it is damaged.
+        UserError: the file does not exist, has another format, or is damaged.
     """
     try:
         with file.open("rb") as stream:
@@ -88,9 +87,9 @@ def _read(file: Path, stream: BinaryIO, size: int) -> Content:
         return _read_zip(file, stream) if start.startswith(b"PK") else _read_former(file, stream, size)
     except (UserError, OSError):
         raise
-    except Exception as error:  # what a file of any bytes makes an unpickler raise cannot be listed
+    except Exception as error:  # arbitrary bytes can make an unpickler raise any exception
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{file} is damaged or not a checkpoint ({reason}). Was it copied whole?") from error
+        raise UserError(f"{file} is damaged or not a checkpoint ({reason}). Was it copied completely?") from error
 
 
 def _foreign_kind(start: bytes) -> str | None:
@@ -117,9 +116,9 @@ def _read_zip(file: Path, stream: BinaryIO) -> Content:
             what = "a TorchScript archive" if "constants.pkl" in members else "a zip archive without weights"
             raise UserError(f"{file} is {what}, not a checkpoint: expected a file that torch.save wrote.")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
-            raise UserError(f"{file} was compressed after torch.save wrote it: unpack it and give the file inside.")
+            raise UserError(f"{file} was compressed after torch.save wrote it: unpack it, and import the file inside.")
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-            raise UserError(f"{file} was written by a machine whose numbers are big-endian; that is not supported.")
+            raise UserError(f"{file} was written on a big-endian machine, which is not supported.")
 
         def storage(key: str, nbytes: int) -> torch.UntypedStorage:
             return _as_storage(archive.read(members[f"data/{key}"]))
@@ -164,8 +163,8 @@ def _as_storage(raw: bytes) -> torch.UntypedStorage:
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).untyped_storage() if raw else torch.UntypedStorage(0)
 
 
-# --- what the names in a pickle stand for -----------------------------------------------------------------------------
-# A pickle may also set attributes on whatever it is handed. So nothing here has any, and what takes a state ignores it.
+# --- stand-ins for the names in a pickle ------------------------------------------------------------------------------
+# A pickle can also set attributes of the objects that it gets. So these objects have none, and ignore a state.
 
 
 def _ignore(*_: Any, **__: Any) -> None:
@@ -173,14 +172,14 @@ def _ignore(*_: Any, **__: Any) -> None:
 
 
 class _Dict(dict):
-    """Stands for OrderedDict, whose extra attributes (the versions of modules) mean nothing here."""
+    """Stand-in for OrderedDict. Its extra attributes (versions of modules) are ignored."""
 
     __slots__ = ()
     __setstate__ = staticmethod(_ignore)
 
 
 class _Skipped:
-    """Stands for everything that is not known: may be made, called and filled, and stays empty."""
+    """Stand-in for every other name. It can be created, called and filled, and stays empty."""
 
     __slots__ = ()
     append = extend = add = __setitem__ = __setstate__ = staticmethod(_ignore)
@@ -193,12 +192,12 @@ class _Skipped:
 
 
 class _RebuildTensor:
-    """Stands for torch's functions that lay a tensor over a storage."""
+    """Stand-in for torch's functions that make a tensor over a storage."""
 
     __slots__ = ()
 
     def __call__(self, storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> "Tensor | _Skipped":
-        if not isinstance(storage, tuple):  # of an object that was pickled whole, without torch.save
+        if not isinstance(storage, tuple):  # from an object that was pickled without torch.save
             return _Skipped()
         dtype, content = storage
         if math.prod(size) * dtype.itemsize > content.nbytes():
@@ -207,7 +206,7 @@ class _RebuildTensor:
 
 
 class _RebuildParameter:
-    """Stands for torch's functions that make a parameter of a tensor."""
+    """Stand-in for torch's functions that turn a tensor into a parameter."""
 
     __slots__ = ()
 
@@ -231,7 +230,7 @@ _STAND_INS: Mapping[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads one pickle; ``skipped`` names what it left out, ``storages`` holds dtype and bytes by key."""
+    """Reads one pickle. ``skipped`` holds the names that it replaced, ``storages`` dtype and bytes by key."""
 
     def __init__(self, stream: Any, make_storage: Any):
         super().__init__(stream, encoding="utf-8")
@@ -240,17 +239,17 @@ class _Unpickler(pickle.Unpickler):
         self.storages: dict[str, tuple[torch.dtype, torch.UntypedStorage]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give the stand-in of exactly this name; a dotted name (``OrderedDict.__init__``) is another name."""
+        """Return the stand-in for exactly this name; a dotted name (``OrderedDict.__init__``) is another name."""
         if (module, name) in _STAND_INS:
             return _STAND_INS[module, name]
         self.skipped[f"{module}.{name}"] = None
         return _Skipped
 
     def persistent_load(self, pid: Any) -> tuple[torch.dtype, torch.UntypedStorage]:
-        """Give dtype and bytes of a storage."""
+        """Return dtype and bytes of a storage."""
         kind, dtype, key, _, count, *view = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or view not in ([], [None]):
-            raise ValueError("it holds tensors of a kind that is not supported")
+            raise ValueError("it contains tensors of an unsupported kind")
         if key not in self.storages:
             self.storages[key] = dtype, self.make_storage(key, count * dtype.itemsize)
         return dtype, self.storages[key][1]

@@ -1,4 +1,4 @@
-"""Data sets as they lie on disk (COCO, VOC, YOLO), and the batches made of them."""
+"""Data sets in COCO, VOC and YOLO format, and the batches made from them."""
 
 from understudy.data.check import CheckReport, check_data
 from understudy.data.dataset import open_data, open_unlabelled, splits

@@ -1,4 +1,4 @@
-"""Reading a whole data set before a run: every fault at once, what is in it, and a sheet of images to look at."""
+"""The check of a data set before a run: every fault at once, counts of images and objects, and a sheet of images."""
 
 import os
 import sys
@@ -21,21 +21,21 @@ from torch import Tensor
 from understudy.data.contact_sheet import draw_contact_sheet
 from understudy.data.dataset import add_emptiness, find_splits, shortened
 from understudy.data.images import UnreadableImage, is_rotated, load_image, open_image
-from understudy.data.records import Fault, Format, Reading, Record
+from understudy.data.records import Fault, Format, Record, SplitDraft
 from understudy.errors import UserError
 
-SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # pixels: COCO's borders between small, medium and large objects
-_CLIP_TOLERANCE = 1.0  # pixels that a box may stand over without a warning: rounding, and tools that count from 0
+SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels: COCO's limits of small, medium and large objects
+_CLIP_TOLERANCE = 1.0  # pixels that a box may extend over the border without a warning (rounding, counting from 0)
 
 
 @dataclass(slots=True)
 class SplitSummary:
-    """What one split holds.
+    """The counts of one split.
 
     Attributes:
-        images: their number.
-        empty_images: those without an object to learn from.
-        objects: number for each class name, without the ignored.
+        images: number of images.
+        empty_images: number of images without an object to train on.
+        objects: number of objects of each class, without the ignored ones.
         ignored: number of `iscrowd` and `difficult` objects.
         sizes: number of objects "small" (area below 32^2 pixels of the original image), "medium" (below 96^2), "large".
     """
@@ -49,15 +49,15 @@ class SplitSummary:
 
 @dataclass(slots=True)
 class CheckReport:
-    """What `check_data` found.
+    """The result of `check_data`.
 
     Attributes:
         path: the data set.
         format: "coco", "voc" or "yolo".
-        splits: what each split holds, as far as it could be read.
-        faults: what prevents a run, stops it midway, or loses objects.
-        warnings: what is worth knowing; a run handles it.
-        contact_sheet: the file drawn, if any.
+        splits: the counts of each split that could be read.
+        faults: problems that prevent a run, stop it midway, or lose objects.
+        warnings: properties to know about; a run handles them.
+        contact_sheet: the PNG that was drawn, or None.
     """
 
     path: Path
@@ -73,13 +73,13 @@ class CheckReport:
         return not self.faults
 
     def to_text(self) -> str:
-        """The report as plain text."""
+        """Return the report as plain text."""
         text = StringIO()
         Console(file=text, width=120, color_system=None).print(self)
         return text.getvalue()
 
     def to_dict(self) -> dict:
-        """The whole report in plain values, every fault and warning included."""
+        """Return the report as plain values, with every fault and warning."""
         return {
             "path": str(self.path),
             "format": self.format,
@@ -130,90 +130,90 @@ class CheckReport:
 
 
 def check_data(path: Path | str, contact_sheet: Path | str | None = None) -> CheckReport:
-    """Read a whole data set, every image of every split, and report all that is wrong with it.
+    """Read every image of every split of a data set, and report every fault.
 
     Args:
-        path: as for `open_data`.
-        contact_sheet: a .png file to draw a sample of the images into, with their boxes and class names.
+        path: as in `open_data`.
+        contact_sheet: a .png file for a sample of the images with their boxes and class names.
 
     Raises:
-        UserError: nothing there, no known format, or the sheet cannot be written.
+        UserError: the path does not exist, its format is not known, or the sheet cannot be written.
     """
     path = Path(path)
     sheet = None if contact_sheet is None else Path(contact_sheet)
     if sheet is not None and sheet.suffix.lower() != ".png":
-        raise UserError(f"The contact sheet is a PNG: expected a file name that ends in .png, got {sheet}.")
+        raise UserError(f"The contact sheet is a PNG file: expected a name that ends in .png, got {sheet}.")
     format, found = find_splits(path)
     report = CheckReport(path, format)
-    readings: dict[str, Reading] = {}
+    drafts: dict[str, SplitDraft] = {}
     for name, read in found.items():
         try:
-            readings[name] = read()
+            drafts[name] = read()
         except UserError as error:
             report.faults.append(Fault("split unreadable", name, str(error)))
-    for name, reading in readings.items():
-        add_emptiness(reading)
-        report.splits[name] = _summary(reading)
-        report.faults += _named(name, reading.faults + reading.left_out)
-        report.warnings += _named(name, _classes_without_objects(reading))
-    _compare_splits(readings, report)
-    usable = _inspect_images(readings, report)
+    for name, draft in drafts.items():
+        add_emptiness(draft)
+        report.splits[name] = _summary(draft)
+        report.faults += _named(name, draft.faults + draft.left_out)
+        report.warnings += _named(name, _classes_without_objects(draft))
+    _compare_splits(drafts, report)
+    usable = _inspect_images(drafts, report)
     if sheet is not None:
-        draw_contact_sheet(usable, {name: reading.classes for name, reading in readings.items()}, sheet)
+        draw_contact_sheet(usable, {name: draft.classes for name, draft in drafts.items()}, sheet)
         report.contact_sheet = sheet
     return report
 
 
-def _summary(reading: Reading) -> SplitSummary:
-    records = reading.records
+def _summary(draft: SplitDraft) -> SplitSummary:
+    records = draft.records
     labels = torch.cat([record.labels[~record.ignore] for record in records] or [torch.empty(0, dtype=torch.int64)])
     areas = torch.cat([record.areas[~record.ignore] for record in records] or [torch.empty(0)])
-    counts = torch.bincount(labels, minlength=len(reading.classes)).tolist()
+    counts = torch.bincount(labels, minlength=len(draft.classes)).tolist()
     small, below_large = int((areas < SMALL_AREA).sum()), int((areas < MEDIUM_AREA).sum())
     return SplitSummary(
         images=len(records),
         empty_images=sum(bool(record.ignore.all()) for record in records),
-        objects=dict(zip(reading.classes, counts, strict=True)),
+        objects=dict(zip(draft.classes, counts, strict=True)),
         ignored=sum(int(record.ignore.sum()) for record in records),
         sizes={"small": small, "medium": below_large - small, "large": len(areas) - below_large},
     )
 
 
 def _named(split: str, faults: Iterable[Fault]) -> list[Fault]:
-    """The faults with the split they are in."""
+    """The faults with the name of their split."""
     return [fault._replace(where=f"{split}: {fault.where}") for fault in faults]
 
 
-def _classes_without_objects(reading: Reading) -> Iterator[Fault]:
-    seen = {label for record in reading.records for label in record.labels.tolist()}
-    for label, name in enumerate(reading.classes):
+def _classes_without_objects(draft: SplitDraft) -> Iterator[Fault]:
+    seen = {label for record in draft.records for label in record.labels.tolist()}
+    for label, name in enumerate(draft.classes):
         if label not in seen:
-            yield Fault("class without objects", reading.source.name, f'"{name}" occurs in no image')
+            yield Fault("class without objects", draft.source.name, f'"{name}" occurs in no image')
 
 
-def _compare_splits(readings: dict[str, Reading], report: CheckReport) -> None:
-    """Classes that differ between the splits, and images that are in two of them."""
-    first = next(iter(readings), "")
-    for name, reading in readings.items():
-        if reading.classes != readings[first].classes:
-            mine, others = ", ".join(reading.classes), ", ".join(readings[first].classes)
-            report.faults.append(Fault("classes differ", name, f"it has {mine}; {first} has {others}"))
-    files = {name: {record.path for record in reading.records} for name, reading in readings.items()}
+def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
+    """Report classes that differ between the splits, and images that are in two splits."""
+    first = next(iter(drafts), "")
+    for name, draft in drafts.items():
+        if draft.classes != drafts[first].classes:
+            mine, others = ", ".join(draft.classes), ", ".join(drafts[first].classes)
+            report.faults.append(Fault("classes differ", name, f"{mine}; but in {first}: {others}"))
+    files = {name: {record.path for record in draft.records} for name, draft in drafts.items()}
     for one, other in combinations(files, 2):
         if "trainval" in one + other:
-            continue  # it holds train and val on purpose
+            continue  # trainval contains train and val on purpose
         if shared := sorted(files[one] & files[other]):
             report.warnings.append(
                 Fault("images in two splits", f"{one} and {other}", f"{len(shared)}, the first is {shared[0].name}")
             )
 
 
-def _inspect_images(readings: dict[str, Reading], report: CheckReport) -> dict[str, list[Record]]:
-    """Decode every image of every split, note what is found, and return the usable ones of each split."""
-    rows = [(name, record) for name, reading in readings.items() for record in reading.records]
-    usable: dict[str, list[Record]] = {name: [] for name in readings}
+def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport) -> dict[str, list[Record]]:
+    """Decode every image of every split, report its faults, and return the usable images of each split."""
+    rows = [(name, record) for name, draft in drafts.items() for record in draft.records]
+    usable: dict[str, list[Record]] = {name: [] for name in drafts}
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about broken metadata: what matters is judged here
+        warnings.simplefilter("ignore")  # Pillow warns of broken metadata, which is checked here
         inspected = pool.map(_inspect, (record for _, record in rows))
         shown = track(
             zip(rows, inspected, strict=True),
@@ -235,7 +235,7 @@ def _inspect(record: Record) -> tuple[list[Fault], list[Fault]]:
     """The faults and the warnings of one image and its boxes."""
     name = record.path.name
     if not record.path.is_file():
-        return [Fault("image missing", name, f"there is no file {record.path}")], []
+        return [Fault("image missing", name, f"{record.path} does not exist")], []
     notes = _box_notes(record)
     stated = record.width, record.height
     try:
@@ -245,21 +245,21 @@ def _inspect(record: Record) -> tuple[list[Fault], list[Fault]]:
     except UnreadableImage as error:
         return [Fault("image unreadable", name, str(error))], notes
     except Exception as error:  # metadata that Pillow cannot parse
-        return [Fault("image unreadable", name, f"its metadata is damaged ({error})")], notes
+        return [Fault("image unreadable", name, f"the metadata is damaged ({error})")], notes
     if rotated:
-        used = "turned, as its annotation states the turned size" if size != stated else "as stored"
-        notes.append(Fault("EXIF rotation", name, f"viewers turn it; its pixels are used {used}"))
+        used = "rotated, like the annotated size" if size != stated else "as stored"
+        notes.append(Fault("EXIF rotation", name, f"viewers rotate the image; its pixels are used {used}"))
     if mode in ("1", "L", "LA") or mode.startswith("I"):
         depth = "16-bit image" if mode.startswith("I") else "grey image"
-        notes.append(Fault(depth, name, f"mode {mode}: it becomes RGB in 0..1"))
+        notes.append(Fault(depth, name, f"mode {mode}, converted to RGB in 0..1"))
     if size != stated and not (rotated and size == stated[::-1]):
-        what = f"the file has {size[0]}x{size[1]} pixels, its annotation says {stated[0]}x{stated[1]}"
+        what = f"the file has {size[0]}x{size[1]} pixels; the annotation states {stated[0]}x{stated[1]}"
         return [Fault("size mismatch", name, what)], notes
     return [], notes
 
 
 def _box_notes(record: Record) -> list[Fault]:
-    """Boxes that stand over the border (clipped for training), and objects annotated twice."""
+    """Boxes that extend over the border (they are clipped for training), and objects annotated twice."""
     notes = []
     limits = torch.tensor([record.width, record.height] * 2, dtype=torch.float64)
     excess = torch.maximum(-record.boxes, record.boxes - limits).clamp(min=0)

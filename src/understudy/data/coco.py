@@ -1,4 +1,4 @@
-"""COCO JSON, read as it lies on disk: the official folders, Roboflow's, a flat folder, or one JSON file."""
+"""The COCO format: the official folders, Roboflow's, a flat folder, or one JSON file."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.data.images import UnreadableImage, image_size
-from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, Reading, repeated, safe_path
+from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated, safe_path
 from understudy.errors import UserError
 
 LAYOUTS = (
@@ -20,12 +20,12 @@ LAYOUTS = (
 _SPLIT_WORD = re.compile(rf"(?:^|[_.-])((?:{'|'.join(SPLIT_NAMES)})\d{{0,4}})(?:[_.-]|$)")
 
 
-def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], Reading]]:
-    """The splits of a COCO data set by name, each with the function that reads it; none if it is not COCO.
+def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], SplitDraft]]:
+    """Return the splits of a COCO data set by name, each with the function that reads it; none if it is not COCO.
 
     Args:
         path: a folder, or one JSON file.
-        root: the data set's folder where `path` is a file inside it; otherwise found from `path`.
+        root: the data set's folder, if `path` is a file inside it; otherwise it is derived from `path`.
     """
     if path.is_file():
         if path.suffix.lower() != ".json":
@@ -35,24 +35,24 @@ def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], 
     return {_split_name(file): partial(read, file, path) for file in _annotation_files(path)}
 
 
-def read(file: Path, root: Path) -> Reading:
+def read(file: Path, root: Path) -> SplitDraft:
     """Read one COCO annotation file of the data set in `root`.
 
     Raises:
         UserError: the file is not JSON, or not COCO.
     """
     content = _load(file)
-    reading = Reading(source=file, image_root=_image_root(file, root, content["images"]))
-    label_of = _read_categories(content["categories"], reading)
-    images = _read_images(content["images"], reading)
-    objects = _read_objects(content["annotations"], label_of, images, reading)
+    draft = SplitDraft(source=file, image_root=_image_root(file, root, content["images"]))
+    label_of = _read_categories(content["categories"], draft)
+    images = _read_images(content["images"], draft)
+    objects = _read_objects(content["annotations"], label_of, images, draft)
     for image_id, (path, size) in images.items():
-        reading.add(image_id, path, size, objects[image_id])
-    return reading
+        draft.add(image_id, path, size, objects[image_id])
+    return draft
 
 
 def _annotation_files(root: Path) -> list[Path]:
-    """The annotation files of a folder: the most specific layout that is there wins."""
+    """The annotation files of a folder, by the most specific layout that is present."""
     folders = [folder for folder in (root / "annotations", root) if folder.is_dir()]
     for folder in folders:
         if files := sorted(folder.glob("instances_*.json")):
@@ -68,7 +68,7 @@ def _annotation_files(root: Path) -> list[Path]:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Whether an arbitrarily named JSON file begins like COCO; a whole one may be too large to read for that."""
+    """Whether a JSON file of any name begins like COCO; a whole file may be too large to read for that."""
     with file.open("rb") as stream:
         start = stream.read(65536)
     return start.lstrip().startswith(b"{") and any(key in start for key in (b'"images"', b'"annotations"'))
@@ -105,7 +105,7 @@ def _load(file: Path) -> dict[str, list]:
 
 
 def _image_root(file: Path, root: Path, images: list) -> Path:
-    """The folder that the file names are relative to: of the usual places, the one where most of a sample exist."""
+    """The folder of the images: of the usual places, the one where most of a sample of the file names exist."""
     name = _split_name(file)
     names = list(dict.fromkeys([name, name.rstrip("0123456789")]))
     candidates = [base / inner for base in (root, root / "images") for inner in names]
@@ -119,89 +119,89 @@ def _image_root(file: Path, root: Path, images: list) -> Path:
     return max(candidates, key=found)  # the first of equals
 
 
-def _read_categories(rows: list, reading: Reading) -> dict[int, int]:
-    """Set the classes in the order of the category ids, and return the label of each id."""
+def _read_categories(rows: list, draft: SplitDraft) -> dict[int, int]:
+    """Set the classes, in the order of the category ids, and return the label of each id."""
     names: dict[int, str] = {}
     for position, row in enumerate(rows):
-        where = f"{reading.source.name}, categories[{position}]"
+        where = f"{draft.source.name}, categories[{position}]"
         if not _is_integer(row, "id") or not _is_text(row, "name"):
-            reading.fault("category unreadable", where, 'expected an integer "id" and a text "name"')
+            draft.fault("category unreadable", where, 'expected an integer "id" and a string "name"')
         elif row["id"] in names:
-            reading.fault("duplicate id", where, f"category id {row['id']} is used twice")
+            draft.fault("duplicate id", where, f"category id {row['id']} is used twice")
         else:
             names[row["id"]] = row["name"]
     ids = sorted(names)
-    reading.category_ids, reading.classes = tuple(ids), tuple(names[i] for i in ids)
-    for name in repeated(reading.classes):
-        reading.fault("duplicate class name", f"{reading.source.name}, categories", f'"{name}" names several ids')
+    draft.category_ids, draft.classes = tuple(ids), tuple(names[i] for i in ids)
+    for name in repeated(draft.classes):
+        draft.fault("duplicate class name", f"{draft.source.name}, categories", f'several ids have the name "{name}"')
     if not rows:
-        reading.fault("no classes", reading.source.name, '"categories" is empty')
+        draft.fault("no classes", draft.source.name, '"categories" is empty')
     return {category_id: label for label, category_id in enumerate(ids)}
 
 
-def _read_images(rows: list, reading: Reading) -> dict[int, tuple[Path, tuple[int, int]]]:
-    """The usable images: id -> (path, (width, height))."""
+def _read_images(rows: list, draft: SplitDraft) -> dict[int, tuple[Path, tuple[int, int]]]:
+    """Return the usable images: id -> (path, (width, height))."""
     images: dict[int, tuple[Path, tuple[int, int]]] = {}
     for position, row in enumerate(rows):
-        where = f"{reading.source.name}, images[{position}]"
+        where = f"{draft.source.name}, images[{position}]"
         if not _is_integer(row, "id") or not _is_text(row, "file_name"):
-            reading.fault("image entry unreadable", where, 'expected an integer "id" and a text "file_name"')
+            draft.fault("image entry unreadable", where, 'expected an integer "id" and a string "file_name"')
             continue
-        path = safe_path(reading.image_root, row["file_name"])
+        path = safe_path(draft.image_root, row["file_name"])
         if path is None:
             name = repr(row["file_name"][:200])
-            what = f"file_name {name} leads out of {reading.image_root}, or is no possible name; move the file inside"
-            reading.fault("file outside the data set", where, what)
+            what = f"file_name {name} is not inside {draft.image_root}, or not a valid name; move the file inside"
+            draft.fault("file outside the data set", where, what)
         elif row["id"] in images:
-            reading.fault("duplicate id", where, f"image id {row['id']} is used twice")
-        elif size := _size(row, path, where, reading):
+            draft.fault("duplicate id", where, f"image id {row['id']} is used twice")
+        elif size := _size(row, path, where, draft):
             images[row["id"]] = path, size
     return images
 
 
-def _size(row: dict, path: Path, where: str, reading: Reading) -> tuple[int, int] | None:
-    """Width and height as stated, else as the image file has them."""
+def _size(row: dict, path: Path, where: str, draft: SplitDraft) -> tuple[int, int] | None:
+    """Width and height as annotated, otherwise those of the image file."""
     if "width" not in row and "height" not in row:
         try:
             return image_size(path)
         except UnreadableImage as error:
-            reading.fault("image unreadable", where, f'no "width" and "height", and {error}')
+            draft.fault("image unreadable", where, f'no "width" and "height", and {error}')
             return None
     if _is_integer(row, "width") and _is_integer(row, "height") and row["width"] > 0 and row["height"] > 0:
         return row["width"], row["height"]
     sizes = f"{row.get('width')!r} and {row.get('height')!r}"
-    reading.fault("image entry unreadable", where, f'"width" and "height" must be positive integers, got {sizes}')
+    draft.fault("image entry unreadable", where, f'"width" and "height" must be positive integers, got {sizes}')
     return None
 
 
 def _read_objects(
-    rows: list, label_of: dict[int, int], images: dict[int, Any], reading: Reading
+    rows: list, label_of: dict[int, int], images: dict[int, Any], draft: SplitDraft
 ) -> dict[int, list[AnnotatedObject]]:
-    """The objects of each image; what is wrong with the others goes to `reading.faults`."""
+    """Return the objects of each image; faults are added to the draft."""
     objects: dict[int, list[AnnotatedObject]] = defaultdict(list)
     seen: set[int] = set()
     for position, row in enumerate(rows):
-        where = f"{reading.source.name}, annotations[{position}]"
+        where = f"{draft.source.name}, annotations[{position}]"
         missing = [key for key in ("id", "image_id", "category_id") if not _is_integer(row, key)]
         if missing:
             keys = ", ".join(f'"{key}"' for key in missing)
-            reading.fault("annotation unreadable", where, f"expected an integer for {keys}")
+            draft.fault("annotation unreadable", where, f"expected an integer for {keys}")
             continue
-        before = len(reading.faults)
+        before = len(draft.faults)
         if row["id"] in seen:
-            reading.fault("duplicate id", where, f"annotation id {row['id']} is used twice")
+            draft.fault("duplicate id", where, f"annotation id {row['id']} is used twice")
         seen.add(row["id"])
         if row["image_id"] not in images:
-            reading.fault("unknown image", where, f"image_id {row['image_id']} is not among the readable images")
+            draft.fault("unknown image", where, f"image_id {row['image_id']} is not the id of a readable image")
         if row["category_id"] not in label_of:
             known = ", ".join(map(str, sorted(label_of)[:20])) or "none"
-            reading.fault("unknown category", where, f"category_id {row['category_id']} is not one of {known}")
+            draft.fault("unknown category", where, f"expected a category_id of {known}, got {row['category_id']}")
         box = _box(row.get("bbox"))
         if box is None:
-            reading.fault(
+            draft.fault(
                 "annotation unreadable", where, f'"bbox" must be [x, y, width, height], got {row.get("bbox")!r}'
             )
-        if len(reading.faults) == before and box is not None:
+        if len(draft.faults) == before and box is not None:
             objects[row["image_id"]].append(
                 AnnotatedObject(
                     annotation_id=row["id"],
@@ -215,18 +215,18 @@ def _read_objects(
 
 
 def _box(bbox: object) -> Box | None:
-    """From xywh to xyxy, or None where it is not four numbers."""
+    """Convert xywh to xyxy; None if it is not four numbers."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
         return None
     try:
         x, y, width, height = map(float, bbox)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer too large for a float
         return None
     return x, y, x + width, y + height
 
 
 def _area(area: object) -> float | None:
-    """The stated area, or None where it is no usable number (then the box's own is taken)."""
+    """The annotated area; None if it is not a usable number (then that of the box is used)."""
     return float(area) if isinstance(area, int | float) and 0 <= area < 1e18 else None
 
 

@@ -1,4 +1,4 @@
-"""A sheet of sample images with their boxes and class names: the quickest way to see that a data set is read right."""
+"""A sheet of sample images with their boxes and class names, to see whether a data set is read correctly."""
 
 import colorsys
 import math
@@ -20,12 +20,12 @@ _IGNORED_COLOUR = (150, 150, 150)
 def draw_contact_sheet(
     records: Mapping[str, Sequence[Record]], classes: Mapping[str, Sequence[str]], file: Path
 ) -> None:
-    """Draw up to 12 readable images, spread over the splits and chosen so that many classes are seen, as a PNG.
+    """Draw up to 12 images as a PNG, spread over the splits and chosen to show many classes.
 
     Args:
         records: the readable images of each split.
         classes: the class names of each split.
-        file: the PNG to write; its folder is made.
+        file: the PNG to write; its folder is created.
 
     Raises:
         UserError: the file cannot be written.
@@ -45,14 +45,14 @@ def draw_contact_sheet(
 
 
 def _choose(records: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
-    """An equal share of the tiles for each split, in the order of the splits."""
+    """Choose the images: an equal share of the tiles for each split, in the order of the splits."""
     filled = {name: of_split for name, of_split in records.items() if of_split}
     share = math.ceil(_TILES / max(1, len(filled)))
     return [(name, record) for name, of_split in filled.items() for record in _varied(of_split, share)][:_TILES]
 
 
 def _varied(records: Sequence[Record], number: int) -> list[Record]:
-    """Images of one split: first those that show a class not yet seen, then others spread evenly over it."""
+    """Choose images of one split: first those with a class not yet shown, then others spread evenly over the split."""
     chosen: list[int] = []
     seen: set[int] = set()
     for position, record in enumerate(records):
@@ -85,7 +85,7 @@ def _draw_objects(image: Image.Image, record: Record, classes: Sequence[str], sc
     rows = list(zip(record.boxes.tolist(), record.labels.tolist(), record.ignore.tolist(), strict=True))
     for box, label, ignored in rows:
         draw.rectangle(_in_tile(box, scale, image.size), outline=_colour(label, ignored), width=2)
-    for box, label, ignored in rows:  # after all boxes, so that no line crosses a name
+    for box, label, ignored in rows:  # names after all boxes, so that no line crosses a name
         name = f"{classes[label]} (ignored)" if ignored else classes[label]
         width, height = draw.textlength(name, font=font) + 6, 16
         x, y = _in_tile(box, scale, image.size)[:2]
@@ -95,7 +95,7 @@ def _draw_objects(image: Image.Image, record: Record, classes: Sequence[str], sc
 
 
 def _in_tile(box: Sequence[float], scale: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A box at the tile's scale, clipped so that all four sides stay visible."""
+    """A box at the tile's scale, clipped such that all four sides are visible."""
     right, bottom = size[0] - 1, size[1] - 1
     x1, x2 = (min(max(value * scale, 0), right) for value in box[0::2])
     y1, y2 = (min(max(value * scale, 0), bottom) for value in box[1::2])
@@ -103,7 +103,7 @@ def _in_tile(box: Sequence[float], scale: float, size: tuple[int, int]) -> tuple
 
 
 def _colour(label: int, ignored: bool) -> tuple[int, int, int]:
-    """A dark, saturated colour; the golden ratio keeps the hues of consecutive labels apart."""
+    """A dark, saturated colour; steps of the golden ratio separate the hues of consecutive labels."""
     if ignored:
         return _IGNORED_COLOUR
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.9, 0.75)

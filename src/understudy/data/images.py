@@ -1,4 +1,4 @@
-"""Image files as tensors: grey, palette, alpha and 16-bit images all become RGB in 0..1."""
+"""Image files as tensors: grey, palette, alpha and 16-bit images are converted to RGB in 0..1."""
 
 from pathlib import Path
 
@@ -11,24 +11,24 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff",
 
 
 class UnreadableImage(OSError):
-    """An image file is missing, truncated, or holds something else than pixels of a known kind."""
+    """An image file is missing, truncated, or has pixels of an unknown kind."""
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels as stored, from the file's header alone.
+    """Return the stored width and height in pixels, reading only the file's header.
 
     Raises:
-        UnreadableImage: the file is missing or is no image.
+        UnreadableImage: the file is missing or not an image.
     """
     with open_image(path) as image:
         return image.size
 
 
 def shown_size(path: Path) -> tuple[int, int]:
-    """Width and height as viewers show the image: turned where its EXIF orientation says so.
+    """Return width and height in pixels as viewers show the image, rotated by its EXIF orientation.
 
     Raises:
-        UnreadableImage: the file is missing or is no image.
+        UnreadableImage: the file is missing or not an image.
     """
     with open_image(path) as image:
         quarter_turn = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
@@ -36,24 +36,25 @@ def shown_size(path: Path) -> tuple[int, int]:
 
 
 def load_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """An image file as (3, H, W) float32 in 0..1.
+    """Load an image file as (3, H, W) float32 in 0..1.
 
-    Pixels are taken as stored. Only where `size` is the size of the picture turned as its EXIF orientation says,
-    and not the stored one, it is turned: then the boxes were drawn on the turned picture.
+    Pixels are used as stored. The image is rotated by its EXIF orientation only if `size` is the rotated size and not
+    the stored one: the boxes were then drawn on the rotated image.
 
     Args:
         path: the file.
-        size: (width, height) that the annotation states; any size is accepted where it is None.
+        size: (width, height) of the annotation; None accepts any size.
 
     Raises:
-        UnreadableImage: missing, truncated or no image; floating-point pixels; another size than stated.
+        UnreadableImage: the file is missing, truncated or not an image, has floating-point pixels, or has another size
+            than annotated.
     """
     with open_image(path) as image:
         try:
             pixels = _oriented(image, size)
             if size is not None and pixels.size != size:
                 raise UnreadableImage(
-                    f"{path} is {image.width}x{image.height} pixels, its annotation says {size[0]}x{size[1]}"
+                    f"{path} has {image.width}x{image.height} pixels; its annotation states {size[0]}x{size[1]}"
                 )
             return _to_tensor(pixels, path)
         except UnreadableImage:
@@ -66,19 +67,19 @@ def open_image(path: Path) -> Image.Image:
     """Open an image file without decoding it.
 
     Raises:
-        UnreadableImage: the file is missing or is no image.
+        UnreadableImage: the file is missing or not an image.
     """
     try:
         return Image.open(path)
     except FileNotFoundError:
         raise UnreadableImage(f"{path} does not exist") from None
     except Exception as error:  # see load_image
-        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "unknown image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UnreadableImage(f"{path} cannot be read as an image ({reason})") from None
 
 
 def is_rotated(image: Image.Image) -> bool:
-    """Whether the file's EXIF orientation asks viewers to turn or mirror the stored pixels."""
+    """Whether the EXIF orientation rotates or mirrors the stored pixels."""
     return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
 
 
@@ -90,18 +91,18 @@ def _oriented(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
 
 def _to_tensor(image: Image.Image, path: Path) -> Tensor:
     if image.mode == "F":
-        raise UnreadableImage(f"{path} holds floating-point pixels of an unknown range; save it with 8 or 16 bits")
+        raise UnreadableImage(f"{path} has floating-point pixels of unknown range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return _deep_grey_to_tensor(np.asarray(image), path)
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns when it goes from here to RGB directly
+        image = image.convert("RGBA")  # Pillow warns if such an image is converted to RGB directly
     array = np.array(image.convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(255)
 
 
 def _deep_grey_to_tensor(array: np.ndarray, path: Path) -> Tensor:
-    """16-bit grey: scaled by its full range; Pillow's own conversion would clip everything above 255."""
+    """Scale 16-bit grey by its full range; Pillow's own conversion would clip everything above 255."""
     grey = torch.from_numpy(array.astype(np.float32))
     if grey.min() < 0 or grey.max() > 65535:
-        raise UnreadableImage(f"{path} holds 32-bit pixels of an unknown range; save it with 8 or 16 bits")
+        raise UnreadableImage(f"{path} has 32-bit pixels of unknown range; save it with 8 or 16 bits")
     return grey.div_(65535).expand(3, -1, -1).contiguous()

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation; which images, in which order and how augmented follows from the seed alone."""
+"""Batches for training and evaluation; the seed alone decides the order and the augmentation of the images."""
 
 import itertools
 import signal
@@ -16,7 +16,7 @@ from understudy.data.images import UnreadableImage, load_image
 from understudy.data.records import DetectionData, Record
 from understudy.errors import RunError, UserError
 
-_UNLABELLED = 0x756E6C61  # keeps what is drawn for unlabelled images apart from what is drawn for the others
+_UNLABELLED = 0x756E6C61  # separates the random numbers of unlabelled images from those of the others
 
 
 @dataclass(slots=True)
@@ -24,13 +24,13 @@ class Batch:
     """N images of one step with their objects.
 
     Attributes:
-        images: (N, 3, H, W) float32 in 0..1, padded with zeros below and to the right to a multiple of 32.
+        images: (N, 3, H, W) float32 in 0..1, padded with zeros at the bottom and right to a multiple of 32.
         targets: for each image "boxes" (M, 4) float32, xyxy in pixels of the padded batch, clipped to the image, and
-            "labels" (M,) int64; without the objects to ignore.
+            "labels" (M,) int64; without objects to ignore.
         image_sizes: (h, w) of each image in the batch, without the padding.
-        original_sizes: (h, w) of each image on disk.
-        image_ids: the data set's own.
-        labelled: which images have a ground truth; the others' targets are empty, and the labelled ones come first.
+        original_sizes: (h, w) of each image file.
+        image_ids: the data set's own ids.
+        labelled: which images have ground truth. These come first; the targets of the others are empty.
     """
 
     images: Tensor
@@ -41,14 +41,14 @@ class Batch:
     labelled: list[bool]
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch with its tensors on another device."""
+        """Return the batch with its tensors on another device."""
         device = torch.device(device)
-        # Copying to the host without waiting would hand out tensors that are not filled yet.
+        # A copy to the host without waiting would return tensors that are not filled yet.
         wait_free = device.type == "cuda"
         return self._replaced(lambda tensor: tensor.to(device, non_blocking=wait_free))
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked memory; the loader calls it where there is a GPU to copy to."""
+        """Return the batch in page-locked memory; the loader calls this if there is a GPU."""
         return self._replaced(Tensor.pin_memory)
 
     def _replaced(self, change) -> Self:
@@ -70,26 +70,26 @@ def training_loader(
     unlabelled: DetectionData | None = None,
     unlabelled_batch: int = 0,
 ) -> DataLoader:
-    """Shuffled, augmented batches: the same for the same seed, whatever the number of workers.
+    """Make a loader of shuffled, augmented batches: the same for the same seed, with any number of workers.
 
-    `loader.sampler` is an `EpochSampler`: call its `set_epoch(epoch)` before each epoch, and set its `start` to go on
+    `loader.sampler` is an `EpochSampler`: call its `set_epoch(epoch)` before each epoch, and set its `start` to resume
     in the middle of one. The last incomplete batch of an epoch is dropped.
 
     Args:
         data: the split to train on.
-        batch_size: images of one batch of this process.
+        batch_size: images per batch of this process.
         shorter_side: lengths in pixels, one is drawn for each image.
-        longer_side: cap in pixels.
-        flip: probability of mirroring an image left to right, 0..1.
+        longer_side: largest length of the longer side in pixels.
+        flip: probability of mirroring an image horizontally, 0..1.
         seed: a non-negative integer.
         workers: processes that load ahead; 0 loads in this process.
         rank: number of this process, 0..world_size-1.
         world_size: number of processes that share an epoch.
-        unlabelled: images that are mixed in, as `open_unlabelled` opens them; they do not lengthen an epoch.
-        unlabelled_batch: how many of them each batch of this process has after its labelled images.
+        unlabelled: images from `open_unlabelled` to add to the batches; they do not lengthen an epoch.
+        unlabelled_batch: number of them per batch of this process, after its labelled images.
 
     Raises:
-        UserError: fewer images than one batch of every process.
+        UserError: there are fewer images than one batch of every process needs.
         RunError: (while iterating) an image is missing, truncated, or of another size than annotated.
     """
     if len(data) < batch_size * world_size:
@@ -116,9 +116,9 @@ def evaluation_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Batches in the order of the data set, each image exactly once over all ranks, nothing augmented.
+    """Make a loader of batches in the order of the data set, each image exactly once over all ranks, not augmented.
 
-    Args and raises are as for `training_loader`; a last, smaller batch is kept.
+    Arguments and exceptions are those of `training_loader`; a last, smaller batch is kept.
     """
     dataset = LoadedImages(data, [shorter_side], longer_side, flip=0.0, seed=0)
     sampler = RankSampler(len(data), rank, world_size)
@@ -126,14 +126,18 @@ def evaluation_loader(
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed for a random generator that depends on all numbers (non-negative), and on nothing else."""
+    """Return a seed for a random generator that depends on all numbers (non-negative), and on nothing else.
+
+    >>> derived_seed(0, 1) == derived_seed(0, 1), derived_seed(0, 1) == derived_seed(1, 0)
+    (True, False)
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """The (image index, epoch) pairs of one rank: a permutation that only the seed and the epoch decide.
+    """Samples the (image index, epoch) pairs of one rank: a permutation that depends on seed and epoch alone.
 
-    No state but `epoch` and `start` exists, so a resumed run sees what the uninterrupted one would have seen.
+    `epoch` and `start` are the only state, so a resumed run loads the same images as an uninterrupted one.
 
     Attributes:
         epoch: the epoch of the next iteration.
@@ -147,7 +151,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -161,11 +165,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class MixedSampler(EpochSampler):
-    """What `EpochSampler` draws, with a few unlabelled images after the labelled ones of each batch.
+    """Samples like `EpochSampler`, with unlabelled images after the labelled ones of each batch.
 
-    Those are drawn through all epochs and ranks from one endless row of permutations, so that each is seen once before
-    any is seen again; where a batch stands in that row follows from the epoch, its number and the rank. As an index
-    they have their place after all labelled images, and in place of the epoch the number of their permutation.
+    Over all epochs and ranks, the unlabelled images come from one endless sequence of permutations, so each is used
+    once before any is used again. Epoch, batch number and rank decide the place of a batch in this sequence. The index
+    of an unlabelled image follows those of all labelled ones; its second number is that of the permutation.
     """
 
     def __init__(
@@ -206,7 +210,7 @@ def _permutation(length: int, *numbers: int) -> list[int]:
 
 
 class RankSampler(Sampler[tuple[int, int]]):
-    """Every `world_size`-th image from `rank` on, in order; nothing is dropped or repeated."""
+    """Samples every `world_size`-th image from `rank` on, in order; none is dropped or repeated."""
 
     def __init__(self, length: int, rank: int, world_size: int):
         self.indices = range(rank, length, world_size)
@@ -221,8 +225,7 @@ class RankSampler(Sampler[tuple[int, int]]):
 class LoadedImages(Dataset):
     """The images of a split, read, augmented and scaled; indexed by (index, epoch).
 
-    How an image is augmented is a function of (seed, epoch, index): not of the worker that does it, nor of what was
-    loaded before.
+    The augmentation of an image depends on (seed, epoch, index) alone, not on the worker or the images loaded before.
     """
 
     def __init__(
@@ -246,9 +249,10 @@ class LoadedImages(Dataset):
         try:
             image = load_image(record.path, (record.width, record.height))
         except UnreadableImage as error:
-            # Returned, not raised: a worker's exception would reach the user wrapped in the worker's traceback.
-            way_on = f"`understudy check {self.data.source}` lists every such image."
-            return RunError(f"{error}. {way_on if self.labelled else 'It is unlabelled: take it out of the folder.'}")
+            # Returned, not raised: a worker's exception would reach the user inside the worker's traceback.
+            if self.labelled:
+                return RunError(f"{error}. To list every such image: understudy check {self.data.source}")
+            return RunError(f"{error}. Remove this unlabelled image from its folder.")
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, position))
         size_index = int(torch.randint(len(self.shorter_side), (), generator=generator))
         flipped = bool(torch.rand((), generator=generator) < self.flip)
@@ -263,13 +267,13 @@ class LoadedImages(Dataset):
         if flipped:
             image, boxes = transforms.flip_horizontally(image, boxes)
         boxes = boxes.float()
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # what is left of a box at the border may vanish in float32
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a box clipped at the border may become empty in float32
         labels = record.labels[wanted][solid]
         return Sample(image, boxes[solid], labels, original_size, record.image_id, self.labelled)
 
 
 class MixedImages(Dataset):
-    """Labelled images and, after them, unlabelled ones."""
+    """Labelled images, followed by unlabelled ones."""
 
     def __init__(self, labelled: LoadedImages, unlabelled: LoadedImages):
         self.labelled, self.unlabelled = labelled, unlabelled
@@ -286,7 +290,7 @@ class MixedImages(Dataset):
 
 @dataclass(slots=True)
 class Sample:
-    """One image on its way into a batch; see `Batch` for the fields."""
+    """One image before it is put into a batch; see `Batch` for the fields."""
 
     image: Tensor
     boxes: Tensor
@@ -297,7 +301,7 @@ class Sample:
 
 
 class _Loader(DataLoader):
-    """A loader that raises the first failure its workers hand over, as they met it."""
+    """A loader that raises the first error that its workers return."""
 
     def __iter__(self) -> Any:  # an iterator over batches; the base class promises its private iterator type
         for batch in super().__iter__():
@@ -317,13 +321,13 @@ def _loader(dataset: Dataset, sampler: Sampler, batch_size: int, workers: int, d
         drop_last=drop_last,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # what a loader draws for its workers must not move the global generator
+        generator=torch.Generator(),  # seeds of the workers must not advance the global generator
         worker_init_fn=_leave_interrupts_to_the_parent,
     )
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; a worker that it ended could not deliver what is still to be saved.
+    # Ctrl-C reaches every process of a terminal, but the workers are needed until the checkpoint is saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

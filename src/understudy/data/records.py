@@ -1,4 +1,4 @@
-"""The nouns of the data package: one annotated image, one split of a data set, and what is wrong with it."""
+"""The types of the data package: an annotated image, a split of a data set, and a fault."""
 
 import math
 import re
@@ -20,17 +20,17 @@ SPLIT_NAMES = ("train", "val", "valid", "validation", "test", "trainval", "miniv
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One image as it lies on disk, with the M objects annotated on it.
+    """One image file with its M annotated objects.
 
     Attributes:
-        image_id: the data set's own number (COCO), else 1, 2, ... in the order of the split.
+        image_id: the data set's own number (COCO), otherwise 1, 2, ... in the order of the split.
         path: the image file.
-        width: in pixels, as the annotation states it.
-        height: in pixels, as the annotation states it.
-        boxes: (M, 4) float64, xyxy in pixels of the original image, as annotated: not clipped.
+        width: in pixels, as annotated.
+        height: in pixels, as annotated.
+        boxes: (M, 4) float64, xyxy in pixels of the original image, as annotated (not clipped).
         labels: (M,) int64, 0..K-1.
-        ignore: (M,) bool, `iscrowd` or `difficult`: left out of training, ignored in evaluation.
-        areas: (M,) float64, the annotation's own `area` in pixels, else width times height of the box.
+        ignore: (M,) bool, `iscrowd` or `difficult`: not used for training, ignored in evaluation.
+        areas: (M,) float64, in square pixels: the annotation's `area`, otherwise width times height of the box.
         annotation_ids: (M,) int64.
     """
 
@@ -46,7 +46,7 @@ class Record:
 
     @classmethod
     def without_objects(cls, image_id: int, path: Path, size: tuple[int, int]) -> Self:
-        """An image of `size` (width, height) of which no object is known."""
+        """Make the record of an image of `size` (width, height) without annotated objects."""
         nothing = torch.zeros(0, dtype=torch.int64)
         boxes = torch.zeros(0, 4, dtype=torch.float64)
         return cls(image_id, path, *size, boxes, nothing, nothing.bool(), nothing.double(), nothing)
@@ -74,12 +74,12 @@ class DetectionData:
 
     Attributes:
         classes: the K class names; a label is an index into them.
-        category_ids: for each label the data set's own category id (COCO's ids, VOC 1..K, YOLO 0..K-1).
-        records: the images, in the order of the file.
-        format: the format it was read from.
-        source: what was read: the JSON file (COCO), the folder (VOC), the yaml file, list or folder (YOLO).
-        split: the split's name.
-        image_root: the folder that the images' `file_name` in `to_coco()` is relative to.
+        category_ids: the data set's own category id of each label (COCO's ids, VOC 1..K, YOLO 0..K-1).
+        records: the images, in the order of the annotation file.
+        format: "coco", "voc" or "yolo".
+        source: the JSON file (COCO), the folder (VOC), the YAML file, list or folder (YOLO).
+        split: the name of the split.
+        image_root: the folder that `file_name` in `to_coco()` is relative to.
     """
 
     classes: tuple[str, ...]
@@ -94,7 +94,7 @@ class DetectionData:
         return len(self.records)
 
     def to_coco(self) -> dict:
-        """The ground truth as a COCO dict, whatever the format: what COCO evaluation tools read.
+        """Return the ground truth as a COCO dict, which COCO evaluation tools read, for any format.
 
         `ignore` objects get `iscrowd` 1. Boxes are xywh in pixels of the original image.
         """
@@ -122,7 +122,7 @@ class DetectionData:
                         "id": annotation_id,
                         "image_id": record.image_id,
                         "category_id": self.category_ids[label],
-                        # (x + w) - x is not w in floating point; six decimals give back what the file said
+                        # (x + w) - x differs from w in floating point; six decimals restore the annotated value
                         "bbox": [x1, y1, round(x2 - x1, 6), round(y2 - y1, 6)],
                         "area": area,
                         "iscrowd": int(ignore),
@@ -138,7 +138,7 @@ class DetectionData:
 
 
 class Fault(NamedTuple):
-    """One thing wrong with a data set: what kind, where, and what was expected and found."""
+    """One fault of a data set: its kind, its place, and what was expected and found."""
 
     kind: str
     where: str
@@ -149,7 +149,7 @@ class Fault(NamedTuple):
 
 
 class AnnotatedObject(NamedTuple):
-    """One object as a format's reader understood it; its box may still be empty or outside."""
+    """One object as read from an annotation file; its box may be empty or outside the image."""
 
     annotation_id: int
     label: int
@@ -159,12 +159,17 @@ class AnnotatedObject(NamedTuple):
 
 
 @dataclass(slots=True)
-class Reading:
-    """What a format's reader found in one split, faults included.
+class SplitDraft:
+    """One split while a format's reader fills it, with the faults found so far.
 
     Attributes:
-        faults: what makes the split impossible to train on: `open_data` refuses it.
-        left_out: objects without a usable box: `open_data` goes on without them and says so.
+        source: the file or folder that is read.
+        image_root: the folder of the images.
+        classes: the class names.
+        category_ids: the data set's own id of each class.
+        records: the images with their usable objects.
+        faults: faults for which `open_data` refuses the split.
+        left_out: objects without a usable box, which `open_data` leaves out with a warning.
     """
 
     source: Path
@@ -176,11 +181,11 @@ class Reading:
     left_out: list[Fault] = field(default_factory=list)
 
     def fault(self, kind: str, where: str, what: str) -> None:
-        """Note something that makes the split impossible to read."""
+        """Add a fault for which the split is refused."""
         self.faults.append(Fault(kind, where, what))
 
     def add(self, image_id: int, path: Path, size: tuple[int, int], objects: Iterable[AnnotatedObject]) -> None:
-        """Add an image of `size` (width, height); objects whose box is unusable go to `left_out`."""
+        """Add an image of `size` (width, height); objects without a usable box go to `left_out`."""
         usable = []
         for item in objects:
             if problem := box_problem(item.box, size):
@@ -192,12 +197,16 @@ class Reading:
 
 
 def repeated(items: Iterable[str]) -> list[str]:
-    """What occurs more than once, in the order of the first occurrence."""
+    """Return the items that occur more than once, in the order of their first occurrence."""
     return [item for item, count in Counter(items).items() if count > 1]
 
 
 def box_problem(box: Box, size: tuple[int, int]) -> str | None:
-    """Why a box (xyxy, pixels) on an image of `size` (width, height) cannot be used; None where it can."""
+    """Return why a box (xyxy, pixels) on an image of `size` (width, height) is not usable; None if it is.
+
+    >>> box_problem((10, 10, 10, 40), (100, 80))
+    'box empty'
+    """
     x1, y1, x2, y2 = box
     if not all(map(math.isfinite, box)):
         return "box not finite"
@@ -209,24 +218,23 @@ def box_problem(box: Box, size: tuple[int, int]) -> str | None:
 
 
 def safe_path(root: Path, name: str) -> Path | None:
-    """`root / name`, or None where that cannot be a file inside `root`.
+    """Return `root / name`, or None if that is not inside `root`.
 
-    That is an absolute name, one with `..`, a link that leads out, or a name that no file can have.
-
-    `root` itself may be a link: large image folders often lie on another disk.
+    Refused are absolute names, names with `..`, links that lead out of `root`, and names that no file can have. `root`
+    itself may be a link, since large image folders are often on another disk.
     """
     parts = re.split(r"[/\\]", name)
     if not _is_possible(parts) or ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return None
     path = root / name
-    # The usual plain file directly in the folder needs one look instead of a resolve of every part.
+    # A plain file directly in the folder (the usual case) needs no resolving of its parts.
     if (len(parts) > 1 or path.is_symlink()) and not path.resolve().is_relative_to(root.resolve()):
         return None
     return path
 
 
 def _is_possible(parts: list[str]) -> bool:
-    """Whether file systems accept these names at all: the calls that follow would raise otherwise."""
+    """Whether file systems accept these names; the calls that follow would raise otherwise."""
     try:
         encoded = [part.encode() for part in parts]
     except UnicodeEncodeError:

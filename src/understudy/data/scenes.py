@@ -1,9 +1,9 @@
 """A generated data set: drawn scenes with labelled shapes, unlabelled look-alikes and clutter.
 
-It exists so that a detector can be trained, distilled and looked at within minutes and without a download. Four
-classes differ in shape alone (colour, size, rotation, lighting and texture are random), and each has a *look-alike*: a
-shape close to it that belongs to no class and carries no label. A trained teacher answers to look-alikes a little; that
-knowledge lies outside every ground-truth box, which is what feature richness is about.
+Detectors can be trained and distilled on it within minutes and without a download. The four classes differ in shape
+alone; colour, size, rotation, lighting and texture are random. Each class has a *look-alike*: a similar shape that
+belongs to no class and has no label. A trained teacher gives look-alikes a low score. That information is outside every
+ground-truth box, and feature richness measures it.
 """
 
 import json
@@ -19,12 +19,12 @@ from understudy.errors import UserError
 
 Array = NDArray[np.float32]
 Shape = list[tuple[NDArray[np.float64], int]]
-"""What is drawn in order: outlines (P, 2) within the unit circle, each with 1 to fill it or 0 to cut it out."""
+"""Outlines (P, 2) within the unit circle in drawing order, each with 1 to fill it or 0 to cut it out."""
 
-_Drawn = tuple[str, NDArray[np.bool_], int]  # name, what is still visible of it, its area when it was whole
+_Drawn = tuple[str, NDArray[np.bool_], int]  # name, visible pixels, number of pixels before others covered some
 
-_OVERSAMPLING = 4  # masks are drawn this much larger and averaged down: smooth edges
-_MAX_HIDDEN = 0.3  # of a labelled object, by what is drawn over it
+_OVERSAMPLING = 4  # masks are drawn larger by this factor and averaged, for smooth edges
+_MAX_HIDDEN = 0.3  # largest fraction of a shape that later shapes may cover
 _SPLITS = ("train", "val")
 
 
@@ -35,7 +35,7 @@ def _arc(radius: float, start: float, end: float, centre: tuple[float, float] = 
 
 
 def _spikes(count: int, inner: float) -> NDArray[np.float64]:
-    """A star of ``count`` points whose notches lie at radius ``inner``; it stands on two points."""
+    """A star with ``count`` points and notches at radius ``inner``; one point is at the top."""
     angles = np.radians(-90 + np.arange(2 * count) * 180 / count)
     radii = np.where(np.arange(2 * count) % 2 == 0, 1.0, inner)
     return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -91,31 +91,31 @@ _LOOKALIKES: dict[str, Callable[[], Shape]] = {  # in the order of the classes t
 }
 
 SCENE_CLASSES = tuple(_LABELLED)
-"""The classes of the data set, in the order of their labels."""
+"""The class names of the data set, in the order of their labels."""
 
 LOOKALIKE_CLASSES = tuple(_LOOKALIKES)
-"""Shapes that are drawn but never labelled; each resembles the class at the same place in :data:`SCENE_CLASSES`."""
+"""Shapes that are drawn but not labelled; each resembles the class at the same index in :data:`SCENE_CLASSES`."""
 
 
 def make_scenes(folder: Path, *, train: int, val: int, size: int, seed: int) -> Path:
     """Draw a small data set of scenes and write it as COCO JSON.
 
-    An image depends on the seed, its split, its number and its size alone: a larger set contains the smaller one. Boxes
-    are tight around what is visible of an object. Every JSON has, beside COCO's own keys, ``unlabelled``: the name,
-    image and box of each look-alike, for looking at and never for training.
+    An image depends on the seed, its split, its number and its size alone, so a larger set contains a smaller one.
+    Boxes are tight around the visible pixels of an object. In addition to COCO's keys, every JSON has ``unlabelled``:
+    the name, image and box of each look-alike, for figures and not for training.
 
     Args:
-        folder: where ``instances_train.json``, ``instances_val.json`` and ``images/`` go; new or empty.
+        folder: the new or empty folder for ``instances_train.json``, ``instances_val.json`` and ``images/``.
         train: number of training images.
         val: number of validation images.
         size: height and width of the images in pixels, at least 48.
-        seed: the same seed draws the same bytes.
+        seed: the same seed draws the same images.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the folder has content, or a number is out of range.
+        UserError: the folder is not empty, or a number is out of range.
     """
     folder = Path(folder)
     faults = [
@@ -124,9 +124,9 @@ def make_scenes(folder: Path, *, train: int, val: int, size: int, seed: int) -> 
         if value < least
     ]
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        faults.append(f"folder: expected a new or empty folder, and {folder} exists with content; name another")
+        faults.append(f"folder: expected a new or empty folder, got {folder}, which is not empty")
     if faults:
-        raise UserError.listing("the scenes cannot be drawn:", faults)
+        raise UserError.listing("Invalid arguments for the scenes:", faults)
 
     (folder / "images").mkdir(parents=True)
     for split_number, (split, count) in enumerate(zip(_SPLITS, (train, val), strict=True)):
@@ -151,13 +151,13 @@ def make_scenes(folder: Path, *, train: int, val: int, size: int, seed: int) -> 
 
 
 def read_unlabelled(file: Path) -> dict[int, list[list[float]]]:
-    """The boxes of the look-alikes in a split, for drawing them; empty where a data set tells of none.
+    """Return the boxes of the look-alikes in a split.
 
     Args:
-        file: the JSON of the split; anything that :func:`make_scenes` did not write gives an empty answer.
+        file: the JSON of the split; the result is empty for a file that :func:`make_scenes` did not write.
 
     Returns:
-        For an image id, its boxes xyxy in pixels.
+        The boxes (xyxy in pixels) by image id.
     """
     content = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else {}
     boxes: dict[int, list[list[float]]] = {}
@@ -171,22 +171,22 @@ def draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], list[tuple
     """Draw one scene.
 
     Args:
-        rng: the source of everything random.
+        rng: the random generator.
         size: height and width in pixels.
 
     Returns:
-        The pixels (size, size, 3) and, in drawing order, the name and the visible box (x, y, width, height) of every
-        shape, labelled or look-alike.
+        The pixels (size, size, 3), and the name and visible box (x, y, width, height) of every shape and look-alike in
+        drawing order.
     """
     canvas = _background(rng, size)
     labelled = rng.choice(SCENE_CLASSES, rng.integers(1, 5)).tolist()
     others = [*labelled[1:], *rng.choice(LOOKALIKE_CLASSES, rng.integers(0, 4)).tolist()]
     rng.shuffle(others)
     drawn: list[_Drawn] = []
-    for name in [labelled[0], *others]:  # the first always finds room: every image has an object
+    for name in [labelled[0], *others]:  # the first can always be placed: every image has an object
         mask = _place(rng, name, size, drawn)
         if mask is None:
-            continue  # the scene is full
+            continue  # there is no room
         _paint(rng, canvas, mask)
         solid = mask > 0.5
         drawn = [(other, visible & ~solid, area) for other, visible, area in drawn]
@@ -196,10 +196,10 @@ def draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], list[tuple
 
 
 def _place(rng: Generator, name: str, size: int, drawn: list[_Drawn]) -> Array | None:
-    """The mask (size, size) of a shape at a spot where it hides little of the others; None after eight misses."""
+    """The mask (size, size) of a shape at a place where it covers little of the others; None after eight attempts."""
     for _ in range(8):
         diameter = size * np.exp(rng.uniform(np.log(0.2), np.log(0.5)))
-        centre = rng.uniform(0.3 * diameter, size - 0.3 * diameter, 2)  # up to a fifth leaves the image
+        centre = rng.uniform(0.3 * diameter, size - 0.3 * diameter, 2)  # up to a fifth is outside the image
         mask = _mask(rng, {**_LABELLED, **_LOOKALIKES}[name](), diameter, centre, size)
         solid = mask > 0.5
         if all((visible & ~solid).sum() >= (1 - _MAX_HIDDEN) * area for _, visible, area in drawn):
@@ -208,11 +208,11 @@ def _place(rng: Generator, name: str, size: int, drawn: list[_Drawn]) -> Array |
 
 
 def _mask(rng: Generator, shape: Shape, diameter: float, centre: NDArray[np.float64], size: int) -> Array:
-    """A shape, rotated and stretched a little, as coverage 0..1 of every pixel of the image (size, size)."""
+    """A slightly rotated and stretched shape, as the coverage (0..1) of every pixel of the image (size, size)."""
     angle = np.radians(rng.uniform(-15, 15))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     stretch = np.array([rng.uniform(0.85, 1.15), 1.0])
-    # Only the patch around the shape is drawn large; whole images at this size would take ten times as long.
+    # Only the patch around the shape is oversampled; whole images would take ten times as long.
     origin = np.floor(centre - 0.65 * diameter).astype(int)
     side = int(np.ceil(1.3 * diameter)) + 2
     patch = Image.new("L", (side * _OVERSAMPLING, side * _OVERSAMPLING))
@@ -229,7 +229,7 @@ def _mask(rng: Generator, shape: Shape, diameter: float, centre: NDArray[np.floa
 
 
 def _paint(rng: Generator, canvas: Array, mask: Array) -> None:
-    """Fill a mask (size, size) on the canvas (size, size, 3) with a colour that stands out, shaded from one side."""
+    """Fill a mask (size, size) on the canvas (size, size, 3) with a contrasting colour, shaded from one side."""
     rows, columns = np.nonzero(mask > 0)
     window = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     below = canvas[window]
@@ -245,7 +245,7 @@ def _paint(rng: Generator, canvas: Array, mask: Array) -> None:
 
 
 def _background(rng: Generator, size: int) -> Array:
-    """A blotchy ground with strokes, slabs and pebbles on it, none of which resembles a class; (size, size, 3)."""
+    """A blotchy background (size, size, 3) with lines, polygons and dots, none of which resembles a class."""
     ground = np.full((size, size, 3), rng.uniform(60, 190) + rng.uniform(-35, 35, 3), dtype=np.float32)
     for cells, strength in ((3, 32), (9, 16), (32, 8)):
         # Mostly brightness, a little colour.
@@ -270,7 +270,7 @@ def _background(rng: Generator, size: int) -> Array:
 
 
 def _box(visible: NDArray[np.bool_]) -> list[int]:
-    """The box (x, y, width, height) in whole pixels around what is visible."""
+    """The box (x, y, width, height) in whole pixels around the visible pixels."""
     rows, columns = np.nonzero(visible)
     left, top = int(columns.min()), int(rows.min())
     return [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]

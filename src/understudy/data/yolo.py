@@ -1,4 +1,4 @@
-"""YOLO: a text file of normalised boxes for each image, and a yaml file with the splits and class names."""
+"""The YOLO format: a text file of normalised boxes for each image, and a YAML file with splits and class names."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
-from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, Reading, repeated, safe_path
+from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated, safe_path
 from understudy.errors import UserError
 
 LAYOUTS = (
@@ -18,14 +18,14 @@ LAYOUTS = (
 )
 
 _NAME_FILES = ("classes.txt", "obj.names", "names.txt", "classes.names")
-_LARGEST_FRACTION = 1.01  # tools round up a little; more than that is pixels instead of fractions
+_LARGEST_FRACTION = 1.01  # tools round up a little; larger values are pixels, not fractions
 
 
-def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], Reading]]:
-    """The splits of a YOLO data set by name, each with the function that reads it; none if it is not YOLO.
+def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], SplitDraft]]:
+    """Return the splits of a YOLO data set by name, each with the function that reads it; none if it is not YOLO.
 
     Raises:
-        UserError: a yaml file that is not a data set's.
+        UserError: a YAML file does not describe a data set.
     """
     if path.is_file():
         if path.suffix.lower() in (".yaml", ".yml"):
@@ -38,7 +38,7 @@ def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], 
     return _splits_of_folders(path) or _splits_of_lists(path, lists) or _undivided(path)
 
 
-def _splits_of_folders(root: Path) -> dict[str, Callable[[], Reading]]:
+def _splits_of_folders(root: Path) -> dict[str, Callable[[], SplitDraft]]:
     """Folders images/train with labels/train, or train/images with train/labels."""
     places: dict[str, Path] = {}
     for name in SPLIT_NAMES:
@@ -49,28 +49,28 @@ def _splits_of_folders(root: Path) -> dict[str, Callable[[], Reading]]:
     return {name: partial(_read, root, root, [folder], every) for name, folder in places.items()}
 
 
-def _undivided(root: Path) -> dict[str, Callable[[], Reading]]:
+def _undivided(root: Path) -> dict[str, Callable[[], SplitDraft]]:
     """Folders images and labels without splits."""
     images = root / "images"
     found = images.is_dir() and (root / "labels").is_dir()
     return {"all": partial(_read, root, root, [images], [[images]])} if found else {}
 
 
-def _splits_of_lists(root: Path, lists: list[Path]) -> dict[str, Callable[[], Reading]]:
+def _splits_of_lists(root: Path, lists: list[Path]) -> dict[str, Callable[[], SplitDraft]]:
     """Text files that list images."""
     return {file.stem: partial(_read, file, root, [file], [[other] for other in lists]) for file in lists}
 
 
 def _describes_data(file: Path) -> bool:
-    """Whether a yaml file found in the folder is the data set's, not somebody's config or hyper-parameters."""
+    """Whether a YAML file in the folder describes the data set, and is not a config or a list of hyper-parameters."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, ValueError):
-        return file.stem == "data"  # then the message about it is wanted
+        return file.stem == "data"  # its fault is to be reported
     return isinstance(content, dict) and "names" in content
 
 
-def _splits_of_yaml(file: Path) -> dict[str, Callable[[], Reading]]:
+def _splits_of_yaml(file: Path) -> dict[str, Callable[[], SplitDraft]]:
     content = _load_yaml(file)
     classes = _class_names(content["names"])
     places = {
@@ -84,14 +84,14 @@ def _splits_of_yaml(file: Path) -> dict[str, Callable[[], Reading]]:
 
 
 def _load_yaml(file: Path) -> dict:
-    """The yaml file's content, with everything that is wrong with it named at once."""
+    """Read the YAML file; all of its faults are reported at once."""
     expected = "a mapping with names (the classes), train and val (folders of images, or lists)"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{file} is not YAML: {error}. Expected {expected}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} describes no YOLO data set: expected {expected}, got a {type(content).__name__}.")
+        raise UserError(f"{file} is not a YOLO data set: expected {expected}, got a {type(content).__name__}.")
     faults = []
     classes = _class_names(content.get("names"))
     if not classes:
@@ -99,30 +99,30 @@ def _load_yaml(file: Path) -> dict:
     elif len(set(classes)) < len(classes):
         faults.append("names: a class name is used twice")
     if classes and content.get("nc", len(classes)) != len(classes):
-        faults.append(f"nc: is {content['nc']!r}, but names has {len(classes)} classes")
+        faults.append(f"nc: expected {len(classes)}, the number of names, got {content['nc']!r}")
     if not any(content.get(name) for name in SPLIT_NAMES):
-        faults.append("train, val: none is given")
+        faults.append("train, val: expected a path for at least one split")
     for name in (*SPLIT_NAMES, "path"):
         value = content.get(name)
         texts = value if isinstance(value, list) and name != "path" else [value]
         if value and not all(isinstance(text, str) for text in texts):
             faults.append(f"{name}: expected a path, got {value!r}")
     if faults:
-        raise UserError.listing(f"{file} describes no usable YOLO data set:", faults)
+        raise UserError.listing(f"{file} is not a valid YOLO data set:", faults)
     return content
 
 
 def _class_names(names: object) -> tuple[str, ...]:
-    """The classes of a yaml file's `names`; empty where it is unusable."""
+    """The classes of a YAML file's `names`; empty if it is not valid."""
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[label] for label in range(len(names))]
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _yaml_root(file: Path, content: dict) -> Path:
-    """The folder that a yaml file's `path` names: as given, or relative to the file; else the file's own folder.
+    """The folder that a YAML file's `path` names, relative to the file or as given; otherwise the file's own folder.
 
-    Published yaml files often name a folder of their author's machine.
+    Published YAML files often name a folder of the author's machine.
     """
     given = Path(content.get("path") or ".")
     candidates = [file.parent / given, given] if content.get("path") else [file.parent]
@@ -130,7 +130,7 @@ def _yaml_root(file: Path, content: dict) -> Path:
 
 
 def _places(file: Path, content: dict, values: list[str]) -> list[Path]:
-    """The folders or lists of one split. Roboflow writes `../train/images` for the train/images beside the file."""
+    """The folders or lists of one split. Roboflow writes `../train/images` for train/images beside the file."""
     root = _yaml_root(file, content)
     places = []
     for value in values:
@@ -145,64 +145,64 @@ def _read(
     places: list[Path],
     every: list[list[Path]],
     classes: tuple[str, ...] = (),
-) -> Reading:
+) -> SplitDraft:
     """Read one split.
 
     Args:
-        source: the yaml file, list or folder it comes from.
+        source: the YAML file, list or folder of the split.
         root: the data set's folder.
         places: folders of images, or lists of image files.
-        every: the places of all splits: without class names, the classes are counted over all of them.
-        classes: the names, where a yaml file gives them.
+        every: the places of all splits; without class names, the classes are counted over all of them.
+        classes: the names from the YAML file; empty if there is none.
     """
-    reading = Reading(source=source, image_root=root)
-    paths = [path for place in places for path in _image_paths(place, root, reading)]
+    draft = SplitDraft(source=source, image_root=root)
+    paths = [path for place in places for path in _image_paths(place, root, draft)]
     for path in repeated(map(str, paths)):
-        reading.fault("duplicate id", source.name, f"image {path} is listed twice")
-    reading.classes = classes or _classes_beside(root) or _numbered_classes(every, root)
-    reading.category_ids = tuple(range(len(reading.classes)))
+        draft.fault("duplicate id", source.name, f"image {path} is listed twice")
+    draft.classes = classes or _classes_beside(root) or _numbered_classes(every, root)
+    draft.category_ids = tuple(range(len(draft.classes)))
     next_id = 1
     for image_id, path in enumerate(dict.fromkeys(paths), start=1):
         try:
             size = shown_size(path)
         except UnreadableImage as error:
-            reading.fault("image unreadable", path.name, str(error))
+            draft.fault("image unreadable", path.name, str(error))
             continue
-        objects = list(_objects(_label_file(path), size, len(reading.classes), reading, first_id=next_id))
+        objects = list(_objects(_label_file(path), size, len(draft.classes), draft, first_id=next_id))
         next_id += len(objects)
-        reading.add(image_id, path, size, objects)
-    return reading
+        draft.add(image_id, path, size, objects)
+    return draft
 
 
-def _image_paths(place: Path, root: Path, reading: Reading) -> list[Path]:
-    """The images of a folder (with its subfolders), sorted, or those that a list names."""
+def _image_paths(place: Path, root: Path, draft: SplitDraft) -> list[Path]:
+    """The images of a folder and its subfolders, sorted, or those that a list names."""
     if place.is_dir():
         return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not place.is_file():
-        reading.fault("image folder missing", str(reading.source), f"there is no {place}")
+        draft.fault("image folder missing", str(draft.source), f"{place} does not exist")
         return []
     paths = []
     for line in filter(None, map(str.strip, place.read_text(encoding="utf-8").splitlines())):
-        # An absolute path is usual in lists; it counts as the path below the data set that it may be.
+        # Lists often have absolute paths, which are accepted inside the data set.
         inside = Path(line).is_absolute() and Path(line).is_relative_to(root.absolute())
         name = Path(line).relative_to(root.absolute()).as_posix() if inside else line.removeprefix("./")
         path = safe_path(root, name)
         if path is None:
-            reading.fault("file outside the data set", place.name, f'"{line}" leads out of the data set ({root})')
+            draft.fault("file outside the data set", place.name, f'"{line}" is not inside the data set ({root})')
         else:
             paths.append(path)
     return paths
 
 
 def _label_file(image: Path) -> Path:
-    """The label file of an image: in the `labels` folder that mirrors its `images` folder, else beside it."""
+    """The label file of an image: in the `labels` folder that mirrors its `images` folder, otherwise beside it."""
     head, found, tail = str(image.with_suffix(".txt")).rpartition("/images/")
     mirrored = Path(f"{head}/labels/{tail}")
     return mirrored if found and mirrored.is_file() else image.with_suffix(".txt")
 
 
 def _classes_beside(root: Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line; empty where there is none."""
+    """Class names from a text file, one per line; empty if there is no such file."""
     for file in (folder / name for folder in (root, root / "labels") for name in _NAME_FILES):
         if file.is_file():
             return tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
@@ -210,23 +210,23 @@ def _classes_beside(root: Path) -> tuple[str, ...]:
 
 
 def _numbered_classes(every: list[list[Path]], root: Path) -> tuple[str, ...]:
-    """Without names the classes are called by their numbers, 0 to the largest that any split uses."""
+    """Class names if none are given: the numbers from 0 to the largest that any split uses."""
     largest = -1
-    unheard = Reading(source=root, image_root=root)  # faults of other splits are theirs to report
+    discarded = SplitDraft(source=root, image_root=root)  # faults of other splits are reported by their own readers
     for place in (place for places in every for place in places):
-        for path in _image_paths(place, root, unheard):
+        for path in _image_paths(place, root, discarded):
             numbers = re.findall(r"^\s*(\d{1,4})\s", _text(_label_file(path)), flags=re.MULTILINE)
             largest = max([largest, *map(int, numbers)])
     return tuple(map(str, range(largest + 1)))
 
 
 def _text(file: Path) -> str:
-    """A label file's text; an image without a label file is one without objects."""
+    """The text of a label file; an image without a label file has no objects."""
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _objects(
-    file: Path, size: tuple[int, int], num_classes: int, reading: Reading, first_id: int
+    file: Path, size: tuple[int, int], num_classes: int, draft: SplitDraft, first_id: int
 ) -> Iterable[AnnotatedObject]:
     for number, line in enumerate(_text(file).splitlines(), start=1):
         if not line.strip():
@@ -235,17 +235,17 @@ def _objects(
         try:
             label, box = _parse_line(line, size)
         except ValueError as error:
-            reading.fault("annotation unreadable", where, str(error))
+            draft.fault("annotation unreadable", where, str(error))
             continue
         if 0 <= label < num_classes:
             yield AnnotatedObject(first_id, label, box)
             first_id += 1
         else:
-            reading.fault("unknown category", where, f"class {label} is not one of 0..{num_classes - 1}")
+            draft.fault("unknown category", where, f"expected a class from 0 to {num_classes - 1}, got {label}")
 
 
 def _parse_line(line: str, size: tuple[int, int]) -> tuple[int, Box]:
-    """`class cx cy w h`, or `class x1 y1 x2 y2 ...` (a polygon: its bounding box), in fractions of the image."""
+    """Parse `class cx cy w h`, or a polygon `class x1 y1 x2 y2 ...` (its bounding box), in fractions of the image."""
     try:
         label, *values = map(float, line.split())
     except ValueError:

@@ -1,23 +1,27 @@
 """Detectors, opened so that methods can read them."""
 
 from understudy.detectors.base import Detector
+from understudy.detectors.build import build_detector, detector_names, open_detector
+from understudy.detectors.dense import DenseDetector
+from understudy.detectors.families import FAMILIES, Family
 from understudy.detectors.faster_rcnn import FasterRCNNDetector, RoIOutputs
 from understudy.detectors.fcos import FCOSDetector
 from understudy.detectors.gfl import GFLDetector
-from understudy.detectors.plain import BACKBONES, FAMILIES
 from understudy.detectors.retinanet import RetinaNetDetector
-from understudy.detectors.zoo import DETECTORS, build_detector, open_detector
+from understudy.networks.backbones import BACKBONES
 
 __all__ = [
     "BACKBONES",
-    "DETECTORS",
     "FAMILIES",
+    "DenseDetector",
     "Detector",
     "FCOSDetector",
+    "Family",
     "FasterRCNNDetector",
     "GFLDetector",
     "RetinaNetDetector",
     "RoIOutputs",
     "build_detector",
+    "detector_names",
     "open_detector",
 ]

@@ -9,25 +9,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
-from torchvision.ops import box_iou
 
+from understudy.detectors.anchored import apply_deltas, match_by_overlap
 from understudy.detectors.base import PROBE_SIZE, Detector, evaluating
-from understudy.detectors.plain.mmdet_rcnn import object_boxes
+from understudy.detectors.dense import DenseDetector
 from understudy.errors import UserError
+from understudy.networks.faster_rcnn import MMDetFasterRCNN, object_boxes
 from understudy.outputs import Outputs, Target, flatten_levels
 
 
 @dataclass(frozen=True, slots=True)
 class RoIOutputs:
-    """What a Faster R-CNN's second stage computes for proposals, the P of all images one after another.
+    """The result of a Faster R-CNN's second stage for the P proposals of all images, one image after another.
 
     Attributes:
         proposals: per image (P_i, 4), xyxy in pixels of the padded batch.
-        features: (P, F), what the box head makes of the features under each proposal.
+        features: (P, F), output of the box head for each proposal.
         class_logits: (P, K + 1), before softmax. The background comes first: class k of the data is column k + 1.
-        box_raw: (P, K + 1, 4), deltas to the proposal for each class; those of the background mean nothing.
+        box_raw: (P, K + 1, 4), deltas to the proposal for each class; those of the background are unused.
     """
 
     proposals: list[Tensor]
@@ -36,29 +38,28 @@ class RoIOutputs:
     box_raw: Tensor
 
 
-class FasterRCNNDetector(Detector):
-    """A torchvision ``FasterRCNN``, whose record is that of its first stage, the region proposals (RPN).
+class FasterRCNNDetector(DenseDetector):
+    """Open a torchvision ``FasterRCNN``. Its record is that of its first stage, the region proposals (RPN).
 
-    ``class_logits`` say in every anchor whether there is an object (K = 1), ``box_raw`` are deltas to the anchor,
-    :meth:`assign` is the RPN's. The second stage is run by :meth:`roi`, on any features and any proposals; so can a
-    teacher's be on what the student proposes::
+    ``class_logits`` score in every anchor whether there is an object (K = 1), ``box_raw`` are deltas to the anchor,
+    :meth:`assign` is the RPN's. :meth:`roi` runs the second stage on any features and proposals, for example a
+    teacher's on the student's proposals::
 
         proposals = student.proposals(student_outputs)
         student.roi(student_outputs.features, proposals), teacher.roi(teacher_outputs.features, proposals)
 
     Raises:
-        UserError: the network finds masks or keypoints beside boxes.
+        UserError: the network also predicts masks or keypoints.
     """
 
     family = "faster_rcnn"
     box_code = "deltas"
-    objectness = True
 
     def __init__(self, network: nn.Module, name: str | None = None):
         heads: Any = network.roi_heads
         if heads.has_mask() or heads.has_keypoint():
             raise UserError(
-                f"A {type(network).__name__} finds more than boxes, which cannot be distilled: expected a FasterRCNN."
+                f"A {type(network).__name__} predicts masks or keypoints, which is not supported: use a FasterRCNN."
             )
         super().__init__(network, name)
         self._level_names = self._probe_names()
@@ -72,21 +73,15 @@ class FasterRCNNDetector(Detector):
     def _anchor_generator(self) -> Any:
         return self.network.rpn.anchor_generator
 
-    @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """Match the RPN's anchors by IoU, with the network's own thresholds; see :meth:`Detector.assign`."""
-        anchors = torch.cat([anchors.flatten(0, 2) for anchors in outputs.anchors])
-        gt_index = anchors.new_full((len(targets), len(anchors)), -1, dtype=torch.int64)
-        for row, target in zip(gt_index, targets, strict=True):
-            if len(target["boxes"]):
-                row.copy_(self.network.rpn.proposal_matcher(box_iou(target["boxes"], anchors)))
-        return gt_index
+        return match_by_overlap(self.network.rpn.proposal_matcher, outputs, targets)
 
     def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
-        """Losses of both stages, each averaged over the anchors or proposals that are drawn at random.
+        """Compute the losses of both stages, each averaged over the anchors or proposals drawn at random.
 
-        The second stage is trained on the proposals of the first, as torchvision does it; under the same seed the
-        same are drawn as in ``network(images, targets)``.
+        The second stage is trained on the proposals of the first, as in torchvision. Under the same seed it draws
+        the same samples as ``network(images, targets)``.
         """
         rpn, heads = self.network.rpn, self.network.roi_heads
         anchors = torch.cat([anchors.flatten(0, 2) for anchors in outputs.anchors])
@@ -120,22 +115,18 @@ class FasterRCNNDetector(Detector):
 
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Apply the RPN's deltas to its anchors: proposals, not clipped; see :meth:`Detector.decode`."""
-        coder = self.network.rpn.box_coder
-        return [
-            coder.decode_single(raw.reshape(-1, 4).float(), anchors.expand_as(raw).reshape(-1, 4)).view(raw.shape)
-            for raw, anchors in zip(outputs.box_raw, outputs.anchors, strict=True)
-        ]
+        return apply_deltas(self.network.rpn.box_coder, outputs)
 
     @torch.no_grad()
     def proposals(
         self, outputs: Outputs, image_sizes: Sequence[tuple[int, int]] | None = None, *, training: bool = False
     ) -> list[Tensor]:
-        """Choose what the second stage looks at: the best anchors of each level, their boxes after NMS, the best.
+        """Choose the proposals for the second stage: the best anchors of each level, NMS, the best overall.
 
         Args:
             outputs: the record of the batch.
             image_sizes: unpadded height and width of each image, to which boxes are clipped; None: the record's.
-            training: choose as many as in training rather than as in detection, whatever mode the network is in.
+            training: choose as many as in training, not as in detection, whatever the mode of the network.
 
         Returns:
             Per image (P, 4), xyxy in pixels of the padded batch, from the highest objectness to the lowest.
@@ -149,14 +140,14 @@ class FasterRCNNDetector(Detector):
             return rpn.filter_proposals(boxes, objectness, sizes, counts)[0]
 
     def roi(self, features: Sequence[Tensor], proposals: Sequence[Tensor]) -> RoIOutputs:
-        """Run the second stage on given proposals; gradients reach the features, and not the proposals.
+        """Run the second stage on given proposals. Gradients reach the features, not the proposals.
 
         Args:
-            features: of the neck, one (N, C, H, W) per level; this detector's own or others of the same shape.
+            features: one (N, C, H, W) per level; this detector's own, or others of the same shape.
             proposals: per image (P_i, 4), xyxy in pixels of the padded batch.
         """
         heads = self.network.roi_heads
-        # torchvision infers the strides of the levels from the size of the images; give it the size they fill.
+        # torchvision infers the strides of the levels from the size of the images: give it the size that they cover.
         stride, (height, width) = self.spec.strides[0], features[0].shape[-2:]
         filled = [(height * stride, width * stride)] * len(proposals)
         named = OrderedDict(zip(self._level_names, features, strict=True))
@@ -184,7 +175,7 @@ class FasterRCNNDetector(Detector):
 
     @torch.no_grad()
     def _probe_names(self) -> tuple[str, ...]:
-        """What the backbone calls its levels; RoI pooling chooses some by name."""
+        """Return the backbone's names of its levels; RoI pooling selects levels by name."""
         image = torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=next(self.network.parameters()).device)
         with evaluating(self.network):
             levels = self.network.backbone(image)
@@ -192,7 +183,7 @@ class FasterRCNNDetector(Detector):
 
 
 class MMDetFasterRCNNDetector(FasterRCNNDetector):
-    """A :class:`.plain.mmdet_rcnn.MMDetFasterRCNN` that returns the record."""
+    """Open a :class:`.MMDetFasterRCNN`."""
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
@@ -206,15 +197,22 @@ class MMDetFasterRCNNDetector(FasterRCNNDetector):
         return self.network.roi_heads.compute_loss(class_logits, deltas, labels, wanted)
 
 
+OPENERS: dict[type[nn.Module], type[Detector]] = {
+    MMDetFasterRCNN: MMDetFasterRCNNDetector,
+    FasterRCNN: FasterRCNNDetector,
+}
+"""The detector class for each class of plain network, subclasses first."""
+
+
 def _image_sizes(outputs: Outputs) -> tuple[tuple[int, int], ...]:
     if outputs.image_sizes is None:
-        raise ValueError("a Faster R-CNN needs the image sizes: this record was made without image_sizes")
+        raise ValueError("This record has no image sizes, which a Faster R-CNN needs: pass image_sizes to forward().")
     return outputs.image_sizes
 
 
 @contextmanager
 def _training(module: nn.Module, training: bool) -> Generator[None]:
-    """Tell one module, and none of its parts, which mode it is in."""
+    """Set the mode of one module, not of its parts, within this context."""
     before, module.training = module.training, training
     try:
         yield

@@ -4,14 +4,17 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
 
 from understudy.detectors.base import Detector
+from understudy.detectors.dense import DenseDetector
+from understudy.networks.fcos import MMDetFCOS
 from understudy.outputs import Outputs, Target
 
 
-class FCOSDetector(Detector):
-    """A torchvision ``FCOS`` that returns the record.
+class FCOSDetector(DenseDetector):
+    """Open a torchvision ``FCOS``.
 
     ``box_raw`` are distances to the four sides in strides, ``extra["centerness"]`` (N, R) the centre-ness logits.
     """
@@ -79,16 +82,23 @@ class FCOSDetector(Detector):
 
 
 class MMDetFCOSDetector(FCOSDetector):
-    """A :class:`.plain.mmdet.MMDetFCOS` that returns the record; its ``box_raw`` are distances in pixels."""
+    """Open a :class:`.MMDetFCOS`. ``box_raw`` are distances in pixels."""
 
     box_code = "distances in pixels"
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
-        """Match points to objects by :meth:`.plain.mmdet.MMDetFCOS.assign`; see :meth:`Detector.assign`."""
+        """Match points to objects by :meth:`.MMDetFCOS.assign`; see :meth:`Detector.assign`."""
         levels = [anchors.flatten(0, 2) for anchors in outputs.anchors]
         return torch.stack(self.network.assign(levels, targets))
 
     def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
-        """Focal, IoU and centre-ness loss of the batch; see :meth:`.plain.mmdet.MMDetFCOSHead.compute_loss`."""
+        """Focal, IoU and centre-ness loss of the batch; see :meth:`.MMDetFCOSHead.compute_loss`."""
         return self._library_loss(outputs, targets, gt_index)
+
+
+OPENERS: dict[type[nn.Module], type[Detector]] = {
+    MMDetFCOS: MMDetFCOSDetector,
+    FCOS: FCOSDetector,
+}
+"""The detector class for each class of plain network, subclasses first."""

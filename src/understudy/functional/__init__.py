@@ -1,7 +1,7 @@
-"""The arithmetic of the methods: pure functions on tensors, no state.
+"""The arithmetic of the methods: pure functions on tensors, without state.
 
-Every function computes in float32 at least (half-precision inputs are promoted), states its reduction in words, and
-names the paper and equation it implements. Letters are those of :mod:`understudy.outputs`.
+Every function computes in at least float32 (half precision is promoted), states its reduction, and names the paper and
+equation it implements. The letters in shapes are those of :mod:`understudy.outputs`.
 """
 
 from understudy.functional.crossing import align_scale, total_centerness, true_centerness
@@ -33,7 +33,6 @@ from understudy.functional.instances import (
     disagreements,
     distance_relation_loss,
     general_instances,
-    in_strides,
     losses_of_regions,
     pooled_regions,
     region_loss,
@@ -106,7 +105,6 @@ __all__ = [
     "highest_of_cell",
     "imitated_cells",
     "imitation_loss",
-    "in_strides",
     "joint_distance",
     "log_softmax_of_groups",
     "losses_of_regions",

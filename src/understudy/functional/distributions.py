@@ -1,4 +1,4 @@
-"""Losses between distributions: softened classes, and the sides of boxes as distributions (Hinton, LD)."""
+"""Losses between distributions: softened class scores, and box sides as distributions (Hinton, LD)."""
 
 from collections.abc import Sequence
 
@@ -10,22 +10,28 @@ from understudy.functional.precision import above_zero, comparable
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Measure how far the student's distribution is from the teacher's, both softened by a temperature.
+    """Compute the divergence of the teacher's distribution from the student's, both softened by a temperature.
 
-    Knowledge distillation (Hinton et al., 2015), section 2: the Kullback-Leibler divergence of the teacher's softmax
-    from the student's, of logits divided by the temperature T; times T squared, so that T leaves the size of the
-    gradient.
+    Knowledge distillation (Hinton et al., 2015), section 2: the Kullback-Leibler divergence of the two softmaxes, of
+    logits divided by the temperature T, times T squared. The factor keeps the size of the gradient independent of T.
 
     Args:
         student: (..., X) logits.
-        teacher: (..., X) logits, a constant.
-        temperature: above 0; the higher, the more the small shares count.
+        teacher: (..., X) logits; a constant.
+        temperature: above 0. A higher one gives small shares more influence.
 
     Returns:
         (...), the sum over the X entries; not reduced further.
 
     Raises:
-        ValueError: shapes differ, or the temperature is not above 0.
+        ValueError: the shapes differ, or the temperature is not above 0.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, -2.0]])
+        >>> softened_divergence(student, teacher)
+        tensor([0.6031])
+        >>> softened_divergence(teacher + 1, teacher) < 1e-6  # the same distribution
+        tensor([True])
     """
     pair = comparable(student, teacher, "logits")
     own, theirs = ((logits / above_zero(temperature)).log_softmax(-1) for logits in pair)
@@ -33,21 +39,21 @@ def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1
 
 
 def side_divergence(student: Tensor, teacher: Tensor, temperature: float = 10.0) -> Tensor:
-    """Measure how far the sides of the student's box, as distributions, are from the teacher's.
+    """Compute the divergence of the teacher's box sides, as distributions, from the student's.
 
     LD (Zheng et al., CVPR 2022), localisation distillation: :func:`softened_divergence` of each side, averaged over its
     bins as in the authors' code.
 
     Args:
         student: (..., 4 * (n + 1)) logits of the distances 0 to n of four sides.
-        teacher: of the same shape, a constant.
+        teacher: of the same shape; a constant.
         temperature: above 0; 10 in the paper.
 
     Returns:
         (...), the mean over bins and over the four sides.
 
     Raises:
-        ValueError: shapes differ, or the temperature is not above 0.
+        ValueError: the shapes differ, or the temperature is not above 0.
     """
     own, theirs = student.unflatten(-1, (4, -1)), teacher.unflatten(-1, (4, -1))
     return softened_divergence(own, theirs, temperature).mean(-1) / own.shape[-1]
@@ -55,16 +61,16 @@ def side_divergence(student: Tensor, teacher: Tensor, temperature: float = 10.0)
 
 @torch.no_grad()
 def atss_thresholds(anchors: Sequence[Tensor], boxes: Tensor, counted: Tensor, candidates: int = 9) -> Tensor:
-    """Say from which IoU on an anchor is good for an object: the mean plus the deviation of its candidates' IoU.
+    """Compute for each object the IoU from which on ATSS assigns an anchor to it.
 
-    ATSS (Zhang et al., CVPR 2020), Algorithm 1. The candidates of an object are the anchors of each level whose
-    centres are nearest to its own.
+    ATSS (Zhang et al., CVPR 2020), Algorithm 1: the mean plus the deviation of the IoU of the object's candidates,
+    which are the anchors of each level whose centres are nearest to its own.
 
     Args:
         anchors: per level (R_l, 4), xyxy.
         boxes: (M, 4), xyxy.
-        counted: (M, R) bool, which anchors may be an object's candidates.
-        candidates: of each object, per level.
+        counted: (M, R) bool, the anchors that may be an object's candidates.
+        candidates: number of candidates of an object per level.
 
     Returns:
         (M,), 0 for an object without candidates.
@@ -96,22 +102,22 @@ def valuable_region(
     lowest: float = 0.25,
     candidates: int = 9,
 ) -> Tensor:
-    """Weight the anchors round an object that are not good enough for it, and yet know where it ends.
+    """Weight the anchors around the objects that are not assigned to them, but useful for their sides.
 
-    LD (Zheng et al., CVPR 2022), the valuable localisation region: anchors whose distance IoU with an
-    object is below its threshold by :func:`atss_thresholds`, and at least a quarter of it. In the authors' code an
-    anchor weighs as much as its IoU; where several objects claim one, the highest counts (our choice).
+    LD (Zheng et al., CVPR 2022), the valuable localisation region: anchors whose distance IoU with an object is below
+    its threshold by :func:`atss_thresholds`, and at least a quarter of it. An anchor's weight is its IoU, as in the
+    authors' code. Where several objects claim an anchor, the highest IoU counts (our choice).
 
     Args:
         anchors: per level (R_l, 4), xyxy; the same for all images.
         boxes: (M, 4), xyxy, the objects of all images.
-        image: (M,), the image of each.
-        counted: (N, R) bool; anchors that are ignored have no weight.
-        lowest: where the region begins, in thresholds.
-        candidates: of an object per level, which make its threshold.
+        image: (M,) int64, the image of each object.
+        counted: (N, R) bool; ignored anchors are False and get no weight.
+        lowest: lower end of the region, as a share of the threshold.
+        candidates: number of candidates of an object per level, for its threshold.
 
     Returns:
-        (N, R), 0..1; 0 outside of the region.
+        (N, R), 0..1; 0 outside the region.
     """
     flat, own = torch.cat(list(anchors)), counted[image]
     threshold = atss_thresholds(anchors, boxes, own, candidates)[:, None]

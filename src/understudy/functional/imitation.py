@@ -1,4 +1,4 @@
-"""What a detector's layers make of foreign features, compared with what they make of their own (Dist2)."""
+"""Detections from foreign features, compared with the teacher's own (Dist2)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,24 +9,24 @@ from understudy.functional.richness import SMALLEST_MASS
 
 
 def soft_detection_loss(class_logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor) -> Tensor:
-    """Draw detections to the teacher's, where the teacher sees something.
+    """Compare detections with the teacher's, weighted by the teacher's scores.
 
-    It is in no paper: our choice for the distribution imitation of Dist2 without labels. For every anchor the binary
-    cross-entropy of the scores with the teacher's as soft targets, summed over classes, plus one minus the GIoU of the
-    box with the teacher's; weighted by the teacher's highest score there, summed over images and anchors, divided by
-    the sum of the weights. Its smallest value is the teacher's own entropy, not zero.
+    This is our choice for Dist2's distribution imitation without labels; it is in no paper. At every anchor the binary
+    cross-entropy of the scores with the teacher's as soft targets, summed over classes, is added to one minus the GIoU
+    of the two boxes. The sum over images and anchors is weighted by the teacher's highest score and divided by the sum
+    of the weights. The minimum is the entropy of the teacher's scores, not zero.
 
     Args:
         class_logits: (N, R, K), before the sigmoid.
         boxes: (N, R, 4), xyxy.
-        teacher_logits: (N, R, K), a constant.
-        teacher_boxes: (N, R, 4), a constant.
+        teacher_logits: (N, R, K); a constant.
+        teacher_boxes: (N, R, 4); a constant.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: the shapes differ.
     """
     own, theirs = comparable(class_logits, teacher_logits, "class logits")
     target = theirs.sigmoid()

@@ -1,4 +1,4 @@
-"""The boxes on which two detectors disagree, and what is compared there (GID)."""
+"""The boxes on which two detectors disagree, and the losses in these boxes (GID)."""
 
 import math
 from collections.abc import Sequence
@@ -9,26 +9,25 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes, roi_align
 
 from understudy.functional.precision import at_least_float32, comparable
-from understudy.outputs import Spec
 
 USUAL_SIDE, USUAL_STRIDE = 224.0, 16
 """An object of this side is pooled from the level of this stride (Lin et al., CVPR 2017, Eq. 1)."""
 
 REGION_CELLS = 10
-"""Cells of a side of a pooled region (GID, the first author's re-implementation)."""
+"""Cells per side of a pooled region (GID, the first author's re-implementation)."""
 
 INSTANCE_CANDIDATES, INSTANCE_OVERLAP, INSTANCE_SIDE = 3000, 0.3, 10.0
-"""Of GID's instances (the first author's re-implementation): how many anchors are looked at, the IoU above which one
-suppresses another, and the shortest side in pixels."""
+"""Constants of GID's instances (the first author's re-implementation): number of candidates, the IoU above which a box
+suppresses a worse one, and the shortest side in pixels."""
 
 
 def scored_boxes(class_logits: Sequence[Tensor], boxes: Sequence[Tensor], per_cell: bool) -> tuple[Tensor, Tensor]:
-    """Collect the highest score of every anchor, and its box; or of every cell, and the box of its best anchor.
+    """Collect the highest score and the box of every anchor, or of the best anchor of every cell.
 
     Args:
         class_logits: per level (N, H, W, A, K).
         boxes: per level (N, H, W, A, 4).
-        per_cell: keep only the best anchor of every cell, so that detectors with other anchors compare.
+        per_cell: keep only the best anchor of every cell, for detectors with different numbers of anchors.
 
     Returns:
         Scores (N, R) in 0..1 and boxes (N, R, 4), R anchors or cells of all levels.
@@ -50,22 +49,27 @@ def general_instances(
     image_size: tuple[int, int],
     count: int = 10,
 ) -> Tensor:
-    """Find the boxes of an image on which two detectors disagree most, whatever the labels say.
+    """Find the boxes of an image on which two detectors disagree most, independent of the labels.
 
-    The general instances of GID (Dai et al., CVPR 2021): the distance of the two scores of an anchor is
-    its rank, the box of whichever is surer its box; those that overlap a better one are left out. The number of
+    The general instances of GID (Dai et al., CVPR 2021): anchors are ranked by the difference of the two scores, the
+    box is that of the detector with the higher score, and boxes that overlap a better one are left out. The number of
     candidates and the smallest side are those of the first author's re-implementation.
 
     Args:
         student_scores: (R,), in 0..1.
-        teacher_scores: (R,).
+        teacher_scores: (R,), in 0..1.
         student_boxes: (R, 4), xyxy in pixels.
-        teacher_boxes: (R, 4).
-        image_size: height and width, to which boxes are clipped.
-        count: the most boxes to find.
+        teacher_boxes: (R, 4), xyxy in pixels.
+        image_size: height and width in pixels, to which boxes are clipped.
+        count: most boxes to find.
 
     Returns:
-        (G, 4), G at most the count, the greatest disagreement first.
+        (G, 4), G at most ``count``, the greatest disagreement first.
+
+    Examples:
+        >>> boxes = torch.tensor([[0.0, 0, 20, 20], [30, 30, 60, 60]])
+        >>> general_instances(torch.tensor([0.9, 0.1]), torch.tensor([0.8, 0.7]), boxes, boxes + 1, (64, 64), count=1)
+        tensor([[31., 31., 61., 61.]])
     """
     surer = teacher_scores - student_scores
     boxes = torch.where((surer > 0)[:, None], teacher_boxes, student_boxes)
@@ -85,10 +89,10 @@ def disagreements(
     """Find the :func:`general_instances` of every image of a batch.
 
     Args:
-        student: scores (N, R) and boxes (N, R, 4), of :func:`scored_boxes`.
+        student: scores (N, R) and boxes (N, R, 4), from :func:`scored_boxes`.
         teacher: likewise.
-        image_sizes: height and width of each image, to which boxes are clipped.
-        count: the most boxes of an image.
+        image_sizes: height and width in pixels of each image, to which boxes are clipped.
+        count: most boxes per image.
 
     Returns:
         Per image (G, 4), xyxy in pixels.
@@ -98,18 +102,18 @@ def disagreements(
 
 
 def pooled_regions(features: Sequence[Tensor], boxes: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
-    """Cut boxes out of a feature pyramid, each from the level of its size, to maps of 10 x 10.
+    """Pool the features of boxes from a pyramid, each from the level of its size, to 10 x 10 cells.
 
-    RoIAlign (He et al., ICCV 2017), two samples a side of a cell, its half-pixel shift corrected; the level is chosen
-    by the rule of FPN (Lin et al., CVPR 2017, Eq. 1): stride 16 for boxes of 224 pixels.
+    RoIAlign (He et al., ICCV 2017) with two samples per side of a cell and its half-pixel shift corrected. The level is
+    chosen by the rule of FPN (Lin et al., CVPR 2017, Eq. 1): stride 16 for boxes of 224 pixels.
 
     Args:
-        features: per level (N, C, H, W), of the same channels.
+        features: per level (N, C, H, W), of equal channels.
         boxes: per image (G_i, 4), xyxy in pixels.
         strides: pixels per cell of every level.
 
     Returns:
-        (G, C, 10, 10), G boxes of all images, ordered by level; connected to the features also where G is 0.
+        (G, C, 10, 10), the G boxes of all images, ordered by level; connected to the features even if G is 0.
     """
     sides = [(each[:, 2:] - each[:, :2]).prod(1).sqrt() for each in boxes]
     exponents = [(side / USUAL_SIDE + 1e-8).log2().floor() + math.log2(USUAL_STRIDE) for side in sides]
@@ -125,7 +129,7 @@ def pooled_regions(features: Sequence[Tensor], boxes: Sequence[Tensor], strides:
 def losses_of_regions(
     student: Sequence[Tensor], teacher: Sequence[Tensor], boxes: Sequence[Tensor], strides: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Compare what stands in some boxes, and how the boxes of the batch lie apart in it (GID).
+    """Compare the features of boxes, and the distances between the boxes in these features (GID).
 
     Args:
         student: per level (N, C, H, W), adapted to the teacher's channels.
@@ -134,8 +138,8 @@ def losses_of_regions(
         strides: pixels per cell of every level.
 
     Returns:
-        Of the boxes' :func:`pooled_regions` as ``feature`` the :func:`region_loss`, as ``relation`` the
-        :func:`distance_relation_loss`, two scalars.
+        ``feature``, the :func:`region_loss`, and ``relation``, the :func:`distance_relation_loss`, of the boxes'
+        :func:`pooled_regions`: two scalars.
     """
     own, theirs = (pooled_regions(features, boxes, strides) for features in (student, teacher))
     relation = distance_relation_loss(own.flatten(1), theirs.flatten(1))
@@ -143,20 +147,20 @@ def losses_of_regions(
 
 
 def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Draw the features of boxes to the teacher's.
+    """Compute the squared difference of the features of boxes.
 
-    The feature term of GID (Dai et al., CVPR 2021), in the reduction of the first author's re-implementation: squared
-    differences, summed over channels, averaged over boxes and their cells.
+    The feature term of GID (Dai et al., CVPR 2021), with the reduction of the first author's re-implementation: summed
+    over channels, averaged over boxes and their cells.
 
     Args:
         student: (G, C, S, S), adapted to the teacher's channels.
         teacher: (G, C, S, S); a constant.
 
     Returns:
-        A scalar; without boxes a zero.
+        A scalar; zero without boxes.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: the shapes differ.
     """
     own, theirs = comparable(student, teacher, "regions")
     squares = (own - theirs).square().sum(1)
@@ -164,50 +168,37 @@ def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def distance_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Let boxes be alike where they are alike to the teacher.
+    """Compare the distances between the features of boxes with the teacher's.
 
-    The relation term of GID (Dai et al., CVPR 2021): Euclidean distances of all pairs, each detector's divided by the
-    mean of those above zero; smooth L1 (beta 1) between the two, summed over ordered pairs and divided by their number,
-    G * (G - 1).
+    The relation term of GID (Dai et al., CVPR 2021): Euclidean distances of all pairs, divided by the mean of the
+    detector's distances above zero; smooth L1 (beta 1) between the two detectors, summed over ordered pairs and divided
+    by their number, G * (G - 1).
 
     Args:
         student: (G, D), the boxes of the whole batch.
-        teacher: (G, D); a constant. D may differ.
+        teacher: (G, D); a constant. D may differ from the student's.
 
     Returns:
-        A scalar; a zero for fewer than three boxes, whose distances have nothing to be compared with.
+        A scalar; zero for fewer than three boxes, since a single distance has no relation to another.
 
     Raises:
-        ValueError: the two are not of the same number of boxes, or not one row for each.
+        ValueError: student and teacher do not have one row for each of the same boxes.
     """
     count = len(student)
     if (student.dim(), teacher.dim()) != (2, 2) or len(teacher) != count:
-        raise ValueError(f"expected (G, D) of both, got student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+        raise ValueError(
+            f"expected (G, D) for both, got student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+        )
     if count < 3:
         return at_least_float32(student[:0]).sum()
     own, theirs = _relative_distances(student), _relative_distances(teacher.detach())
     return F.smooth_l1_loss(own, theirs, reduction="sum") / (count * (count - 1))
 
 
-def in_strides(box_raw: Sequence[Tensor], spec: Spec) -> list[Tensor]:
-    """Make raw boxes of all detectors about as large, which a smooth L1 with one bend for all needs (ours).
-
-    Args:
-        box_raw: per level (N, H, W, A, D), as the head emits them.
-        spec: of the detector.
-
-    Returns:
-        The same levels; distances in pixels divided by the level's stride.
-    """
-    if spec.box_code != "distances in pixels":
-        return list(box_raw)
-    return [level / stride for level, stride in zip(box_raw, spec.strides, strict=True)]
-
-
 def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compare the scores of some anchors with the teacher's.
+    """Compare the class scores of some anchors with the teacher's.
 
-    The class part of GID's response term (Dai et al., CVPR 2021), as its first author's re-implementation: binary
+    The class part of GID's response term (Dai et al., CVPR 2021), as in the first author's re-implementation: binary
     cross-entropy with the teacher's scores as soft targets, summed over classes, averaged over anchors.
 
     Args:
@@ -215,10 +206,10 @@ def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: (P, K) logits; a constant.
 
     Returns:
-        A scalar; without anchors a zero.
+        A scalar; zero without anchors.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: the shapes differ.
     """
     own, theirs = comparable(student, teacher, "class logits")
     entropy = F.binary_cross_entropy_with_logits(own, theirs.sigmoid(), reduction="sum")
@@ -228,19 +219,19 @@ def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def response_box_loss(student: Tensor, teacher: Tensor, beta: float = 0.1) -> Tensor:
     """Compare the raw box outputs of some anchors with the teacher's.
 
-    The box part of GID's response term (Dai et al., CVPR 2021), as its first author's re-implementation: smooth L1,
+    The box part of GID's response term (Dai et al., CVPR 2021), as in the first author's re-implementation: smooth L1,
     summed over the numbers of a box, averaged over anchors.
 
     Args:
         student: (P, D).
         teacher: (P, D); a constant.
-        beta: difference below which the loss is quadratic (its configuration of RetinaNet).
+        beta: difference below which the loss is quadratic; 0.1 is that of its configuration of RetinaNet.
 
     Returns:
-        A scalar; without anchors a zero.
+        A scalar; zero without anchors.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: the shapes differ.
     """
     own, theirs = comparable(student, teacher, "box outputs")
     return F.smooth_l1_loss(own, theirs, reduction="sum", beta=beta) / max(len(student), 1)
@@ -253,7 +244,7 @@ def _aligned(features: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
 
 
 def _relative_distances(features: Tensor) -> Tensor:
-    # Not by matrix products, which lose small distances, and whose gradient at zero is not zero.
+    # Without matrix products: they lose small distances, and their gradient at zero is not zero.
     features = at_least_float32(features)
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     mean = distances.sum() / (distances > 0).sum().clamp(min=1)

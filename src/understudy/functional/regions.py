@@ -1,4 +1,4 @@
-"""Where the objects are, cell by cell, and features compared there (FGFI, DeFeat, FGD)."""
+"""The cells of the objects, and feature losses in them (FGFI, DeFeat, FGD)."""
 
 import math
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ FINEST_SIDE = 56.0
 """Objects of less than twice this side, the root of their area in pixels, are on the finest level (DeFeat's code)."""
 
 POINT_CELLS = 8
-"""Cells of a side of the box that stands for an anchor that is a point: as wide as an anchor of ATSS and GFL."""
+"""Side in cells of the box that takes the place of a point: as wide as an anchor of ATSS and GFL."""
 
 
 def widened_points(anchors: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
-    """Give anchors that are points, from which distances are predicted, boxes that overlap with objects.
+    """Return boxes that overlap with objects in place of anchors that are points.
 
-    As torchvision and mmdet lay them, they are one cell wide, which says nothing of the size of the objects that are
-    looked for there. A square of 8 cells round their middle, as ATSS and GFL have it, is our choice.
+    torchvision and mmdet make them one cell wide, whatever the size of the objects that their level predicts. A square
+    of 8 cells around the middle, as in ATSS and GFL, is our choice.
 
     Args:
         anchors: per level (H, W, A, 4), xyxy in pixels.
@@ -39,10 +39,9 @@ def widened_points(anchors: Sequence[Tensor], strides: Sequence[int]) -> list[Te
 def imitated_cells(anchors: Sequence[Tensor], targets: Sequence[Target], share: float = 0.5) -> list[Tensor]:
     """Choose the cells whose anchors lie near an object.
 
-    The imitation mask of FGFI (Wang et al., CVPR 2019): a cell is chosen if one of its anchors overlaps an
-    object by more than a share of the largest IoU that any anchor has with this object. The paper has one level; that
-    the largest is taken over the anchors of all levels, so that an object is imitated where its size is looked for, is
-    our reading.
+    The imitation mask of FGFI (Wang et al., CVPR 2019). A cell is chosen if one of its anchors overlaps an object by
+    more than a share of the largest IoU that any anchor has with this object. The paper has one level. Our reading: the
+    largest IoU is taken over the anchors of all levels, so that an object is imitated on the levels of its size.
 
     Args:
         anchors: per level (H, W, A, 4), xyxy in pixels.
@@ -66,12 +65,12 @@ def object_cells(
 ) -> list[Tensor]:
     """Choose the cells inside objects, each object on the one level of its size.
 
-    The masks of DeFeat (Guo et al., CVPR 2021) by the authors' code: an object of side s, the root of its area, is on
-    level floor(log2(s / 56)), counted from the finest, and fills the cells from the one of its first corner to the one
+    The masks of DeFeat (Guo et al., CVPR 2021) by the authors' code. An object of side s, the root of its area, is on
+    level floor(log2(s / 56)), counted from the finest. It fills the cells from that of its first corner to the one
     before that of its last. Two things are ours. Levels are counted by their strides, each twice the one before, so
-    that a level's objects do not depend on which other levels there are; an object whose own level is not there is on
-    the next finer one that is, or else on the finest. And where an object is thinner than a cell it fills at least one
-    row and column, where the code's rule then chooses one cell alone.
+    that a level's objects do not depend on which other levels there are. An object whose own level is absent is on the
+    next finer level, or else on the finest. And an object thinner than a cell fills at least one row and column, where
+    the code's rule then chooses one cell alone.
 
     Args:
         boxes: per image (M, 4), xyxy in pixels.
@@ -81,6 +80,11 @@ def object_cells(
 
     Returns:
         Per level (N, H, W) bool.
+
+    Examples:
+        >>> masks = object_cells([torch.tensor([[0.0, 0, 24, 16]])], strides=(8, 16), level_sizes=[(4, 4), (2, 2)])
+        >>> [int(mask.sum()) for mask in masks]
+        [6, 0]
     """
     masks: list[list[Tensor]] = [[] for _ in strides]
     for each in boxes:
@@ -96,10 +100,10 @@ def object_cells(
 def decoupled_cells(
     truth: Truth, strides: Sequence[int], level_sizes: Sequence[tuple[int, int]], finest: int | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Part the cells into those of the objects and those of the background (DeFeat, Guo et al., CVPR 2021).
+    """Divide the cells into those of the objects and those of the background (DeFeat, Guo et al., CVPR 2021).
 
-    The objects' are those of :func:`object_cells`, the background's all others. Ours: in neither are the cells of an
-    image without labels, and those of objects that the teacher does not know, but where a known object lies, too.
+    The objects' cells are those of :func:`object_cells`, the background is the rest. Ours: the cells of an unlabelled
+    image are in neither, nor are those of objects of classes that the teacher lacks, unless another object is there.
 
     Args:
         truth: ground truth.
@@ -118,37 +122,37 @@ def decoupled_cells(
 
 
 def imitation_loss(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
-    """Draw features to the teacher's in some cells.
+    """Compute half of the squared difference of two feature maps, averaged over some cells.
 
-    FGFI's imitation loss (Wang et al., CVPR 2019), for one level: squared differences, summed over channels, averaged
-    over the chosen cells of the whole batch, halved. Divided by the number of channels it is the loss of DeFeat (Guo et
-    al., CVPR 2021) for one kind of cell, as its authors' code reduces it.
+    FGFI's imitation loss (Wang et al., CVPR 2019), for one level: summed over channels, averaged over the chosen cells
+    of the whole batch, halved. Divided by the number of channels it is the loss of DeFeat (Guo et al., CVPR 2021) for
+    one kind of cell, as its authors' code reduces it.
 
     Args:
         student: (N, C, H, W), adapted to the teacher's channels.
-        teacher: (N, C, H, W); a constant, no gradient reaches it.
+        teacher: (N, C, H, W), a constant: no gradient reaches it.
         cells: (N, H, W) bool.
 
     Returns:
-        A scalar; without cells a zero.
+        A scalar; zero without cells.
 
     Raises:
         ValueError: shapes differ.
     """
     own, theirs = comparable(student, teacher)
     _check_cells(cells, own)
-    # Chosen before the square, not after, nor multiplied by 0: no gradient must come of what stands in another cell.
+    # Chosen before the square, and not by a product with 0: values of other cells, even NaN, must give no gradient.
     return torch.where(cells[:, None], own - theirs, 0).square().sum() / (2 * cells.sum()).clamp(min=1)
 
 
 def area_weights(truth: Truth, size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Weigh the cells of every object alike, whatever its size, and those of the background by their number.
+    """Weight the cells of each object by one over its area, and background cells by one over their number.
 
-    The binary and the scale mask of FGD (Yang et al., CVPR 2022). A cell of an object weighs one over the area of its
-    box in cells, the smallest box where several overlap; each cell without one weighs one over their number. As in the
-    authors' code a box is stretched from the image without its padding to the whole map, rounded outwards, and its last
-    row and column are part of it. Ours: cells of an image without labels weigh nothing, nor do those of objects that
-    the teacher does not know, but where a known object lies, too.
+    The binary and the scale mask of FGD (Yang et al., CVPR 2022). A cell of an object has the weight of one over the
+    area of its box in cells, that of the smallest box where several overlap. As in the authors' code a box is stretched
+    from the image without its padding to the whole map, rounded outwards, and its last row and column are part of it.
+    Ours: the cells of an unlabelled image have weight 0, and so have those of objects of classes that the teacher
+    lacks, unless another object is there.
 
     Args:
         truth: ground truth.
@@ -156,7 +160,7 @@ def area_weights(truth: Truth, size: tuple[int, int], image_sizes: Sequence[tupl
         image_sizes: height and width in pixels of each image without its padding.
 
     Returns:
-        Foreground and background, (N, H, W) each. An image's background sums to 1, or to 0 where there is none.
+        Foreground and background, (N, H, W) each. The background of an image sums to 1, or to 0 if there is none.
     """
     labelled = truth.labelled[:, None, None]
     foreground = _highest_shares([target["boxes"] for target in truth.targets], size, image_sizes) * labelled
@@ -167,7 +171,7 @@ def area_weights(truth: Truth, size: tuple[int, int], image_sizes: Sequence[tupl
 
 
 def sizes_of_images(outputs: Outputs, stride: int) -> Sequence[tuple[int, int]]:
-    """Height and width in pixels of each image without its padding; where that is not known, of the whole batch.
+    """Return the height and width in pixels of each image without its padding; if unknown, those of the batch.
 
     Args:
         outputs: a record.
@@ -182,14 +186,14 @@ def sizes_of_images(outputs: Outputs, stride: int) -> Sequence[tuple[int, int]]:
 def focal_loss(
     student: Tensor, teacher: Tensor, weight: Tensor, temperature: float = 0.5, images: Tensor | None = None
 ) -> Tensor:
-    """Draw features to the teacher's, most where the teacher attends to and a weight map says it matters.
+    """Compute the squared difference of two feature maps under the teacher's attention and a weight map.
 
-    The feature loss of FGD (Yang et al., CVPR 2022), one of its two sums for one level: squared differences under the
-    teacher's attention to cells and to channels and the weights, summed over channels and cells, averaged over images.
+    The feature loss of FGD (Yang et al., CVPR 2022), one of its two sums for one level: multiplied by the teacher's
+    attention to cells and to channels and by the weights, summed over channels and cells, averaged over images.
 
     Args:
         student: (N, C, H, W), adapted to the teacher's channels.
-        teacher: (N, C, H, W); a constant.
+        teacher: (N, C, H, W), a constant.
         weight: (N, H, W), of :func:`area_weights`.
         temperature: of the attention, above zero.
         images: number of images to average over, those that have weights; None: all.
@@ -198,7 +202,7 @@ def focal_loss(
         A scalar.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or the temperature is not above zero.
     """
     own, theirs = comparable(student, teacher)
     _check_cells(weight, own)
@@ -208,31 +212,31 @@ def focal_loss(
 
 
 def attention_loss(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> Tensor:
-    """Let a map attend to the same cells and channels as the teacher's.
+    """Compute the absolute difference of the attentions of two maps to cells and to channels.
 
-    The attention loss of FGD (Yang et al., CVPR 2022), for one level: absolute differences of both attentions, summed
-    over cells and channels respectively, averaged over images.
+    The attention loss of FGD (Yang et al., CVPR 2022), for one level: summed over cells and channels respectively,
+    averaged over images.
 
     Args:
         student: (N, C, H, W), adapted to the teacher's channels.
-        teacher: (N, C, H, W); a constant.
+        teacher: (N, C, H, W), a constant.
         temperature: of the attention, above zero.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: shapes differ, or the temperature is not above 0.
+        ValueError: shapes differ, or the temperature is not above zero.
     """
     pairs = zip(*(_attention(features, temperature) for features in comparable(student, teacher)), strict=True)
     return torch.stack([(own - theirs).abs().sum() for own, theirs in pairs]).sum() / len(student)
 
 
 def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compare maps to which the context of the whole image has been added.
+    """Compute the squared difference of two maps to which the context of the whole image has been added.
 
-    The global loss of FGD (Yang et al., CVPR 2022), for one level: squared differences, summed over channels and cells,
-    averaged over images. Here the teacher's side is no constant: the block that adds the context to it is trained, too.
+    The global loss of FGD (Yang et al., CVPR 2022), for one level: summed over channels and cells, averaged over
+    images. The teacher's side is no constant here: the block that adds its context is trained, too.
 
     Args:
         student: (N, C, H, W).
@@ -250,7 +254,7 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _check_cells(cells: Tensor, features: Tensor) -> None:
     if cells.shape != features[:, 0].shape:
-        raise ValueError(f"cells of shape {tuple(cells.shape)} do not belong to features of {tuple(features.shape)}")
+        raise ValueError(f"cells of shape {tuple(cells.shape)} do not match features of shape {tuple(features.shape)}")
 
 
 def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -258,7 +262,7 @@ def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def _highest_shares(boxes: Sequence[Tensor], size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """One over the area in cells of the smallest box that lies over each cell, 0 where there is none: (N, H, W)."""
+    """Return one over the area in cells of the smallest box over each cell, 0 where there is none: (N, H, W)."""
     images = []
     for each, (height, width) in zip(boxes, image_sizes, strict=True):
         low, high = each.split(2, dim=1)
@@ -270,7 +274,7 @@ def _highest_shares(boxes: Sequence[Tensor], size: tuple[int, int], image_sizes:
 
 
 def _rectangles(first: Tensor, last: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cells from a first corner (M, 2), x and y, to before a last one: (M, H, W) bool."""
+    """Return the cells from a first corner (M, 2), x and y, to before a last one: (M, H, W) bool."""
     rows, columns = (torch.arange(length, device=first.device) for length in size)
     in_rows = (rows >= first[:, 1:]) & (rows < last[:, 1:])
     in_columns = (columns >= first[:, :1]) & (columns < last[:, :1])

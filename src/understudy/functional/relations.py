@@ -1,4 +1,4 @@
-"""How the cells of a map relate to each other, which two detectors can be compared by."""
+"""Relations between the cells of a map, by which detectors with different channels can be compared."""
 
 import math
 
@@ -10,15 +10,19 @@ from understudy.functional.precision import at_least_float32, same_shape
 
 
 def pooled(features: Tensor, max_cells: int) -> Tensor:
-    """Merge square patches of cells, the smallest that leave few enough of them.
+    """Max-pool square patches of cells, the smallest that leave at most a number of cells.
 
     Args:
         features: (N, C, H, W).
         max_cells: 1 or more.
 
     Returns:
-        (N, C, h, w), the maximum of each patch, with h * w at most ``max_cells``; patches at the right and lower edge
+        (N, C, h, w), the maximum of each patch, with h * w at most ``max_cells``. Patches at the right and lower edge
         may be smaller.
+
+    Examples:
+        >>> pooled(torch.rand(1, 3, 40, 60), max_cells=700).shape
+        torch.Size([1, 3, 20, 30])
     """
     height, width = features.shape[-2:]
     side = max(1, math.isqrt(height * width // max_cells))
@@ -28,43 +32,48 @@ def pooled(features: Tensor, max_cells: int) -> Tensor:
 
 
 def cosine_similarities(features: Tensor) -> Tensor:
-    """Say of every two cells of an image how alike their features are.
+    """Compute the cosine similarity of the features of every two cells of an image.
 
-    Structured knowledge distillation (Liu et al., CVPR 2019). As in the authors' code the length of a cell's
-    feature is a constant: no gradient flows through it.
+    Structured knowledge distillation (Liu et al., CVPR 2019). As in the authors' code the length of a cell's feature
+    is a constant: no gradient flows through it.
 
     Args:
         features: (N, C, H, W).
 
     Returns:
-        (N, H * W, H * W), in -1..1; zero for a cell without features.
+        (N, H * W, H * W), in -1..1; zero for a cell whose feature is zero.
     """
     features = at_least_float32(features)
     length = torch.linalg.vector_norm(features.detach(), dim=1, keepdim=True)
-    # A cell of zeros stays one: divided by next to nothing it would get a gradient of a hundred millions.
+    # A cell of zeros stays zero: divided by almost nothing it would get a gradient of a hundred million.
     unit = (features / torch.where(length > 0, length + 1e-8, torch.inf)).flatten(2)
-    # Autocast would round the products, whose small differences are the loss, to half precision.
+    # Autocast would round the products to half precision, and their small differences are the loss.
     with torch.autocast(features.device.type, enabled=False):
         return unit.transpose(1, 2) @ unit
 
 
 def pairwise_loss(student: Tensor, teacher: Tensor, max_cells: int | None = None) -> Tensor:
-    """Let two cells be alike to the student where they are to the teacher; the channels need not agree.
+    """Compute the mean squared difference of the cosine similarities of all pairs of cells.
 
-    The pair-wise term of structured knowledge distillation (Liu et al., CVPR 2019): squared differences of the cosine
-    similarities of all pairs of cells of an image, averaged over these pairs and over images.
+    The pair-wise term of structured knowledge distillation (Liu et al., CVPR 2019), averaged over the pairs of cells of
+    an image and over images. The channels need not agree.
 
     Args:
         student: (N, C, H, W).
-        teacher: (N, C', H, W), any number of channels; a constant.
-        max_cells: both are first pooled to at most so many cells, see :func:`pooled`; None: all, with memory for the
-            square of their number.
+        teacher: (N, C', H, W), a constant.
+        max_cells: both are first pooled to at most so many cells, see :func:`pooled`. None: all cells, with memory for
+            the square of their number.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: images or cells differ in number.
+        ValueError: the numbers of images or cells differ.
+
+    Examples:
+        >>> maps = torch.rand(1, 3, 4, 4)
+        >>> pairwise_loss(2 * maps, maps) < 1e-6
+        tensor(True)
     """
     if (len(student), student.shape[2:]) != (len(teacher), teacher.shape[2:]):
         raise ValueError(
@@ -77,14 +86,14 @@ def pairwise_loss(student: Tensor, teacher: Tensor, max_cells: int | None = None
 
 
 def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Collect for every cell the values of all others, each as far as its key agrees with the cell's query.
+    """Sum the values of all cells for each cell, each weighted by the product of its key and the cell's query.
 
     Non-local networks (Wang et al., CVPR 2018), Eq. 1 and 4, the dot-product form, which FKD uses: products of query
     and key over channels, times the values, averaged over the cells of the keys.
 
     Args:
         query: (N, C, H, W).
-        key: (N, C, h, w), of as many cells or fewer.
+        key: (N, C, h, w), with as many cells or fewer.
         value: (N, C, h, w).
 
     Returns:
@@ -92,25 +101,25 @@ def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     queries, keys, values = (at_least_float32(part).flatten(2) for part in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        # Without a softmax the order of the two products is free; this one never holds a matrix of cells times cells.
+        # Without a softmax the order of the two products is free. This one needs no matrix of cells times cells.
         collected = values @ keys.transpose(1, 2) / keys.shape[2] @ queries
     return collected.view_as(query)
 
 
 def joint_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Measure how far two maps lie apart as two long vectors; both sides are trained.
+    """Compute the 2-norm of the difference of two maps, over the whole batch, with a gradient to both.
 
-    The non-local term of FKD (Zhang & Ma, ICLR 2021), in the reduction of its authors' code: the square root of
-    squared differences summed over everything, the batch included. Nothing is averaged: a batch that is repeated twice
-    gives sqrt(2) times the value. Unlike elsewhere the teacher's side keeps its gradient, for FKD trains a non-local
-    block there; the teacher's features must be detached before that block.
+    The non-local term of FKD (Zhang & Ma, ICLR 2021), in the reduction of its authors' code: the square root of the
+    squared differences, summed over everything, the batch included. It is no average: repeating the batch twice
+    multiplies it by sqrt(2). Unlike elsewhere the teacher's side keeps its gradient, since FKD trains a non-local block
+    there. Detach the teacher's features before that block.
 
     Args:
         student: (N, C, H, W).
         teacher: (N, C, H, W).
 
     Returns:
-        A scalar; where the two are equal its gradient is zero.
+        A scalar; where the two are equal, its gradient is zero.
 
     Raises:
         ValueError: shapes differ.

@@ -1,4 +1,4 @@
-"""What a teacher sees in every cell, and losses under such a weight map (FRS)."""
+"""Weight maps from a teacher's class scores, and losses under them (FRS)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
@@ -13,37 +13,41 @@ from understudy.outputs import Outputs, Truth, unflatten_levels
 Normaliser = Literal["batch", "image"]
 
 Region = Literal["richness", "tp", "tp_fp", "tp_fn", "tp_tn"]
-"""Cells that FRS looks at: weighted by richness, or those of the paper's Table 4."""
+"""Cells that FRS compares: all, weighted by richness, or those of a region of the paper's Table 4."""
 
 WITHOUT_TRUTH = ("richness", "tp_fp")
-"""Regions that do not ask where objects are."""
+"""Regions that do not depend on the ground truth."""
 
 RICH = 0.1
-"""The score above which a cell counts as detected, in the authors' ablation (their code)."""
+"""Score above which a cell counts as detected, in the authors' ablation (their code)."""
 
 SMALLEST_MASS = 1e-6
-"""A weight map that sums to less is divided by this instead, so that an empty mask gives zero and not NaN."""
+"""Smallest divisor for a weight map: an empty mask gives zero, not NaN."""
 
 
 def feature_richness(class_logits: Tensor, centerness: Tensor | None = None) -> Tensor:
-    """Say how much a detector sees in every cell: its highest class score there.
+    """Return the highest class score of a detector in every cell.
 
     FRS (Du et al., NeurIPS 2021), Eq. 5. The paper takes the maximum over classes; the authors' code takes it over
-    classes and anchors, and so does this. With centre-ness it is the highest product of the two scores, which the
-    authors' development code tries for FCOS and their release leaves out.
+    classes and anchors, as does this. With centre-ness it is the highest product of the two scores, which the authors'
+    development code tries for FCOS and their release leaves out.
 
     Args:
         class_logits: (N, H, W, A, K), before the sigmoid.
-        centerness: (N, H, W, A), before the sigmoid; None: not counted.
+        centerness: (N, H, W, A), before the sigmoid; None: without it.
 
     Returns:
         (N, H, W), in 0..1. Differentiable; a teacher's richness is used as a constant.
 
     Raises:
         ValueError: the logits have other dimensions.
+
+    Examples:
+        >>> feature_richness(torch.tensor([-2.0, 0.0, -1.0]).view(1, 1, 1, 1, 3))
+        tensor([[[0.5000]]])
     """
     if class_logits.dim() != 5:
-        raise ValueError(f"class logits are (N, H, W, A, K), got {tuple(class_logits.shape)}")
+        raise ValueError(f"class logits: expected the shape (N, H, W, A, K), got {tuple(class_logits.shape)}")
     if centerness is None:
         return at_least_float32(class_logits).amax((-2, -1)).sigmoid()
     return (at_least_float32(class_logits).amax(-1).sigmoid() * at_least_float32(centerness).sigmoid()).amax(-1)
@@ -52,23 +56,29 @@ def feature_richness(class_logits: Tensor, centerness: Tensor | None = None) -> 
 def richness_mask(
     richness: Tensor, objects: Tensor | None = None, region: Region = "richness", threshold: float | None = None
 ) -> Tensor:
-    """Choose the cells where teacher and ground truth agree, or do not, on there being an object.
+    """Choose cells by whether teacher and ground truth have an object there.
 
     FRS (Du et al., NeurIPS 2021), Table 4; the paper names the regions, the authors' development code defines them.
     With D the cells whose richness is above the threshold and G those of an object: ``"tp"`` is D and G, ``"tp_fp"``
-    D, ``"tp_fn"`` G, and ``"tp_tn"`` where D equals G.
+    is D, ``"tp_fn"`` is G, and ``"tp_tn"`` is where D equals G.
 
     Args:
         richness: (N, H, W), in 0..1.
-        objects: (N, H, W) bool, cells with an anchor that is assigned to one; all regions but ``"tp_fp"`` need it.
-        region: which cells. ``"richness"`` returns the richness as it is or, with a threshold, the same as ``"tp_fp"``.
+        objects: (N, H, W) bool, cells with an anchor that is assigned to an object; required by all regions but
+            ``"richness"`` and ``"tp_fp"``.
+        region: which cells. ``"richness"`` returns the richness itself or, with a threshold, the same as ``"tp_fp"``.
         threshold: a score in 0..1; None: :data:`RICH`.
 
     Returns:
-        (N, H, W), 0 or 1 but for ``"richness"`` without a threshold.
+        (N, H, W), 0 or 1 except for ``"richness"`` without a threshold.
 
     Raises:
-        ValueError: the region needs to know the cells of objects.
+        ValueError: the region requires the cells of objects.
+
+    Examples:
+        >>> richness = torch.tensor([[[0.9, 0.3, 0.05]]])
+        >>> richness_mask(richness, region="tp_fp", threshold=0.5)
+        tensor([[[1., 0., 0.]]])
     """
     if region == "richness" and threshold is None:
         return richness
@@ -76,7 +86,7 @@ def richness_mask(
     if region in WITHOUT_TRUTH:
         return detected.to(richness.dtype)
     if objects is None:
-        raise ValueError(f"the region {region!r} needs the cells of objects, got none")
+        raise ValueError(f"the region {region!r} needs the cells of objects, got None")
     chosen = {"tp": detected & objects, "tp_fn": objects, "tp_tn": detected == objects}[region]
     return chosen.to(richness.dtype)
 
@@ -90,22 +100,22 @@ def richness_masks(
     region: Region = "richness",
     threshold: float | None = None,
 ) -> list[Tensor]:
-    """Weigh every cell of two records by what the teacher sees there, and by the ground truth if a region asks for it.
+    """Return the weight of every cell of two records, from the teacher's scores and for some regions the ground truth.
 
     Args:
-        student: its anchors are those that the ground truth is assigned to.
-        teacher: has the scores.
-        truth: of an unlabelled image it is not known where objects are, so a region that asks has no cells there, nor
-            ``"tp_tn"`` on objects that the teacher does not know.
-        centerness: count the teacher's centre-ness, see :func:`feature_richness`.
+        student: the record to whose anchors the ground truth is assigned.
+        teacher: the record with the scores.
+        truth: ground truth. Regions that read it contain no cell of an unlabelled image, and ``"tp_tn"`` none of an
+            object of a class that the teacher lacks.
+        centerness: multiply by the teacher's centre-ness, see :func:`feature_richness`.
         region: see :func:`richness_mask`.
-        threshold: likewise.
+        threshold: see :func:`richness_mask`.
 
     Returns:
         Per level (N, H, W), constants.
 
     Raises:
-        ValueError: the teacher's record has no centre-ness to count.
+        ValueError: the teacher's record has no centre-ness.
     """
     levels = zip(teacher.class_logits, _centerness(teacher, centerness), strict=True)
     richness = [feature_richness(*level) for level in levels]
@@ -122,14 +132,14 @@ def richness_masks(
 
 
 def _within(anchors: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-    """Which cells, by the middles of their anchors (H, W, A, 4), lie in a box of each image (X, 4): (N, H, W) bool."""
+    """Return whether the middle of a cell's anchors (H, W, A, 4) lies in one of an image's boxes (X, 4): (N, H, W)."""
     middles = (anchors[:, :, :1, :2] + anchors[:, :, :1, 2:]) / 2
     inside = [((middles > each[:, :2]) & (middles < each[:, 2:])).all(-1).any(-1) for each in boxes]
     return torch.stack(inside)
 
 
 def highest_of_cell(class_logits: Tensor) -> Tensor:
-    """Keep, for each class, the highest score of a cell over its anchors, so that detectors with other anchors compare.
+    """Return the highest score of a cell over its anchors, for each class, for detectors with other anchors.
 
     Args:
         class_logits: (N, H, W, A, K).
@@ -141,34 +151,39 @@ def highest_of_cell(class_logits: Tensor) -> Tensor:
 
 
 def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch") -> Tensor:
-    """Compare two feature maps of one level where a weight map says it matters.
+    """Compute the squared difference of two feature maps, averaged over cells by a weight map.
 
-    FRS (Du et al., NeurIPS 2021), Eq. 6, for one level: squared differences, summed over channels, weighted and
-    summed over cells, divided by the sum of the weights.
+    FRS (Du et al., NeurIPS 2021), Eq. 6, for one level: summed over channels, weighted and summed over cells, divided
+    by the sum of the weights.
 
     Args:
         student: (N, C, H, W), adapted to the teacher's channels.
-        teacher: (N, C, H, W); a constant, no gradient reaches it.
+        teacher: (N, C, H, W), a constant: no gradient reaches it.
         weight: (N, H, W), not negative; its scale does not matter.
-        normaliser: ``"batch"`` sums cells of all images and divides once by the weights of all images (the authors'
-            code); ``"image"`` divides per image and averages over images (the equation read literally).
+        normaliser: ``"batch"`` sums over all images and divides once by the weights of all images (the authors' code).
+            ``"image"`` divides per image and averages over images (the equation read literally).
 
     Returns:
         A scalar.
 
     Raises:
         ValueError: shapes differ, or the normaliser is unknown.
+
+    Examples:
+        >>> student, teacher = torch.zeros(1, 4, 1, 2), torch.ones(1, 4, 1, 2)
+        >>> weighted_feature_loss(student, teacher, weight=torch.tensor([[[1.0, 0.5]]]))  # 4 channels, each off by 1
+        tensor(4.)
     """
     own, theirs = comparable(student, teacher)
     return _weighted_mean_of_cells((own - theirs).square().sum(1), weight, normaliser)
 
 
 def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch") -> Tensor:
-    """Compare two classification maps of one level where a weight map says it matters.
+    """Compute the cross-entropy of two maps of class scores, averaged over cells by a weight map.
 
     FRS (Du et al., NeurIPS 2021), Eq. 7, for one level: binary cross-entropy of the student's scores with the
     teacher's scores as soft targets, summed over anchors and classes, weighted and summed over cells, divided by the
-    sum of the weights. Its smallest value is the teacher's own entropy, not zero.
+    sum of the weights. Its minimum is the teacher's own entropy, not zero.
 
     Args:
         student: (N, H, W, A, K) logits.
@@ -188,15 +203,14 @@ def weighted_class_loss(student: Tensor, teacher: Tensor, weight: Tensor, normal
 
 
 def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, normaliser: Normaliser = "batch") -> Tensor:
-    """Compare the raw box outputs of one level where a weight map says it matters.
+    """Compute the squared difference of two maps of raw box outputs, averaged over cells by a weight map.
 
-    Not in the paper on FRS (Du et al., NeurIPS 2021): an optional term of the authors' development code. Squared
-    differences of what the heads emit, summed over anchors and the numbers of a box, weighted and summed over cells,
-    divided by the sum of the weights.
+    An optional term of the development code of FRS' authors (Du et al., NeurIPS 2021), not in the paper: summed over
+    anchors and the numbers of a box, weighted and summed over cells, divided by the sum of the weights.
 
     Args:
         student: (N, H, W, A, D), of the teacher's box code.
-        teacher: (N, H, W, A, D); a constant.
+        teacher: (N, H, W, A, D), a constant.
         weight: (N, H, W), not negative.
         normaliser: as in :func:`weighted_feature_loss`.
 
@@ -223,7 +237,7 @@ def over_levels(
     """Sum one of the losses above over levels, each divided by its own weights (Eq. 6 and 7).
 
     Args:
-        loss: of one level.
+        loss: the loss of one level.
         student: what it compares, level by level.
         teacher: likewise.
         weights: (N, H, W), level by level.
@@ -237,20 +251,20 @@ def over_levels(
 
 
 def _centerness(outputs: Outputs, wanted: bool) -> Sequence[Tensor | None]:
-    """The centre-ness of every level, (N, H, W, A) logits, where it is wanted."""
+    """Return the centre-ness of every level, (N, H, W, A) logits; None per level if it is not wanted."""
     if not wanted:
         return [None] * len(outputs.class_logits)
     if "centerness" not in outputs.extra:
-        raise ValueError("the richness is to count the centre-ness, and the teacher's record has none")
+        raise ValueError("centerness=True: the teacher's record has no centre-ness")
     return unflatten_levels(outputs.extra["centerness"], outputs.level_sizes, outputs.class_logits[0].shape[-2])
 
 
 def _weighted_mean_of_cells(cells: Tensor, weight: Tensor, normaliser: Normaliser) -> Tensor:
     if cells.shape != weight.shape:
-        raise ValueError(f"the weight map is {tuple(weight.shape)}, the cells to weight are {tuple(cells.shape)}")
+        raise ValueError(f"weight map of shape {tuple(weight.shape)} for cells of shape {tuple(cells.shape)}")
     weight = at_least_float32(weight)
     if normaliser == "batch":
         return (cells * weight).sum() / weight.sum().clamp(min=SMALLEST_MASS)
     if normaliser == "image":
         return ((cells * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=SMALLEST_MASS)).mean()
-    raise ValueError(f'normaliser is "batch" or "image", got {normaliser!r}')
+    raise ValueError(f'normaliser: expected "batch" or "image", got {normaliser!r}')

@@ -1,82 +1,113 @@
 """CrossKD: cross-head knowledge distillation (Wang et al., CVPR 2024)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from understudy.boxes import paired_giou, paired_iou
+from understudy.boxes import box_code, paired_giou, paired_iou
 from understudy.functional import align_scale, gap_weighted_loss, softened_divergence, total_centerness
-from understudy.methods.base import Layers, Method, differences, prediction_differences
+from understudy.methods.base import Layers, Method
+from understudy.methods.compatibility import differences
 from understudy.outputs import Outputs, Spec, TowerMaps, Truth, flatten_levels
 
 
 class CrossKD(Method):
-    """What the teacher's head makes of the student's head features is to be what it makes of its own.
+    r"""The student's head features pass through the rest of the teacher's head; its predictions are the target.
 
-    A map inside each of the two towers of the student's head takes the scale of the teacher's map there and runs
-    through the rest of the teacher's head. The student's own predictions learn from the labels alone.
+    A map inside each of the two towers of the student's head gets the mean and the deviation of the teacher's map,
+    channel by channel, and runs through the rest of the teacher's frozen head. These crossed predictions, :math:`C`,
+    are compared with the teacher's own. The student's own predictions learn from the labels alone.
 
-    ``class``: the distance of the scores times their cross-entropy, summed over classes and anchors. ``box``: for each
-    anchor the divergence of its sides as distributions, averaged over the four (GFL), one minus the GIoU (RetinaNet)
-    or minus the logarithm of the IoU (FCOS), weighted by the teacher's highest score there, summed. Both are divided by
-    the positives of the batch, of an FCOS by the sum of their true centre-ness; but ``box`` of a GFL by the sum of its
-    weights. Ignored anchors count nowhere, so unlabelled images, of which all are ignored, take part in the scale of
-    the maps alone. All as in the authors' code; ours: the positives count as 1 at least, and an empty box of the
-    teacher's adds 0 to a logarithm.
+    .. math::
+        L_\text{class} = \frac{1}{P} \sum_r \sum_k \left|\sigma(z^C_{r k}) - \sigma(z^T_{r k})\right|
+        \operatorname{BCE}\left(\sigma(z^C_{r k}), \sigma(z^T_{r k})\right) \qquad
+        L_\text{box} = \frac{1}{P} \sum_r \max_k \sigma(z^T_{r k}) \, d\left(b^C_r, b^T_r\right)
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        convolution: number, from 0, of that whose map is taken, before its ReLU; None: 3, of an FCOS 2 (the authors').
+    .. math::
+        \operatorname{BCE}(p, q) = -q \log p - (1 - q) \log(1 - p)
 
-    Raises:
-        UserError: the two are not of one family, or their heads, anchors or classes do not fit.
+    The sums are over all anchors of the batch that are not ignored. :math:`z` are class logits, :math:`b` boxes, and
+    :math:`P` is the number of anchors assigned to an object; for a student with centre-ness (FCOS) it is the sum of the
+    true centre-ness of these anchors.
+
+    The distance :math:`d` of two boxes depends on the box code. For deltas to anchors (RetinaNet) it is one minus the
+    GIoU, for distances from points (FCOS) minus the logarithm of the IoU. For distributions (GFL) it is the
+    Kullback-Leibler divergence of a side, averaged over the four sides, and the box term is divided by the sum of its
+    weights instead of :math:`P`.
+
+    Evidence:
+        paper: CrossKD: Cross-Head Knowledge Distillation for Object Detection.
+        code: Written from the formulas. Weights, divisors, the logarithm of the IoU and the ``convolution`` after which
+            the maps cross are the authors'.
+        ours: The divisor is at least 1. An empty box of the teacher adds 0 to a logarithm.
+        weight: The authors', for RetinaNet, FCOS and GFL. For other families they must be given.
+        caution: Ignored anchors are in no sum. So unlabelled images, whose anchors are all ignored, take part in the
+            statistics of the maps alone. The authors clip the gradient of an FCOS (``optimizer.clip_norm=35``). It runs
+            the teacher's layers, so recorded outputs of the teacher are not enough.
     """
 
     name = "crosskd"
     terms = ("class", "box")
-    weights = {  # noqa: RUF012
+    weights = {
         "retinanet": {"class": 1.0, "box": 1.0},
         "fcos": {"class": 0.4, "box": 0.75},
         "gfl": {"class": 1.0, "box": 4.0},
     }
     source = "Wang et al., CVPR 2024; weights and convolutions from the authors' code"
-    reads = ("class_logits", "box_raw", "truth", "layers")
-    uses_layers = True
+    reads = {
+        "class": ("class_logits", "assignment", "layers"),
+        "box": ("class_logits", "boxes", "assignment", "layers"),
+    }
 
-    def __init__(self, student: Spec, teacher: Spec, *, convolution: int | None = None):
-        super().__init__(student, teacher, convolution=convolution)
-        self.number = _number(student, convolution)
+    class Options(Method.Options):
+        """The options of CrossKD."""
+
+        convolution: int | None = None
+        """Number of the convolution, from 0, whose output before its ReLU crosses over. None is the authors' choice: 3,
+        and 2 for a detector with centre-ness (FCOS)."""
+
+    options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
+        self.number = _number(student, self.options)
         self.keeps = (self.number,)
 
     @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Both must be of one family, with the same anchors and heads of the same width: there is no adapter."""
-        number = _number(student, options.get("convolution"))
-        counts = len(student.tower_channels), len(teacher.tower_channels)
-        reasons = differences(student, teacher, lambda spec: f"the head of a {spec.family}")
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Both need heads of one family with towers of the same width, since there is no adapter."""
+        if not (student.dense and teacher.dense):  # what it reads tells of it
+            return {}
+        number, counts = _number(student, options), (len(student.tower_channels), len(teacher.tower_channels))
+        reasons = differences(student, teacher, lambda spec: f"a head of the family {spec.family}")
         if not 0 <= number < min(counts):
-            has = f"{student.name} has {counts[0]} convolutions in a tower of its head, {teacher.name} {counts[1]}"
-            reasons.append(f"{has}; both need number {number}, counted from 0")
+            reasons.append(
+                f"the student {student.name} has {counts[0]} convolutions in each tower of its head, the teacher "
+                f"{teacher.name} {counts[1]}; both need number {number}, counted from 0"
+            )
         elif not reasons:
             reasons = differences(student, teacher, lambda spec: f"{spec.tower_channels[number]} channels in its head")
-        reasons += prediction_differences(student, teacher)
-        return dict.fromkeys(cls.terms, "; ".join(reasons)) if reasons else {}
+        return dict.fromkeys(cls.terms, reasons)
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``crosskd_class`` and ``crosskd_box``, of all levels together."""
+        layers = self.both_detectors(layers)
         crossed, target = self.crossed(layers), flatten_levels(teacher.class_logits).detach()
         counted = truth.gt_index > -2
         gaps = gap_weighted_loss(flatten_levels(crossed.class_logits), target).where(counted, 0.0)
         weights = target.amax(-1).float().sigmoid().where(counted, 0.0)
         boxes = (weights * self._boxes(crossed, teacher, layers).where(counted, 0.0)).sum()
-        fcos, sides = self.student.family == "fcos", self.teacher.box_code == "distributions"
-        amount = (total_centerness(student.anchors, truth) if fcos else (truth.gt_index >= 0).sum()).clamp(min=1)
-        mass = weights.sum().clamp(min=1e-6) if sides else amount
-        return {"crosskd_class": gaps.sum() / amount, "crosskd_box": boxes / mass}
+        positives = total_centerness(student.anchors, truth) if self.student.centerness else (truth.gt_index >= 0).sum()
+        amount = positives.clamp(min=1)
+        mass = weights.sum().clamp(min=1e-6) if box_code(self.teacher).distributed else amount
+        terms = {"crosskd_class": gaps.sum() / amount, "crosskd_box": boxes / mass}
+        return {name: terms[name] for name in (f"crosskd_{term}" for term in self.terms)}
 
     def crossed(self, layers: Layers) -> Outputs:
-        """Run the end of the teacher's head on the student's maps: a record as ``forward`` has of the teacher."""
+        """Run the end of the teacher's head on the student's maps; the record is reduced like the teacher's."""
         own = layers.student.tower_maps(layers.student_outputs, self.number)
         theirs = layers.teacher.tower_maps(layers.teacher_outputs, self.number)
         towers = (own.classes, theirs.classes), (own.boxes, theirs.boxes)
@@ -85,16 +116,18 @@ class CrossKD(Method):
         return layers.pairing.teacher_record(crossed) if layers.pairing else crossed
 
     def _boxes(self, crossed: Outputs, teacher: Outputs, layers: Layers) -> Tensor:
-        """How far the box of every anchor is from the teacher's, (N, R)."""
-        if self.teacher.box_code == "distributions":
+        """Compute the distance of the box of every anchor from the teacher's, (N, R)."""
+        code = box_code(self.teacher)
+        if code.distributed:
             own, theirs = (flatten_levels(record.box_raw).unflatten(-1, (4, -1)) for record in (crossed, teacher))
             return softened_divergence(own, theirs).mean(-1)
         own, theirs = (flatten_levels(layers.teacher.decode(record)) for record in (crossed, teacher))
-        if self.teacher.box_code == "deltas":
+        if code.anchored:
             return 1 - paired_giou(own, theirs.detach())
         filled = paired_iou(theirs, theirs)  # 1, and 0 for an empty box
         return -paired_iou(own, theirs.detach()).clamp(min=1e-6).log() * filled.detach()
 
 
-def _number(student: Spec, convolution: int | None) -> int:
-    return (2 if student.family == "fcos" else 3) if convolution is None else convolution
+def _number(student: Spec, options: CrossKD.Options) -> int:
+    usual = 2 if student.centerness else 3
+    return usual if options.convolution is None else options.convolution

@@ -1,5 +1,6 @@
 """CWD: channel-wise distillation (Shu et al., ICCV 2021)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -7,71 +8,83 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from understudy.functional import channelwise_loss
-from understudy.methods.base import Method, anchor_differences, channel_adapters, differences, level_differences
+from understudy.methods.adapters import channel_adapters
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
+from understudy.methods.compatibility import unreadable
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class CWD(Method):
-    """Every channel of the student responds at the same places of the image as the teacher's.
+    r"""Every channel of the student responds in the same places of the image as the teacher's channel.
 
-    A channel's map becomes a distribution over cells; Kullback-Leibler divergence, averaged over images and channels,
-    times the squared temperature, summed over levels. How strongly a channel responds is left to the student.
+    A softmax turns the map of each channel into a distribution over cells, and the two distributions are compared. How
+    strongly a channel responds is left to the student.
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        on: compare the ``"features"`` of the pyramid, or the class ``"logits"``, whose channels are every class of
-            every anchor. Features with other channels than the teacher's go through a 1x1 convolution per level that
-            is thrown away after training (ours: the authors compare equal channels).
-        temperature: divides the maps before the softmax over cells.
+    .. math::
+        L_\text{channel} = \sum_l \frac{\tau^2}{N C} \sum_{n, c} \sum_{h, w} p^T_l \log \frac{p^T_l}{p^S_l} \qquad
+        p^S_l = \operatorname{softmax}_{h, w}\left(\frac{\phi_l(F^S_l)}{\tau}\right) \qquad
+        p^T_l = \operatorname{softmax}_{h, w}\left(\frac{F^T_l}{\tau}\right)
 
-    Raises:
-        UserError: an option is wrong, or levels, or for logits classes or anchors, of the two detectors differ.
+    :math:`\tau` is the temperature. :math:`\phi_l` is a 1x1 convolution where channels differ, thrown away after
+    training. With ``on=logits`` the class logits take the place of the features, without an adapter.
+
+    Evidence:
+        paper: Channel-wise Knowledge Distillation for Dense Prediction. The authors compare equal channels.
+        ours: The adapter where channels differ.
+        weight: 10 per level, and the temperature 1, are from other projects' configurations of RetinaNet, Faster R-CNN
+            and GFL; ours for FCOS and other families.
+        related: One published row for GFL compares class maps, as ``on=logits`` does.
     """
 
     name = "cwd"
     terms = ("channel",)
-    weights = {family: {"channel": 10.0} for family in ("retinanet", "fcos", "gfl", "faster_rcnn")}  # noqa: RUF012
-    reads = ("features", "class_logits")
+    weights = {EVERY_FAMILY: {"channel": 10.0}}
     source = (
         "Shu et al., ICCV 2021; the weight is from other projects' configurations of RetinaNet, Faster R-CNN and GFL, "
-        "and for FCOS our choice"
+        "and for other families our choice"
     )
+    reads = {"channel": ("features",)}
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        on: Literal["features", "logits"] = "features",
-        temperature: PositiveFloat = 1.0,
-    ):
-        super().__init__(student, teacher, on=on)
-        self.on, self.temperature = on, temperature
-        if on == "features":
+    class Options(Method.Options):
+        """The options of CWD."""
+
+        on: Literal["features", "logits"] = "features"
+        """Compare the ``"features"``, or the class ``"logits"``, whose channels are every class of every anchor."""
+        temperature: PositiveFloat = 1.0
+        """Divides the maps before the softmax over cells."""
+
+    options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
+        if self.options.on == "features":
             self.adapters = channel_adapters(student.channels, teacher.channels)
 
     @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, *, on: str = "features", **options: Any) -> dict[str, str]:
-        """Levels must agree; for logits, what is scored and the anchors too."""
-        levels, unlike = level_differences(student, teacher), []
-        if on == "logits":
-            unlike = differences(student, teacher, lambda spec: spec.scored) + anchor_differences(student, teacher)
-        remedy = ["methods.cwd.on=features compares features"] if unlike and not levels else []
-        faults = levels + unlike + remedy
-        return dict.fromkeys(cls.terms, "; ".join(faults)) if faults else {}
+    def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
+        """Return what the term reads: features, or class logits with ``on="logits"``."""
+        return {"channel": ("class_logits",)} if options.on == "logits" else cls.reads
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    @classmethod
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Name the option that helps where only the predictions differ."""
+        features, logits = (unreadable([read], student, teacher) for read in ("features", "class_logits"))
+        helps = options.on == "logits" and logits and not features
+        return {"channel": ["set methods.cwd.on=features to compare features"] if helps else []}
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``cwd_channel``, summed over levels."""
-        if self.on == "features":
+        if self.options.on == "features":
             own = [adapter(level) for adapter, level in zip(self.adapters, student.features, strict=True)]
             theirs = teacher.features
         else:
             own, theirs = (list(map(_as_maps, record.class_logits)) for record in (student, teacher))
-        losses = [channelwise_loss(*level, self.temperature) for level in zip(own, theirs, strict=True)]
+        losses = [channelwise_loss(*level, self.options.temperature) for level in zip(own, theirs, strict=True)]
         return {"cwd_channel": torch.stack(losses).sum()}
 
 
 def _as_maps(class_logits: Tensor) -> Tensor:
-    """(N, A * K, H, W) from (N, H, W, A, K)."""
+    """Reshape (N, H, W, A, K) to (N, A * K, H, W)."""
     return class_logits.flatten(3).movedim(-1, 1)

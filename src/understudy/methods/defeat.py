@@ -6,59 +6,60 @@ import torch
 from torch import Tensor, nn
 
 from understudy.functional import decoupled_cells, imitation_loss
-from understudy.methods.base import Method, level_differences
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class DeFeat(Method):
-    """The student imitates the teacher's features inside the objects and outside them, by separate weights.
+    r"""The student imitates the teacher's features inside the objects and outside them, with separate weights.
 
-    An object fills the cells of its box on the one level of its size; all other cells are background. In each of the
-    two the student's features, through a 3x3 convolution per level that is thrown away after training, are drawn to
-    the teacher's: half the mean square over the cells of the batch and the channels, averaged over levels (the
-    reduction of the authors' code, whose weights belong to it).
+    An object fills the cells of its box on the one level of its size. All other cells are background. A 3x3 convolution
+    per level, :math:`\phi_l`, adapts the student's features. It is thrown away after training.
 
-    Ours: unlabelled images, and the cells of objects of classes that the teacher does not know, are in neither. The
-    levels of objects are counted from stride 4 for a Faster R-CNN, as the authors', from stride 8 for others, whichever
-    levels the teacher shares: a side of less than 112 pixels is there, of less than 224 on the next.
+    .. math::
+        L_\text{foreground} = \frac{1}{L} \sum_l \frac{1}{2 C |M_l|} \sum_{(n, h, w) \in M_l} \sum_c
+        \left(\phi_l(F^S_l) - F^T_l\right)^2
 
-    Only the neck's terms are here. The paper's third, the class scores of a Faster R-CNN's second stage on the
-    teacher's proposals, is left out: it needs the second stages of both on the same proposals, and the record holds
-    the first stage alone. Those of the backbone have weight 0 in the authors' configuration. The weights are of a
-    Faster R-CNN on VOC; for other detectors they are taken over (our choice: the reduction depends on no detector).
+    .. math::
+        L_\text{background} = \frac{1}{L} \sum_l \frac{1}{2 C |\bar M_l|} \sum_{(n, h, w) \in \bar M_l} \sum_c
+        \left(\phi_l(F^S_l) - F^T_l\right)^2
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
+    :math:`M_l` are the cells inside objects of the level, :math:`\bar M_l` its background. An object of side :math:`s`,
+    the root of its area in pixels, is on level :math:`\lfloor \log_2(s / 56) \rfloor`, counted from the finest, 0.
 
-    Raises:
-        UserError: the levels of the two detectors differ.
+    Evidence:
+        paper: Distilling Object Detectors via Decoupled Features, the terms of the neck.
+        code: Masks, adapter with its first weights, and reduction: half of a mean per element, to which the weights
+            belong. The authors clip the gradient at 35 (``optimizer.clip_norm=35``).
+        ours: Levels are counted from stride 4 for a two-stage student, as the authors', and from stride 8 for others,
+            whichever levels the teacher shares. So objects of less than 112 pixels are on stride 4 or 8, those of less
+            than 224 on the next level. Unlabelled images, and the cells of objects of classes that the teacher lacks,
+            are neither foreground nor background.
+        weight: 3 and 12 are the authors' for a Faster R-CNN on VOC, and ours for other families: the reduction depends
+            on no detector. The terms of the backbone, which have weight 0 there, are not implemented.
+        related: The paper's third term, on the class scores of a Faster R-CNN's second stage, is not implemented: it
+            needs both second stages on the teacher's proposals, and the record holds the first stage alone. Others
+            found it of no use.
     """
 
     name = "defeat"
     terms = ("foreground", "background")
-    weights = {  # noqa: RUF012
-        family: {"foreground": 3.0, "background": 12.0} for family in ("faster_rcnn", "retinanet", "fcos", "gfl")
-    }
-    reads = ("features", "truth")
+    weights = {EVERY_FAMILY: {"foreground": 3.0, "background": 12.0}}
     source = "Guo et al., CVPR 2021; reductions and weights from the authors' code, for other detectors ours"
+    reads = dict.fromkeys(terms, ("features", "objects"))
 
-    def __init__(self, student: Spec, teacher: Spec):
-        super().__init__(student, teacher)
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
         levels = zip(student.channels, teacher.channels, strict=True)
         adapters = [nn.Conv2d(own, theirs, kernel_size=3, padding=1) for own, theirs in levels]
         for adapter in adapters:
             nn.init.trunc_normal_(adapter.weight, std=1e-4, a=-2e-4, b=2e-4)  # near zero, as in the authors' code
         self.adapters = nn.ModuleList(adapters)
-        self.finest = min(student.strides[0], 4 if student.family == "faster_rcnn" else 8)
+        self.finest = min(student.strides[0], 4 if student.two_stage else 8)
 
-    @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree."""
-        faults = level_differences(student, teacher)
-        return dict.fromkeys(cls.terms, faults[0]) if faults else {}
-
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``defeat_foreground`` and ``defeat_background``, each the mean over levels."""
         cells = decoupled_cells(truth, self.student.strides, student.level_sizes, self.finest)
         masks = dict(zip(("foreground", "background"), cells, strict=True))

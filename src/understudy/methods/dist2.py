@@ -1,5 +1,6 @@
 """Dist2: distribution-guided distillation for object detection (a poster of Alibaba DAMO)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -8,87 +9,113 @@ from torch import Tensor, nn
 
 from understudy.functional import mean_squared_loss
 from understudy.functional.crossing import align_scale
-from understudy.methods.base import Layers, Method, differences, level_differences
-from understudy.methods.dist2_layers import Lesson, Strategy, Transform, by_stride, chosen, misplaced
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
+from understudy.methods.compatibility import score_differences
+from understudy.methods.dist2_layers import Strategy, Transform, by_stride, chosen, misplaced
+from understudy.methods.dist2_supervision import Supervision
 from understudy.outputs import Outputs, Spec, Truth
 
 Strategies = Literal["All2All"] | Strategy | Annotated[tuple[Strategy, ...], Field(min_length=1)]
 
 
 class Dist2(Method):
-    """The student's maps, put into the teacher, have to give right detections.
+    r"""The student's feature maps run through the teacher's frozen layers, which must detect the objects in them.
 
-    A strategy says where a student's map is taken and where it enters the teacher, each the neck's output (N) or the
-    backbone's (B). A transform, thrown away after training, turns the map into what the teacher has there. ``di``: the
-    teacher's frozen layers run on it, and the teacher's own losses against the ground truth reach back through them
-    (unlabelled images are left out). ``fi``: squared difference to the teacher's own map, averaged over images,
-    channels and cells, then over levels. Both are averaged over the strategies.
+    A strategy ``X2Y`` names where the student's maps are taken and where they enter the teacher: at the output of the
+    neck (N) or of the backbone (B). A transform per strategy, :math:`f_s`, turns them into maps of the teacher's shape.
+    ``di`` is the teacher's own detection loss on the transformed maps; its gradient flows back through the frozen
+    layers. ``fi`` is the squared difference of the transformed maps from the teacher's own.
 
-    Of Dist2 only a poster is known. It gives the sum of these losses and the names; what the transform, ``di`` and the
-    strategies are is our reading, the average over strategies, the weights and the ramp are our choice. Where the
-    teacher has levels that the student lacks, it is given its own maps there.
+    .. math::
+        L_\text{di} = \frac{1}{I} \sum_{s = 1}^I L_\text{det}\left(\text{teacher}_s(f_s(F^S)), \text{truth}\right)
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        strategies: one, several, or ``"All2All"``, which is all four: N2N, B2B, B2N, N2B.
-        draw: ``"all"`` strategies in every step, or ``"one"`` drawn at random: the same on average, for less memory.
-        supervision: what the teacher's layers are to find: the ``"truth"``, what the ``"teacher"`` finds itself (of a
-            Faster R-CNN its proposals; unlabelled images too; in no source), or ``"both"``, added.
-        align: give the transformed map the teacher's mean and deviation, per channel, before it enters (in no source).
+    .. math::
+        L_\text{fi} = \frac{1}{I} \sum_{s = 1}^I \frac{1}{L_s} \sum_{l = 1}^{L_s}
+        \frac{1}{N C_l H_l W_l} \sum_{n, c, h, w} \left(f_s(F^S)_l - F^T_l\right)^2
 
-    Raises:
-        UserError: an option is wrong, a strategy has no place in this pair, or classes are not the teacher's.
+    The step has :math:`I` strategies, and strategy :math:`s` has :math:`L_s` maps. They enter the teacher before the
+    layers that the formula calls :math:`\text{teacher}_s`.
+
+    Evidence:
+        paper: Dist2: Distribution-Guided Distillation for Object Detection. No paper, code or citation was found, only
+            a poster. It gives the sum of these losses and the names of the strategies.
+        unverified: The transform, ``di`` and the strategies are our reading of the poster.
+        ours: The average over the strategies, the weights and the ramp. ``di`` leaves out unlabelled images. Where the
+            teacher has levels that the student lacks, it gets its own maps there.
+        caution: ``fi`` is as large as the teacher's maps: look at its raw value in ``losses.csv``. We would clip the
+            gradient in long runs (``optimizer.clip_norm=35``). It runs the teacher's layers, so recorded outputs of the
+            teacher are not enough.
+        related: docs/dist2.md has the statements of the poster, our reading, the swap test and our measurements.
     """
 
     name = "dist2"
     terms = ("di", "fi")
-    weights = {family: {"di": 1.0, "fi": 1.0} for family in ("retinanet", "fcos", "gfl", "faster_rcnn")}  # noqa: RUF012
+    weights = {EVERY_FAMILY: {"di": 1.0, "fi": 1.0}}
     ramp_steps = 500
     source = "Dist2, a poster of Alibaba DAMO (no paper found); weights and ramp are our choice"
-    reads = ("stages", "features", "truth", "layers")
-    uses_layers = True
+    reads = {
+        "di": ("features", "stages", "teacher_scores", "objects", "layers"),
+        "fi": ("features", "stages", "layers"),
+    }
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        strategies: Strategies = "All2All",
-        draw: Literal["all", "one"] = "all",
-        supervision: Literal["truth", "teacher", "both"] = "truth",
-        align: bool = False,
-    ):
-        super().__init__(student, teacher, strategies=strategies)
-        self.strategies, self.draw, self.supervision, self.align = chosen(strategies), draw, supervision, align
+    class Options(Method.Options):
+        """The options of Dist2."""
+
+        strategies: Strategies = "All2All"
+        """One strategy, several, or ``"All2All"``, which is all four: N2N, B2B, B2N, N2B."""
+        draw: Literal["all", "one"] = "all"
+        """``"all"`` strategies in every step, or ``"one"`` drawn at random: the same on average, with less memory."""
+        supervision: Literal["truth", "teacher", "both"] = "truth"
+        """The target of ``di``: the ``"truth"``; the detections of the ``"teacher"`` (a Faster R-CNN's proposals), in
+        unlabelled images, too (in no source); or the sum of ``"both"``."""
+        align: bool = False
+        """Give each channel of a transformed map the mean and the deviation of the teacher's map before it enters. In
+        no source."""
+
+    options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
+        self.strategies = chosen(self.options.strategies)
         self.transforms = nn.ModuleDict({name: Transform(name, student, teacher) for name in self.strategies})
 
     @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, *, strategies: Any = "All2All", **options: Any) -> dict[str, str]:
-        """Every strategy needs a map to take and a place for it; for ``di`` the classes must be the teacher's."""
-        faults = level_differences(student, teacher) + misplaced(chosen(strategies), student, teacher)
-        any_objects = student.objectness or teacher.objectness  # what is scored says nothing of the classes then
-        classes = [] if any_objects else differences(student, teacher, lambda spec: spec.scored)
-        found = {"di": faults + classes, "fi": faults}
-        return {term: "; ".join(reasons) for term, reasons in found.items() if reasons}
+    def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
+        """Return what each term reads: stages of both only for B2B, the ground truth unless the teacher supervises."""
+        unread = set() if "B2B" in chosen(options.strategies) else {"stages"}
+        unread |= {"objects"} if options.supervision == "teacher" else set()
+        return {term: tuple(name for name in reads if name not in unread) for term, reads in cls.reads.items()}
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
+    @classmethod
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Every strategy needs a common stride; for ``di`` the classes must be the teacher's."""
+        faults = misplaced(chosen(options.strategies), student, teacher)
+        objectness = student.objectness or teacher.objectness  # the scores do not tell which classes there are
+        return {"di": faults + ([] if objectness else score_differences(student, teacher)), "fi": faults}
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``dist2_di`` and ``dist2_fi``, each averaged over the strategies of this step."""
-        names = self.strategies if self.draw == "all" else (self.strategies[torch.randint(len(self.strategies), ())],)
-        lesson = Lesson.of(self.supervision, truth, layers) if "di" in self.terms else None
+        layers, names = self.both_detectors(layers), self.strategies
+        if self.options.draw == "one":
+            names = (names[torch.randint(len(names), ())],)
+        supervision = Supervision.of(self.options.supervision, truth, layers) if "di" in self.terms else None
         found: dict[str, list[Tensor]] = {term: [] for term in self.terms}
         for name in names:
             maps, theirs = self.transforms[name](student), by_stride(name[-1], self.teacher, teacher)
-            if lesson:
-                found["di"].append(lesson.loss(name[-1], self.aligned(maps, theirs)))
+            if supervision:
+                found["di"].append(supervision.loss(name[-1], self.aligned(maps, theirs)))
             if "fi" in found:
                 levels = [mean_squared_loss(own, theirs[stride]) for stride, own in maps.items()]
                 found["fi"].append(torch.stack(levels).mean())
-        # No element of the transforms that were not drawn counts, yet all stay connected: several processes need it.
+        # Transforms that were not drawn add no element, and stay connected, as training in several processes needs.
         idle = [transform for name, transform in self.transforms.items() if name not in names]
         nothing = [weight.flatten()[:0] for transform in idle for weight in transform.parameters()]
         return {f"dist2_{term}": torch.cat([torch.stack(values), *nothing]).mean() for term, values in found.items()}
 
     def aligned(self, maps: dict[int, Tensor], theirs: dict[int, Tensor]) -> dict[int, Tensor]:
-        """The transformed maps as they enter the teacher, by stride."""
-        return {stride: align_scale(own, theirs[stride]) for stride, own in maps.items()} if self.align else maps
+        """Return the transformed maps as they enter the teacher, by stride."""
+        if not self.options.align:
+            return maps
+        return {stride: align_scale(own, theirs[stride]) for stride, own in maps.items()}

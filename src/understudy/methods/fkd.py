@@ -9,53 +9,80 @@ from torch import Tensor, nn
 
 from understudy.functional import batch_distance, mean_attention
 from understudy.functional.precision import at_least_float32
-from understudy.methods.base import Method, level_differences
-from understudy.methods.nonlocal_ import ONE_STAGE, NonLocalRelation
+from understudy.methods.base import Layers, Method
+from understudy.methods.nonlocal_ import NonLocalRelation
 from understudy.outputs import Outputs, Spec, Truth
+
+_ONE_STAGE = {"feature": 4.2e-4, "channel": 2.4e-2, "spatial": 2.4e-2, "relation": 4.2e-4}
 
 
 class FKD(Method):
-    """The student looks where the teacher looks, imitates it there, and gathers the same from the rest of the image.
+    r"""The student imitates the teacher's features under the attention of both, and their relations across the image.
 
-    Four terms, each the 2-norm of a difference over the whole batch, summed over levels: the features under the mean
-    attention of both detectors ("feature"), their averages over cells ("channel") and over channels ("spatial"), and
-    the results of non-local blocks ("relation"). None is an average: repeating the batch changes the value, so the
-    weights belong to a size of batch; we take it to be two images per process. Before each comparison the student
-    goes through a convolution that is thrown away after training: 3x3 for "spatial", else 1x1 (of averages over cells
-    it is a linear layer). Everything follows copies of the authors' code.
+    ``feature`` compares the features under the mean attention of both detectors, ``channel`` their averages over cells,
+    ``spatial`` their averages over channels, and ``relation`` the results of non-local blocks (see ``nonlocal``).
+    Convolutions per level, :math:`\phi_l`, adapt the student's side: 3x3 for ``spatial``, 1x1 for the others. They are
+    thrown away after training.
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        temperature: of both attentions; None: 0.5 for a Faster R-CNN, 0.1 for others (the authors').
-        weigh_channels: the feature term is weighted by the attention to channels too; None: not for a Faster R-CNN
-            (the authors'). Where channels differ the student's is that of its adapted features (ours).
+    .. math::
+        L_\text{feature} = \sum_l \sqrt{\sum_{n, c, h, w} M_l \left(\phi_l(F^S_l) - F^T_l\right)^2}
 
-    Raises:
-        UserError: an option is wrong, or the levels of the two detectors differ.
+    .. math::
+        M_l = \frac{A^S_l + A^T_l}{2} \cdot \frac{B^S_l + B^T_l}{2} \qquad
+        A_l = H_l W_l \operatorname{softmax}_{h, w}\left(\frac{\operatorname{mean}_c |F_l|}{\tau}\right) \qquad
+        B_l = C \operatorname{softmax}_c\left(\frac{\operatorname{mean}_{h, w} |F_l|}{\tau}\right)
+
+    .. math::
+        L_\text{channel} = \sum_l \left\| \phi_l\left(\operatorname{mean}_{h, w} F^S_l\right)
+        - \operatorname{mean}_{h, w} F^T_l \right\|_2 \qquad
+        L_\text{spatial} = \sum_l \left\| \phi_l\left(\operatorname{mean}_c F^S_l\right)
+        - \operatorname{mean}_c F^T_l \right\|_2
+
+    .. math::
+        L_\text{relation} = \sum_l \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|_2
+
+    The norms run over the whole batch. :math:`M_l` is a constant, and :math:`\tau` the temperature. The factor with
+    :math:`B_l` is there only if ``weigh_channels`` holds. :math:`G_l` are the non-local blocks.
+
+    Evidence:
+        paper: Improve Object Detection with Feature-based Knowledge Distillation.
+        code: The authors' repository has no code. Formulas, temperatures and weights are from copies of it. The
+            teacher's non-local blocks are trained, too, as there.
+        ours: Where channels differ, the student's attention to channels is that of its adapted features.
+        weight: From copies of the authors' code. The norms are no averages, so the weights belong to a batch size; we
+            take it to be two images per process.
+        caution: Repeating the batch changes the values. We would clip the gradient in long runs
+            (``optimizer.clip_norm=35``).
+        related: ``nonlocal`` is the term ``relation`` alone.
     """
 
     name = "fkd"
     terms = ("feature", "channel", "spatial", "relation")
-    weights = {  # noqa: RUF012
-        **{one: {"feature": 4.2e-4, "channel": 2.4e-2, "spatial": 2.4e-2, "relation": 4.2e-4} for one in ONE_STAGE},
+    weights = {
+        "retinanet": _ONE_STAGE,
+        "fcos": _ONE_STAGE,
+        "gfl": _ONE_STAGE,
         "faster_rcnn": {"feature": 7e-5, "channel": 4e-3, "spatial": 4e-3, "relation": 7e-5},
     }
-    reads = ("features",)
     source = "Zhang & Ma, ICLR 2021; weights and temperatures from copies of the authors' code"
+    reads = dict.fromkeys(terms, ("features",))
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        temperature: PositiveFloat | None = None,
-        weigh_channels: bool | None = None,
-    ):
-        super().__init__(student, teacher)
-        two_stage = student.family == "faster_rcnn"
+    class Options(Method.Options):
+        """The options of FKD."""
+
+        temperature: PositiveFloat | None = None
+        """Temperature of both attentions. None: 0.5 for a two-stage student, 0.1 for others (the authors')."""
+        weigh_channels: bool | None = None
+        """Weight the feature term by the attention to channels, too. None: not for a two-stage student (the authors').
+        Where channels differ, the student's attention is that of its adapted features (ours)."""
+
+    options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
+        two_stage, temperature, by_channel = student.two_stage, self.options.temperature, self.options.weigh_channels
         self.temperature = (0.5 if two_stage else 0.1) if temperature is None else temperature
-        self.weigh_channels = not two_stage if weigh_channels is None else weigh_channels
+        self.weigh_channels = not two_stage if by_channel is None else by_channel
         levels = list(zip(student.channels, teacher.channels, strict=True))
         layers = {
             term: [nn.Conv2d(1, 1, 3, padding=1) if term == "spatial" else nn.Conv2d(*level, 1) for level in levels]
@@ -66,13 +93,9 @@ class FKD(Method):
         if "relation" in self.terms:
             self.relation = NonLocalRelation(student.channels, teacher.channels)
 
-    @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree."""
-        faults = level_differences(student, teacher)
-        return dict.fromkeys(cls.terms, faults[0]) if faults else {}
-
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``fkd_feature``, ``fkd_channel``, ``fkd_spatial`` and ``fkd_relation``, each summed over levels."""
         compute = {
             "feature": self._feature,

@@ -1,95 +1,130 @@
 """FRS: distilling object detectors with feature richness (Du et al., NeurIPS 2021)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from understudy.functional import richness
-from understudy.methods.base import Method, anchor_differences, differences, level_differences
+from understudy.methods.base import Layers, Method
+from understudy.methods.compatibility import unreadable
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class FRS(Method):
-    """The student imitates the teacher wherever the teacher sees something, inside the labelled boxes or not.
+    r"""The student imitates the teacher in the cells with high class scores of the teacher, labelled or not.
 
-    A cell's weight is the teacher's highest class score there (Eq. 5). Under it the student's features, through a 3x3
-    convolution per level that is thrown away after training, are drawn to the teacher's (Eq. 6), and its class scores
-    to the teacher's (Eq. 7); both sums run over all levels. Where paper and authors' code differ (a maximum over
-    anchors too, one normaliser per batch, a ramp of 500 steps) this follows the code. Of a Faster R-CNN the scores
-    are its RPN's, as in the authors' code. The term ``box``, squared differences of the raw box outputs, is from their
-    development code (weight 0.2 for RetinaNet, 0.002 for GFL) and off unless it is given a weight.
+    The feature richness :math:`S_l` of a cell is the teacher's highest class score there. Under this weight the
+    student's features imitate the teacher's (``feature``), after a 3x3 convolution per level, :math:`\phi_l`, which is
+    thrown away after training. The class scores imitate the teacher's likewise (``class``), and so do the raw box
+    outputs if ``box`` has a weight.
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        normaliser: divide by the mask of the whole ``"batch"`` of a process (the authors' code) or of each
-            ``"image"`` (Eq. 6 read literally; the same on one process or several).
-        threshold: None weights cells by richness; a number in 0..1 takes the cells above it, all with weight 1. Where
-            a region needs one, None is 0.1, as in the authors' ablation.
-        scores: the class term compares the scores of every ``"anchor"`` (the authors' way), or for each class the
-            highest of a ``"cell"``, which needs no equal anchors (ours: it is in no paper).
-        centerness: richness is the score times an FCOS teacher's centre-ness (the authors' development code).
-        region: all cells by ``"richness"``, or with weight 1 those of Table 4: ``"tp"`` above the threshold and with
-            an anchor assigned to an object, ``"tp_fp"`` the former, ``"tp_fn"`` the latter, ``"tp_tn"`` both or none.
+    .. math::
+        L_\text{feature} = \sum_l \frac{1}{N_l} \sum_{n, h, w} S_l \sum_c \left(\phi_l(F^S_l) - F^T_l\right)^2
 
-    Raises:
-        UserError: an option is wrong, levels, anchors, classes or boxes of the two cannot be compared, or there is no
-            centre-ness to count.
+    .. math::
+        L_\text{class} = \sum_l \frac{1}{N_l} \sum_{n, h, w} S_l
+        \sum_{a, k} \operatorname{BCE}\left(\sigma(z^S_l), \sigma(z^T_l)\right)
+
+    .. math::
+        L_\text{box} = \sum_l \frac{1}{N_l} \sum_{n, h, w} S_l \sum_{a, d} \left(b^S_l - b^T_l\right)^2
+
+    .. math::
+        S_l = \max_{a, k} \sigma(z^T_l) \qquad N_l = \sum_{n, h, w} S_l
+
+    :math:`z` are class logits, :math:`b` raw box outputs, and
+    :math:`\operatorname{BCE}(p, q) = -q \log p - (1 - q) \log(1 - p)`. The minimum of ``class`` is the teacher's own
+    entropy, not 0. A Faster R-CNN has the scores and boxes of its first stage.
+
+    Evidence:
+        paper: Distilling Object Detectors with Feature Richness, Eq. 5 to 8. It prints neither weights nor ramp nor
+            adapter.
+        code: Where the authors' code departs from the paper, this follows the code. The maximum runs over anchors, too.
+            The divisor is the sum of the mask over the whole batch of a process (``normaliser=image`` is Eq. 6 read
+            literally). The adapter is there although the channels agree. The weights grow linearly over 500 steps. A
+            two-stage detector is distilled in its first stage alone. ``box`` and ``centerness`` are from the authors'
+            development code, as are the definitions of the regions, which the paper's Table 4 names.
+        ours: ``scores=cell``, for pairs with different anchors.
+        weight: From the authors' configurations for RetinaNet, FCOS, GFL and Faster R-CNN. ``box`` has 0.2 for
+            RetinaNet and 0.002 for GFL in their development code, and is off here by default.
+        caution: A user of the authors' code could not reproduce the paper's results for FCOS; the report was never
+            answered. Scores of a few percent add up over many background cells: a ``threshold`` is worth a try.
     """
 
-    name, terms, optional_terms, ramp_steps = "frs", ("feature", "class"), ("box",), 500
-    weights = {  # noqa: RUF012
+    name = "frs"
+    terms = ("feature", "class")
+    optional_terms = ("box",)
+    weights = {
         "retinanet": {"feature": 0.005, "class": 0.02},
         "fcos": {"feature": 0.01, "class": 0.05},
         "gfl": {"feature": 0.1, "class": 0.05},
         "faster_rcnn": {"feature": 0.002, "class": 0.1},
     }
-    reads = ("features", "class_logits", "box_raw")  # with some options the centre-ness or the ground truth, too
+    ramp_steps = 500
     source = "Du et al., NeurIPS 2021, Eq. 4-8; weights and ramp from the authors' configurations"
+    reads = {
+        "feature": ("features", "teacher_scores"),
+        "class": ("class_logits",),
+        "box": ("box_raw", "teacher_scores"),
+    }
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        normaliser: richness.Normaliser = "batch",
-        threshold: Annotated[float, Field(ge=0, lt=1)] | None = None,
-        scores: Literal["anchor", "cell"] = "anchor",
-        centerness: bool = False,
-        region: richness.Region = "richness",
-    ):
-        super().__init__(student, teacher, scores=scores, centerness=centerness)
-        self.normaliser, self.scores, self.centerness = normaliser, scores, centerness
-        self.region, self.threshold = region, threshold
-        self.reads = self.reads if region in richness.WITHOUT_TRUTH else (*self.reads, "truth")
+    class Options(Method.Options):
+        """The options of FRS."""
+
+        normaliser: richness.Normaliser = "batch"
+        """Divide by the mask of the whole ``"batch"`` of a process (the authors' code) or of each ``"image"`` (Eq. 6
+        read literally; the same on one process or several)."""
+        threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+        """None weights cells by richness. A score in 0..1 gives the cells above it the weight 1 and all others 0.
+        Where ``region`` needs a threshold, None is 0.1, as in the authors' ablation."""
+        scores: Literal["anchor", "cell"] = "anchor"
+        """The class term compares the scores of every ``"anchor"`` (the authors' way), or for each class the highest of
+        a ``"cell"``, which needs no equal anchors (ours: it is in no paper)."""
+        centerness: bool = False
+        """Multiply the scores by the teacher's centre-ness, which an FCOS has (the authors' development code)."""
+        region: richness.Region = "richness"
+        """Weight all cells by ``"richness"``, or give weight 1 to those of the paper's Table 4: ``"tp_fp"`` above the
+        threshold, ``"tp_fn"`` with an anchor assigned to an object, ``"tp"`` both, ``"tp_tn"`` both or neither."""
+
+    options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
         levels = zip(student.channels, teacher.channels, strict=True) if "feature" in self.terms else ()
         self.adapters = nn.ModuleList(nn.Conv2d(own, theirs, kernel_size=3, padding=1) for own, theirs in levels)
 
     @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree; for the class term what is scored, for the box term the code, for both the anchors."""
-        levels = level_differences(student, teacher)
-        if options.get("centerness") and teacher.family != "fcos":
-            levels.append(f"the teacher {teacher.name} has no centre-ness; methods.frs.centerness=false needs none")
-        scored = differences(student, teacher, lambda spec: spec.scored)
-        anchors, places = (anchor_differences(student, teacher, raw=raw) for raw in (False, True))
-        boxes = differences(student, teacher, lambda spec: f"boxes as {spec.box_size} {spec.box_code}")
-        remedy = [] if levels or scored or not anchors else ["methods.frs.scores=cell compares cells instead"]
-        of_scores = [] if options.get("scores") == "cell" else anchors + remedy
-        faults = {"feature": levels, "class": levels + scored + of_scores, "box": levels + places + boxes}
-        return {term: "; ".join(reasons) for term, reasons in faults.items() if reasons}
+    def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
+        """Return what each term reads: options decide about cells, centre-ness and the ground truth."""
+        more = ("teacher_centerness",) if options.centerness else ()
+        more += () if options.region in richness.WITHOUT_TRUTH else ("assignment",)
+        cells = {"class": ("cell_scores",)} if options.scores == "cell" else {}
+        return {term: (*reads, *more) for term, reads in (dict(cls.reads) | cells).items()}
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    @classmethod
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Name the option that helps where the teacher has no centre-ness, or where only the anchors differ."""
+        none = options.centerness and not teacher.centerness
+        central = ["set methods.frs.centerness=false"] if none else []
+        anchors, cells = (unreadable([read], student, teacher) for read in ("class_logits", "cell_scores"))
+        alike = options.scores == "anchor" and anchors and not cells
+        per_cell = ["set methods.frs.scores=cell to compare cells"] if alike else []
+        return {"feature": central, "class": central + per_cell, "box": central}
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``frs_feature``, ``frs_class`` and, if it has a weight, ``frs_box``, each summed over levels."""
-        masks = richness.richness_masks(student, teacher, truth, self.centerness, self.region, self.threshold)
-        cell = richness.highest_of_cell if self.scores == "cell" else nn.Identity()
+        options = self.options
+        masks = richness.richness_masks(student, teacher, truth, options.centerness, options.region, options.threshold)
+        cell = richness.highest_of_cell if options.scores == "cell" else nn.Identity()
         compared = {
             "feature": (map(nn.Module.__call__, self.adapters, student.features), teacher.features),
             "class": (map(cell, student.class_logits), map(cell, teacher.class_logits)),
             "box": (student.box_raw, teacher.box_raw),
         }
         return {
-            f"frs_{term}": richness.over_levels(richness.WEIGHTED[term], *compared[term], masks, self.normaliser)
+            f"frs_{term}": richness.over_levels(richness.WEIGHTED[term], *compared[term], masks, options.normaliser)
             for term in self.terms
         }

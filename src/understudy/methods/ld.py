@@ -1,82 +1,100 @@
-"""LD: localisation distillation, for boxes whose sides are distributions (Zheng et al., CVPR 2022)."""
+"""LD: localisation distillation (Zheng et al., CVPR 2022)."""
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from understudy.boxes import Places, chosen, positives
+from understudy.boxes import Places, box_code, chosen, positives
 from understudy.functional import side_divergence, softened_divergence, valuable_region
 from understudy.functional.precision import at_least_float32
-from understudy.methods.base import Method, differences, prediction_differences
+from understudy.methods.base import Layers, Method
+from understudy.methods.compatibility import differences
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class LD(Method):
-    """The student learns how sure the teacher is of each side of a box, not only where it lies.
+    r"""The student learns how certain the teacher is of each side of a box, not only where it lies.
 
-    Both detectors are GFLs: a side is a distribution over distances. The location term is the Kullback-Leibler
-    divergence of the teacher's softened distributions from the student's (mean over bins, times the squared
-    temperature) at the anchors that have an object, weighted by the student's own best class score there, and
-    averaged over the four sides. The vlr term is the same in the valuable localisation region round the objects,
-    weighted by IoU, divided by four once more. The class term is that divergence between classes at the anchors that
-    have an object, averaged over classes and these anchors (of all levels and of the process's batch; our reading).
+    Both detectors predict each side as a distribution over distances, as a GFL does. :math:`D_r` is the divergence of
+    the teacher's softened distributions from the student's at anchor :math:`r`, averaged over bins and sides.
+    ``location`` compares them at the anchors assigned to an object, :math:`R`, and ``vlr`` in the valuable localisation
+    region around the objects, :math:`V`. ``class`` compares softened class scores on :math:`R`.
 
-    As in the authors' code location and vlr are sums over anchors and images, so they grow with the objects and with
-    the batch: their weights belong to few images per process. The paper's feature term, a mean squared error in the
-    region of ``fine_grained``, is not here.
+    .. math::
+        D_r = \frac{\tau^2}{4 B} \sum_{s = 1}^4 \sum_{i = 1}^B p^T_{r s i} \log \frac{p^T_{r s i}}{p^S_{r s i}} \qquad
+        p_{r s} = \operatorname{softmax}(y_{r s} / \tau)
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        temperature: of the sides.
-        class_temperature: of the classes.
-        normaliser: ``"sum"`` (the authors' code), or divide location and vlr by the ``"positives"``, the anchors that
-            have an object, of the batch (ours), which needs weights some hundred times as large.
+    .. math::
+        L_\text{location} = \sum_{r \in R} \max_k \sigma(z^S_{r k}) \, D_r \qquad
+        L_\text{vlr} = \frac{1}{4} \sum_{r \in V} w_r D_r
 
-    Raises:
-        UserError: an option is wrong, boxes are not distributions over the same bins, or levels, anchors or classes
-            differ.
+    .. math::
+        L_\text{class} = \frac{\tau_c^2}{K |R|} \sum_{r \in R} \sum_k q^T_{r k} \log \frac{q^T_{r k}}{q^S_{r k}} \qquad
+        q_r = \operatorname{softmax}(z_r / \tau_c)
+
+    :math:`y` are the logits of the :math:`B` bins of a side, :math:`z` class logits, :math:`\tau` and :math:`\tau_c`
+    the two temperatures. No gradient flows through the student's highest score in ``location``. An anchor is in
+    :math:`V` if its distance IoU with an object is below the threshold from which on ATSS assigns anchors to it, and at
+    least a quarter of this threshold. :math:`w_r` is its IoU with the object, the highest of several.
+
+    Evidence:
+        paper: Localization Distillation for Dense Object Detection; for GFL.
+        code: Reductions, temperatures and weights are the authors'. ``location`` and ``vlr`` are sums over anchors and
+            images, divided by nothing that grows with them.
+        ours: ``class`` is averaged over the anchors of all levels and of the batch of a process, as we read the code.
+            Where several objects claim an anchor of the region, the highest IoU counts.
+        caution: ``location`` and ``vlr`` grow with the objects and with the batch, so their weights belong to few
+            images per process.
+        related: The paper's feature term, a mean squared error in the region of ``fine_grained`` with the weight 2, is
+            not implemented. ``fine_grained`` has that region, with another adapter, reduction and weight.
     """
 
     name = "ld"
     terms = ("location", "vlr", "class")
-    weights = {"gfl": {"location": 0.25, "vlr": 0.25, "class": 10.0}}  # noqa: RUF012
-    reads = ("class_logits", "box_raw", "truth")
+    weights = {"gfl": {"location": 0.25, "vlr": 0.25, "class": 10.0}}
     source = "Zheng et al., CVPR 2022; reductions, temperatures and weights from the authors' code"
+    reads = {
+        "location": ("class_logits", "boxes", "assignment"),
+        "vlr": ("boxes", "student_anchors", "assignment"),
+        "class": ("class_logits", "assignment"),
+    }
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        temperature: PositiveFloat = 10.0,
-        class_temperature: PositiveFloat = 2.0,
-        normaliser: Literal["sum", "positives"] = "sum",
-    ):
-        super().__init__(student, teacher)
-        self.temperature, self.class_temperature, self.normaliser = temperature, class_temperature, normaliser
+    class Options(Method.Options):
+        """The options of LD."""
+
+        temperature: PositiveFloat = 10.0
+        """Divides the logits of the sides; 10 is the authors'."""
+        class_temperature: PositiveFloat = 2.0
+        """Divides the class logits; 2 is the authors'."""
+        normaliser: Literal["sum", "positives"] = "sum"
+        """``"sum"`` as in the authors' code, or divide ``location`` and ``vlr`` by the ``"positives"`` of the batch,
+        the anchors assigned to an object (ours). It needs weights some hundred times as large."""
+
+    options: Options
 
     @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """The sides of both must be distributions over the same bins; anchors, and classes, of which more than one."""
-        if any(spec.box_code != "distributions" for spec in (student, teacher)):
-            boxes = f"the student {student.name} has {student.box_code}, the teacher {teacher.name} {teacher.box_code}"
-            return dict.fromkeys(cls.terms, f"boxes are not distributions of both: {boxes}")
-        unlike = prediction_differences(student, teacher)
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Both need sides that are distributions over the same bins, and more than one class."""
+        if not (student.dense and teacher.dense):  # what it reads tells of it
+            return {}
+        if not (box_code(student).distributed and box_code(teacher).distributed):
+            codes = f"the student {student.name} has {student.box_code}, the teacher {teacher.name} {teacher.box_code}"
+            return {term: [f"both must predict the sides of a box as distributions: {codes}"] for term in cls.terms}
         bins = differences(student, teacher, lambda spec: f"sides of {spec.box_size // 4} bins")
-        single = [f"a softmax over the one class of {student.name} and {teacher.name} says nothing"]
-        faults = {"location": unlike + bins, "vlr": unlike + bins}
-        faults["class"] = unlike + (single if student.num_classes == 1 else [])
-        return {term: "; ".join(reasons) for term, reasons in faults.items() if reasons}
+        single = [f"a softmax over the one class of {student.name} and {teacher.name} is constant"]
+        return {"location": bins, "vlr": bins, "class": single if student.num_classes == 1 else []}
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``ld_location`` and ``ld_vlr``, summed over anchors, and ``ld_class``, averaged over them."""
         found = positives(truth, student)
         own = at_least_float32(found.of(student.class_logits))
         count = max(len(own), 1)
-        divisor = count if self.normaliser == "positives" else 1
+        divisor = count if self.options.normaliser == "positives" else 1
         terms = {}
         if "location" in self.terms:
             trust = own.detach().amax(-1).sigmoid()
@@ -89,9 +107,9 @@ class LD(Method):
             sides = self._sides(student, teacher, region)
             terms["ld_vlr"] = (region.of_flat(weight, student) * sides).sum() / 4 / divisor
         if "class" in self.terms:
-            theirs = found.of(teacher.class_logits)
-            terms["ld_class"] = softened_divergence(own, theirs, self.class_temperature).sum() / own.shape[-1] / count
+            theirs, temperature = found.of(teacher.class_logits), self.options.class_temperature
+            terms["ld_class"] = softened_divergence(own, theirs, temperature).sum() / own.shape[-1] / count
         return terms
 
     def _sides(self, student: Outputs, teacher: Outputs, places: Places) -> Tensor:
-        return side_divergence(places.of(student.box_raw), places.of(teacher.box_raw), self.temperature)
+        return side_divergence(places.of(student.box_raw), places.of(teacher.box_raw), self.options.temperature)

@@ -1,5 +1,6 @@
 """MGD: masked generative distillation (Yang et al., ECCV 2022)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -7,62 +8,74 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from understudy.functional import shown_cells, squared_loss_per_image
-from understudy.methods.base import Method, channel_adapters, level_differences, levels_of_objects, missing_levels
+from understudy.methods.adapters import channel_adapters
+from understudy.methods.base import Layers, Method
+from understudy.methods.compatibility import level_differences, levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class MGD(Method):
-    """From a part of the student's features the whole of the teacher's must be generated.
+    r"""The student's features, with random cells hidden, must suffice to generate the whole of the teacher's.
 
-    In every step random cells of the student's map are hidden, and two 3x3 convolutions with a ReLU between, thrown
-    away after training, generate the teacher's map from the rest: squared differences, summed over channels and
-    cells, averaged over images, summed over levels. A 1x1 convolution comes first where channels differ. The hidden
-    cells come from torch's global random numbers, anew for each level, so the value of a batch varies.
+    In every step random cells of the student's map are hidden. Two 3x3 convolutions with a ReLU between them,
+    :math:`G_l`, generate the teacher's map from the rest. A 1x1 convolution, :math:`\phi_l`, comes first where channels
+    differ. All of them are thrown away after training.
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        hidden: chance of a cell to be hidden; None: 0.45 for a Faster R-CNN, 0.65 for others (the authors').
-        levels: how many of the common levels are compared, from the finest; None: all, where one of the two is a Faster
-            R-CNN those below stride 64 (the authors', who have its four).
+    .. math::
+        L_\text{feature} = \sum_l \frac{1}{N} \sum_{n, c, h, w} \left(G_l\left(m_l \phi_l(F^S_l)\right) - F^T_l\right)^2
 
-    Raises:
-        UserError: the levels of the two detectors differ, or none is left, or an option is out of range.
+    :math:`m_l` is 0 in hidden cells and 1 in the others, the same for all channels.
+
+    Evidence:
+        paper: Masked Generative Distillation.
+        code: Mask, generator, reduction, the probabilities of ``hidden`` and the levels, all of them or a Faster
+            R-CNN's four below stride 64. The authors clip the gradient at 35 (``optimizer.clip_norm=35``).
+        weight: From the authors' configurations of one-stage and two-stage detectors.
+        caution: The hidden cells come from torch's global random numbers, so the value of a batch varies. In the
+            authors' results for pairs of one family, the student starts with the teacher's neck and head, an option of
+            the run here (``inherit=true``).
     """
 
     name = "mgd"
     terms = ("feature",)
-    weights = {  # noqa: RUF012
-        **{family: {"feature": 2e-5} for family in ("retinanet", "fcos", "gfl")},
+    weights = {
+        "retinanet": {"feature": 2e-5},
+        "fcos": {"feature": 2e-5},
+        "gfl": {"feature": 2e-5},
         "faster_rcnn": {"feature": 5e-7},
     }
-    reads = ("features",)
     source = "Yang et al., ECCV 2022; weights from the authors' configurations of one-stage and two-stage detectors"
+    reads = {"feature": ("features",)}
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        hidden: Annotated[float, Field(ge=0, lt=1)] | None = None,
-        levels: PositiveInt | None = None,
-    ):
-        super().__init__(student, teacher, levels=levels)
-        self.hidden = (0.45 if student.family == "faster_rcnn" else 0.65) if hidden is None else hidden
+    class Options(Method.Options):
+        """The options of MGD."""
+
+        hidden: Annotated[float, Field(ge=0, lt=1)] | None = None
+        """Probability that a cell is hidden. None: 0.45 for a two-stage student, 0.65 for others (the authors')."""
+        levels: PositiveInt | None = None
+        """How many of the common levels are compared, from the finest. None: all; with a two-stage detector those
+        below stride 64 (the authors' four)."""
+
+    options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
+        hidden, levels = self.options.hidden, self.options.levels
+        self.hidden = (0.45 if student.two_stage else 0.65) if hidden is None else hidden
         self.levels = levels_of_objects(student, teacher) if levels is None else levels
         channels = teacher.channels[: self.levels]
         self.adapters = channel_adapters(student.channels[: self.levels], channels)
         self.generators = nn.ModuleList(_generator(number) for number in channels)
 
     @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree, and one be left."""
-        faults = level_differences(student, teacher)
-        if not faults and options.get("levels") is None:
-            faults = missing_levels(student, teacher)
-        return dict.fromkeys(cls.terms, faults[0]) if faults else {}
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Require a level to compare, unless ``levels`` names them."""
+        chosen = options.levels is not None or level_differences(student, teacher)
+        return {} if chosen else {"feature": missing_levels(student, teacher)}
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``mgd_feature``, summed over levels."""
         losses = []
         features = zip(student.features[: self.levels], teacher.features[: self.levels], strict=True)

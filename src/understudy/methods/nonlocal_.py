@@ -1,4 +1,4 @@
-"""The non-local term of FKD alone (Zhang & Ma, ICLR 2021); ``nonlocal`` is a word of Python's."""
+"""The non-local term of FKD alone (Zhang & Ma, ICLR 2021). The file has an underscore: ``nonlocal`` is a keyword."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,54 +8,67 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from understudy.functional import joint_distance, non_local
-from understudy.methods.base import Method, level_differences
+from understudy.methods.base import Layers, Method
 from understudy.outputs import Outputs, Spec, Truth
-
-ONE_STAGE = ("retinanet", "fcos", "gfl")
 
 
 class NonLocal(Method):
-    """What the student gathers from the whole image for each place is what the teacher gathers.
+    r"""The student imitates what the teacher's features gather from all cells of an image for each cell.
 
-    Both feature pyramids go through non-local blocks that are trained, the teacher's too, and thrown away after
-    training; a 1x1 convolution draws the student's result to the teacher's. Per level the 2-norm of the difference
-    over the whole batch, summed over levels. It is not an average: repeating the batch changes the value.
-    This is the non-local term of :class:`.fkd.FKD` and nothing else, which we take Dist2's "NonLocal" to be.
+    Each level of both feature pyramids passes through a non-local block, which adds to every cell a sum over all cells.
+    A 1x1 convolution, :math:`\phi_l`, maps the student's result to the teacher's channels. The blocks and the
+    convolutions are trained, the teacher's blocks, too, and thrown away after training.
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
+    .. math::
+        L_\text{relation} = \sum_l \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|_2
 
-    Raises:
-        UserError: the levels of the two detectors differ.
+    .. math::
+        G_l(F)_i = F_i + W_o \frac{1}{Q} \sum_{j = 1}^Q
+        \left(W_q F\right)_i^\top \left(W_k F\right)_j \left(W_v F\right)_j
+
+    The norm runs over the whole batch, cells and channels. The :math:`W` are 1x1 convolutions, and :math:`j` runs over
+    the :math:`Q` cells of max-pooled maps. :math:`W_o` starts at zero.
+
+    Evidence:
+        paper: Improve Object Detection with Feature-based Knowledge Distillation.
+        code: The authors' repository has no code. Formula, block and weights are from copies of it, in which the
+            teacher's block is trained, too. Inner channels and pooling are theirs at 256 channels.
+        ours: A map smaller than the pooling becomes one cell.
+        weight: From copies of the authors' code. The norm is no average, so a weight belongs to a batch size; we take
+            it to be two images per process.
+        caution: Repeating the batch changes the value.
+        related: It is the term ``relation`` of ``fkd`` alone, which we take Dist2's "NonLocal" to be.
     """
 
     name = "nonlocal"
     terms = ("relation",)
-    weights = {  # noqa: RUF012
-        **{family: {"relation": 4.2e-4} for family in ONE_STAGE},
+    weights = {
+        "retinanet": {"relation": 4.2e-4},
+        "fcos": {"relation": 4.2e-4},
+        "gfl": {"relation": 4.2e-4},
         "faster_rcnn": {"relation": 7e-5},
     }
-    reads = ("features",)
     source = "Zhang & Ma, ICLR 2021, one term; weights from copies of the authors' code"
+    reads = {"relation": ("features",)}
 
-    def __init__(self, student: Spec, teacher: Spec):
-        super().__init__(student, teacher)
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
         self.relation = NonLocalRelation(student.channels, teacher.channels)
 
-    @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree."""
-        faults = level_differences(student, teacher)
-        return dict.fromkeys(cls.terms, faults[0]) if faults else {}
-
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``nonlocal_relation``, summed over levels."""
         return {"nonlocal_relation": self.relation(student.features, teacher.features)}
 
 
 class NonLocalRelation(nn.Module):
-    """Non-local blocks for two feature pyramids, of so many channels per level, and how far their results lie apart."""
+    """Compare two feature pyramids after a non-local block per level of each.
+
+    Args:
+        student: the student's channels per level.
+        teacher: the teacher's channels per level.
+    """
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int]):
         super().__init__()
@@ -75,14 +88,14 @@ class NonLocalRelation(nn.Module):
 
 
 class NonLocalBlock(nn.Module):
-    """A map plus what each of its cells gathers from all others; at first, with zero weights, the map alone.
+    """Add to each cell of a map a sum over all its cells. With its first weights, zero, the block changes nothing.
 
     Inner channels (a quarter on the two finest levels, then a half) and pooling (8, 4, then 2) are, at 256 channels,
     those of copies of the authors' code. A map smaller than the pooling becomes one cell (ours).
 
     Args:
         channels: C.
-        level: place in the pyramid, 0 the finest.
+        level: position in the pyramid, 0 the finest.
     """
 
     def __init__(self, channels: int, level: int):

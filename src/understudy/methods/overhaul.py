@@ -9,61 +9,65 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from understudy.errors import UserError
 from understudy.functional import margin_target, negative_margin, partial_distance
-from understudy.methods.base import Layers, Method, differences
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class Overhaul(Method):
-    """The student's backbone imitates the teacher's strong responses; of weak ones it only learns that they are weak.
+    r"""The student's backbone imitates the teacher's positive responses; negative ones only have to be low enough.
 
-    On the backbone's stages: squared differences to the teacher's responses, left out where the teacher's is negative
-    and the student's lower still; summed over channels and cells, averaged over images, each stage weighing twice the
-    one before, the last 1. Every stage that both have counts: between two Faster R-CNNs four, from stride 4 on, else
-    three (the authors have three or four, by network). How far a negative response counts is read from the teacher's
-    last batch normalisation of the stage, so the teacher itself must be at hand. The student goes through a 1x1
-    convolution and a batch normalisation, which are thrown away after training.
+    The outputs of the backbone's stages are compared. A difference counts where the teacher's response is positive, or
+    the student's lies above a negative margin. A connector per stage, :math:`\phi_s`, a 1x1 convolution and a batch
+    normalisation, adapts the student's side. It is thrown away after training. The margin is the mean of the negative
+    responses that the teacher's last batch normalisation of the stage implies.
 
-    It departs from the authors in one thing. They read both networks before the last ReLU of a stage; what is compared
-    here comes behind it, where a negative response is only a zero. So the teacher's zeros stand for the negative
-    response one expects, which is the margin itself (theirs keep a value between the margin and zero), and the
-    student's negative responses do not reach its connector. Stages that end without a ReLU (MobileNets') are compared
-    as theirs.
+    .. math::
+        L_\text{feature} = \sum_{s = 1}^{J} \frac{1}{2^{J - s}} \cdot \frac{1}{N} \sum_{n, c, h, w}
+        \left(\phi_s(F^S_s) - t_s\right)^2 \left[\phi_s(F^S_s) > t_s \text{ or } t_s > 0\right]
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
+    .. math::
+        t = \begin{cases} m & F^T = 0 \\ \max(F^T, m) & \text{else} \end{cases} \qquad
+        m = \begin{cases} \beta - \gamma \dfrac{\varphi(\beta / \gamma)}{\Phi(-\beta / \gamma)} &
+        \Phi(-\beta / \gamma) > 0.001 \\ -3 \gamma & \text{else} \end{cases}
 
-    Raises:
-        UserError: the backbones' stages differ, or, in the first step, a stage of the teacher ends without batch
-            normalisation.
+    :math:`F_s` is the output of stage :math:`s` of :math:`J`, :math:`\beta` the bias and :math:`\gamma` the absolute
+    weight of a channel of that batch normalisation, :math:`\varphi` the normal density and :math:`\Phi` its
+    distribution function.
+
+    Evidence:
+        paper: A Comprehensive Overhaul of Feature Distillation.
+        code: Written for classification and segmentation. We follow its reduction, connector, margin and weights of the
+            stages, each twice that of the one before and 1 for the last.
+        ours: The authors read both networks before the last ReLU of a stage, but the stages of a detector end after it,
+            where a negative response is only a zero. So a zero of the teacher stands for the expected negative
+            response, which is the margin itself (theirs keep a value between the margin and zero), and the student's
+            negative responses do not reach its connector. Stages that end without a ReLU (MobileNetV2) are compared as
+            theirs. Every stage that both detectors have counts: four between two Faster R-CNNs, from stride 4 on, else
+            three. The authors have three or four, depending on the network.
+        weight: 1e-5 is the authors' for segmentation, and ours for detectors, for which none is known.
+        caution: A teacher with a stage without batch normalisation is refused in the first step.
     """
 
     name = "overhaul"
+    aliases = ("ofd",)
     terms = ("feature",)
-    weights = {family: {"feature": 1e-5} for family in ("retinanet", "fcos", "gfl", "faster_rcnn")}  # noqa: RUF012
-    reads = ("stages", "layers")
+    weights = {EVERY_FAMILY: {"feature": 1e-5}}
     source = "Heo et al., ICCV 2019, and the authors' code; the weight is theirs for segmentation, for detectors ours"
-    uses_layers = True
+    reads = {"feature": ("stages", "layers")}
 
-    def __init__(self, student: Spec, teacher: Spec):
-        super().__init__(student, teacher)
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
         self.connectors = nn.ModuleList(
             nn.Sequential(nn.Conv2d(own, theirs, 1, bias=False), nn.BatchNorm2d(theirs))
             for own, theirs in zip(student.stage_channels, teacher.stage_channels, strict=True)
         )
 
-    @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Both must have backbone stages, at the same strides."""
-        faults = differences(student, teacher, lambda spec: f"backbone stages at strides {spec.stage_strides}")
-        if not (faults or student.stage_strides):
-            faults = [f"the student {student.name} and the teacher {teacher.name} have no backbone stages in common"]
-        return dict.fromkeys(cls.terms, faults[0]) if faults else {}
-
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``overhaul_feature``, the weighted sum over stages."""
-        last = len(self.connectors) - 1
-        stages = zip(self.connectors, student.stages, teacher.stages, _margins(layers), strict=True)
+        margins, last = _margins(self.both_detectors(layers)), len(self.connectors) - 1
+        stages = zip(self.connectors, student.stages, teacher.stages, margins, strict=True)
         losses = [
             partial_distance(connector(own), margin_target(theirs, margin)) / 2 ** (last - stage)
             for stage, (connector, own, theirs, margin) in enumerate(stages)
@@ -73,16 +77,16 @@ class Overhaul(Method):
 
 @torch.no_grad()
 def _margins(layers: Layers) -> list[Tensor]:
-    """The margin (C,) of each stage that is compared, from the last batch normalisation of the teacher's."""
-    # torchvision's IntermediateLayerGetter knows at which of its layers the stages end.
+    """Compute the margin (C,) of each compared stage from the last batch normalisation of the teacher's stage."""
+    # torchvision's IntermediateLayerGetter lists the layers at which stages end.
     body: Any = getattr(layers.teacher.network.backbone, "body", None)
     ends = [body[layer] for layer in getattr(body, "return_layers", ())]
     chosen = range(len(ends)) if layers.pairing is None else layers.pairing.teacher_part.stages
     norms = [_last_norm(ends[stage]) for stage in chosen if stage < len(ends)]
     if not norms or None in norms:
         raise UserError(
-            f"overhaul reads how far below zero the teacher's responses lie from the last batch normalisation of each "
-            f"backbone stage, and {layers.teacher.spec.name} has a stage without one. hint, mgd and cwd need none."
+            f"The teacher {layers.teacher.spec.name} has a backbone stage without batch normalisation, from which "
+            "overhaul computes its margins. Use hint, mgd or cwd instead."
         )
     return [negative_margin(norm.bias, norm.weight.abs()) for norm in norms]
 

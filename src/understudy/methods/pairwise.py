@@ -1,50 +1,55 @@
 """Pair-wise similarity distillation (Liu et al., CVPR 2019)."""
 
-from typing import Any
-
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from understudy.functional import pairwise_loss
-from understudy.methods.base import Method, level_differences
-from understudy.outputs import Outputs, Spec, Truth
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
+from understudy.outputs import Outputs, Truth
 
 
 class Pairwise(Method):
-    """Two places of an image are alike to the student as far as they are to the teacher.
+    r"""The student imitates how similar the teacher's features of every two cells of an image are.
 
-    The cosine similarities of all pairs of cells of a level are compared: squared differences, averaged over pairs and
-    images, summed over levels. Nothing is learned in between, and channels need not agree. Written for segmentation;
-    on the levels of a detector it is the "pa" of Dist2's tables. Large levels are pooled first (theirs to patches
-    too; the limit is ours, since the memory grows with the square of the cells).
+    The cosine similarities of all pairs of cells of a level are compared. The channels need not agree, and there is no
+    adapter. Large levels are max-pooled first, since memory grows with the square of the number of cells.
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        max_cells: a level with more cells is max-pooled to at most so many (1600 are 10 MB per image and detector).
+    .. math::
+        L_\text{relation} = \sum_l \frac{1}{N P_l^2} \sum_n \sum_{i, j} \left(A^S_{l i j} - A^T_{l i j}\right)^2 \qquad
+        A_{l i j} = \frac{f_{l i}^\top f_{l j}}{\|f_{l i}\| \, \|f_{l j}\|}
 
-    Raises:
-        UserError: the levels of the two detectors differ.
+    :math:`f_{l i}` is the feature of cell :math:`i` of level :math:`l`, :math:`P_l` the number of its cells after
+    pooling. No gradient flows through the lengths.
+
+    Evidence:
+        paper: Structured Knowledge Distillation for Semantic Segmentation, its pair-wise term.
+        code: The reduction, and the lengths as constants. The authors pool to patches, too.
+        ours: The levels of a detector, and ``max_cells``.
+        weight: 1 is ours: no weight for detectors is known.
+        related: We take this method to be the "pa" of Dist2's tables.
     """
 
     name = "pairwise"
+    aliases = ("pa",)
     terms = ("relation",)
-    weights = {family: {"relation": 1.0} for family in ("retinanet", "fcos", "gfl", "faster_rcnn")}  # noqa: RUF012
-    reads = ("features",)
-    source = "Liu et al., CVPR 2019, and the authors' code; the weight is ours, no one's for a detector is known"
+    weights = {EVERY_FAMILY: {"relation": 1.0}}
+    source = "Liu et al., CVPR 2019, and the authors' code; the weight is ours: none for detectors is known"
+    reads = {"relation": ("features",)}
 
-    def __init__(self, student: Spec, teacher: Spec, *, max_cells: PositiveInt = 1600):
-        super().__init__(student, teacher)
-        self.max_cells = max_cells
+    class Options(Method.Options):
+        """The options of Pairwise."""
 
-    @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree."""
-        faults = level_differences(student, teacher)
-        return dict.fromkeys(cls.terms, faults[0]) if faults else {}
+        max_cells: PositiveInt = 1600
+        """A level with more cells is max-pooled to at most so many (ours). 1600 cells take 10 MB per image and
+        detector."""
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    options: Options
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``pairwise_relation``, summed over levels."""
         levels = zip(student.features, teacher.features, strict=True)
-        return {"pairwise_relation": torch.stack([pairwise_loss(*level, self.max_cells) for level in levels]).sum()}
+        losses = [pairwise_loss(*level, self.options.max_cells) for level in levels]
+        return {"pairwise_relation": torch.stack(losses).sum()}

@@ -1,81 +1,84 @@
-"""PFI: the student imitates features where its predictions differ from the teacher's (Li et al., AAAI 2022)."""
+"""PFI: prediction-guided feature imitation (Li et al., AAAI 2022)."""
 
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from understudy.functional import prediction_guided_loss
-from understudy.methods.base import Method, prediction_differences
+from understudy.methods.adapters import channel_adapters
+from understudy.methods.base import Layers, Method
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class PFI(Method):
-    """The student imitates the teacher's features most where the predictions made from them are farthest apart.
+    r"""The student imitates the teacher's features most where the predictions of the two differ most.
 
-    In every cell the squared difference of the predictions (mean over anchors and classes) times the squared
-    difference of the features (mean over channels); the square of this product, averaged over images and cells, then
-    over levels. The paper's own equation was not at hand. The squared product is what two descriptions of it agree
-    on; the other ways are options, which change the size of the loss by orders of magnitude.
+    In every cell :math:`P` is the squared difference of the class logits :math:`z` and :math:`D` the squared difference
+    of the features :math:`F`. Their product is squared, and averaged over images, cells and levels. A 1x1 convolution
+    per level, :math:`\phi_l`, maps the student's channels to the teacher's where they differ.
 
-    Its size goes with the fourth power of either difference, so it varies between detectors more than any other loss:
-    below 0.1 where the squared differences are of order 0.5, 20000 in a small FCOS that we trained, whose finest
-    features are of order 7. Look at the raw value and choose the weight so that the term is 10 to 30 % of the
-    detection loss (ours). 1.5 stands in other implementations for RetinaNets with ResNets on COCO, which reduce in
-    other ways; for an FCOS or a GFL no weight is known, so it has to be given.
+    .. math::
+        P_l = \frac{1}{A K} \sum_{a, k} \left(z^S_l - z^T_l\right)^2 \qquad
+        D_l = \frac{1}{C} \sum_c \left(\phi_l(F^S_l) - F^T_l\right)^2
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        score: predictions are a ``"logit"`` or its ``"sigmoid"``; under the weight of 1.5, sigmoids make the term too
-            small to matter.
-        power: of the product of the two differences, 1 or 2.
-        normaliser: ``"mean"`` over images and cells, or their ``"norm"``, divided by their number (after two
-            drafts, which have power 1 and take it image by image); the latter shrinks as the batch grows.
-        detach: let no gradient flow through the difference of the predictions, which then only says where to imitate;
-            no source does so.
-        adapter: a 1x1 convolution before the student's features: ``"auto"``, only where channels differ (ours), or
-            ``"always"`` (two drafts).
+    .. math::
+        L_\text{feature} = \frac{1}{L} \sum_l \frac{1}{N H_l W_l} \sum_{n, h, w} \left(P_l D_l\right)^2
 
-    Raises:
-        UserError: an option is wrong, or levels, anchors or classes of the two detectors differ.
+    Evidence:
+        paper: Knowledge Distillation for Object Detection via Rank Mimicking and Prediction-guided Feature Imitation
+            (arXiv 2112.04840). Its full text and its equation were not available to us, and there is no authors' code.
+            We follow second-hand sources: two other projects' implementations and summaries.
+        ours: The default is the squared product, from logits; no gradient is stopped but the teacher's. Two
+            descriptions of the paper agree on it. Everything else that we found is an option. The options change the
+            value by three orders of magnitude.
+        weight: 1.5 is that of two other implementations, for RetinaNets with ResNets on COCO. They reduce in another
+            way: the product is not squared (``power=1``). No weight is known for other families, so it must be given.
+            Choose it so that the term is 10 to 30 % of the detection loss (our advice).
+        caution: The value goes with the fourth power of either difference, so it varies between detectors more than
+            that of any other loss. It is below 0.1 where the squared differences are about 0.5. It was 20000 in a small
+            FCOS that we trained, whose finest features are about 7. Look at the raw value before trusting a weight.
     """
 
     name = "pfi"
     terms = ("feature",)
-    weights = {"retinanet": {"feature": 1.5}}  # noqa: RUF012
-    reads = ("features", "class_logits")
+    weights = {"retinanet": {"feature": 1.5}}
     source = (
         "Li et al., AAAI 2022 (PFI), from second-hand sources; the weight is that of two other implementations for "
         "RetinaNet"
     )
+    reads = {"feature": ("features", "class_logits")}
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        score: Literal["logit", "sigmoid"] = "logit",
-        power: Literal[1, 2] = 2,
-        normaliser: Literal["mean", "norm"] = "mean",
-        detach: bool = False,
-        adapter: Literal["auto", "always"] = "auto",
-    ):
-        super().__init__(student, teacher)
-        self.options: dict[str, Any] = {"score": score, "power": power, "normaliser": normaliser, "detach": detach}
-        self.adapters = nn.ModuleList(
-            nn.Identity() if own == theirs and adapter == "auto" else nn.Conv2d(own, theirs, kernel_size=1)
-            for own, theirs in zip(student.channels, teacher.channels, strict=True)
-        )
+    class Options(Method.Options):
+        """The options of PFI."""
 
-    @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Predictions are compared channel by channel, so both must have the same anchors and classes."""
-        reasons = prediction_differences(student, teacher)
-        return {"feature": "; ".join(reasons)} if reasons else {}
+        score: Literal["logit", "sigmoid"] = "logit"
+        """The predictions: each ``"logit"`` or its ``"sigmoid"``. With the weight 1.5 sigmoids make the term too small
+        to matter."""
+        power: Literal[1, 2] = 2
+        """Exponent of the product of the two differences."""
+        normaliser: Literal["mean", "norm"] = "mean"
+        """The ``"mean"`` over images and cells, or their 2-``"norm"`` divided by their number, which shrinks as the
+        batch grows. Two draft implementations take the norm, with power 1 and image by image."""
+        detach: bool = False
+        """Stop the gradient through the difference of the predictions, which then only weights the cells. In no
+        source."""
+        adapter: Literal["auto", "always"] = "auto"
+        """A 1x1 convolution on the student's features: ``"auto"`` only where channels differ (our choice), ``"always"``
+        on every level (two draft implementations)."""
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
+        always = self.options.adapter == "always"
+        self.adapters = channel_adapters(student.channels, teacher.channels, always=always)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``pfi_feature``, averaged over levels."""
+        options = self.options.model_dump(exclude={"adapter"})
         features = [adapter(level) for adapter, level in zip(self.adapters, student.features, strict=True)]
         levels = zip(features, teacher.features, student.class_logits, teacher.class_logits, strict=True)
-        return {"pfi_feature": torch.stack([prediction_guided_loss(*level, **self.options) for level in levels]).mean()}
+        return {"pfi_feature": torch.stack([prediction_guided_loss(*level, **options) for level in levels]).mean()}

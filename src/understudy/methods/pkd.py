@@ -1,5 +1,6 @@
 """PKD: distillation by Pearson correlation (Cao et al., NeurIPS 2022)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -7,58 +8,67 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from understudy.functional import correlation_loss
-from understudy.methods.base import Method, differences, level_differences, levels_of_objects, missing_levels
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
+from understudy.methods.compatibility import differences, level_differences, levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class PKD(Method):
-    """Every channel of the student rises and falls with the teacher's; how large its values are is left to it.
+    r"""Every channel of the student correlates with the teacher's; the scale and offset of its values are free.
 
-    Channels are standardised over the images and cells of the batch, then compared: half of the squared difference,
-    averaged over images, channels and cells, summed over levels. A level gives one minus the correlation, so the two
-    may be detectors of different kinds. It does not depend on the ground truth, and nothing is learned in between.
-    The unbiased deviation makes the value depend slightly on the number of cells: repeating the batch changes it.
+    Each channel is standardised over the images and cells of the batch, then compared. A level gives one minus the
+    correlation, so the two may be detectors of different kinds. There is no adapter: both need the same channels.
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        levels: how many of the common levels are compared, from the finest; None: 4 (the authors'), but none of a
-            Faster R-CNN's from stride 64 on, which are not among their 4. GFL's weight is from a configuration that
-            compares all levels (``levels=5``).
+    .. math::
+        L_\text{feature} = \sum_l \frac{1}{2 N C H_l W_l} \sum_{n, c, h, w}
+        \left(\tilde F^S_l - \tilde F^T_l\right)^2 \qquad
+        \tilde F = \frac{F - \operatorname{mean}_{n, h, w} F}{\operatorname{std}_{n, h, w} F + 10^{-6}}
 
-    Raises:
-        UserError: levels, or the channels of those compared, differ, or none is left.
+    The deviation is the unbiased one. A level with :math:`m` values per channel gives
+    :math:`\frac{m - 1}{m}(1 - r)`, where :math:`r` is the mean of the channels' Pearson correlations.
+
+    Evidence:
+        paper: PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient.
+        code: The reduction, the deviation, and the four finest levels. With a Faster R-CNN these are its levels below
+            stride 64, so with another detector on the other side there are only three.
+        weight: From the authors' configurations for RetinaNet and Faster R-CNN. GFL's is from CrossKD's configuration,
+            which adds this term to its own and compares all levels (``levels=5``). Ours for FCOS and other families.
+        caution: By the unbiased deviation, repeating the batch changes the value slightly.
     """
 
     name = "pkd"
     terms = ("feature",)
-    weights = {  # noqa: RUF012
-        "retinanet": {"feature": 10.0},
-        "faster_rcnn": {"feature": 6.0},
-        "gfl": {"feature": 6.0},
-        "fcos": {"feature": 6.0},
-    }
-    reads = ("features",)
+    weights = {"retinanet": {"feature": 10.0}, EVERY_FAMILY: {"feature": 6.0}}
     source = (
         "Cao et al., NeurIPS 2022; weights from the authors' configurations of RetinaNet and Faster R-CNN, of GFL from "
-        "CrossKD's, which adds it to its own and compares all levels; for FCOS it is our choice"
+        "CrossKD's, which adds it to its own and compares all levels; for other families it is our choice"
     )
+    reads = {"feature": ("features",)}
 
-    def __init__(self, student: Spec, teacher: Spec, *, levels: PositiveInt | None = None):
-        super().__init__(student, teacher, levels=levels)
-        self.levels = _compared(student, teacher, levels)
+    class Options(Method.Options):
+        """The options of PKD."""
+
+        levels: PositiveInt | None = None
+        """How many of the common levels are compared, from the finest. None: 4 (the authors'), but with a two-stage
+        detector none from stride 64 on, which are not among their 4."""
+
+    options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
+        self.levels = _compared(student, teacher, self.options.levels)
 
     @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, *, levels: int | None = None, **options: Any) -> dict[str, str]:
-        """Levels must agree, and their channels: there is no adapter."""
-        faults, compared = level_differences(student, teacher), _compared(student, teacher, levels)
-        if not (faults or compared):
-            faults = missing_levels(student, teacher)
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Require a level to compare, and equal channels in each: there is no adapter."""
+        compared = _compared(student, teacher, options.levels)
+        absent = [] if compared or level_differences(student, teacher) else missing_levels(student, teacher)
         channels = differences(student, teacher, lambda spec: f"the channels {spec.channels[:compared]}")
-        faults += [f"{fault}; hint and mgd adapt the channels" for fault in channels]
-        return dict.fromkeys(cls.terms, "; ".join(faults)) if faults else {}
+        return {"feature": [*absent, *(f"{fault}; use hint or mgd, which adapt the channels" for fault in channels)]}
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``pkd_feature``, summed over levels."""
         levels = zip(student.features[: self.levels], teacher.features[: self.levels], strict=True)
         return {"pkd_feature": torch.stack([correlation_loss(*level) for level in levels]).sum()}

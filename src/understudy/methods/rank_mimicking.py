@@ -1,6 +1,6 @@
-"""RM: the student ranks the anchors of an object as the teacher does (Li et al., AAAI 2022)."""
+"""RM: rank mimicking (Li et al., AAAI 2022)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import PositiveFloat
@@ -9,76 +9,78 @@ from torch import Tensor
 from understudy.boxes import Positives, paired_iou, positives
 from understudy.functional import rank_loss
 from understudy.functional.precision import at_least_float32
-from understudy.methods.base import Method, prediction_differences
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class RankMimicking(Method):
-    """The student learns which of the anchors on an object the teacher trusts most, not how much it trusts them.
+    r"""The student ranks the anchors of each object as the teacher does.
 
-    For each object, the scores that an anchor gives to the object's class become a softmax over the anchors assigned
-    to it; the class term is the Kullback-Leibler divergence of the teacher's from the student's, averaged over the
-    objects of an image, then over the labelled images. The location term does the same with the IoU of each anchor's
-    predicted box with the object. It is an option: off unless it is given a weight, for none is published.
+    The scores of the anchors assigned to an object become a softmax over these anchors. The student's is drawn to the
+    teacher's, so it learns which anchors the teacher prefers, and not how high their scores are.
 
-    The paper's own equations were not at hand; this follows second-hand sources, which agree on both averages and
-    disagree on the scores. Sigmoid scores between 0 and 1 make a flat softmax at temperature 1, hence a small loss;
-    logits make one that is tens of times larger. The assignment is the student's, which with equal anchors is the
-    teacher's. An RPN's objectness is ranked just so, which is ours: the paper speaks of one-stage detectors, and no
-    weight is set for a Faster R-CNN.
+    .. math::
+        p_a = \frac{\exp(s_a / \tau)}{\sum_{b \in A_m} \exp(s_b / \tau)} \qquad
+        L = \frac{1}{N'} \sum_n \frac{1}{M_n} \sum_{m = 1}^{M_n} \sum_{a \in A_m} p^T_a \log \frac{p^T_a}{p^S_a}
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        score: what is ranked, ``"sigmoid"`` scores or a ``"logit"`` (one draft implementation has those).
-        temperature: divides scores, and IoUs, before the softmax; 1 in all sources.
+    :math:`A_m` are the anchors assigned to object :math:`m`, :math:`M_n` the objects of image :math:`n`, :math:`N'` the
+    labelled images of the batch, and :math:`\tau` the temperature. In ``class`` :math:`s_a` is the anchor's score of
+    the object's class. In ``location``, which is off unless it is given a weight, it is the IoU of the anchor's
+    predicted box with the object.
 
-    Raises:
-        UserError: an option is wrong, or levels, anchors or classes of the two detectors differ.
+    Evidence:
+        paper: Knowledge Distillation for Object Detection via Rank Mimicking and Prediction-guided Feature Imitation
+            (arXiv 2112.04840). Its full text and its equations were not available to us, and there is no authors' code.
+            We follow second-hand sources: two other projects' implementations and summaries. They agree on the softmax
+            over the positives of an object, on the divergence and on both averages.
+        unverified: Whether the scores are sigmoids or logits (``score``). Logits make the loss about 30 times larger.
+            The term ``location`` is said to be in the paper.
+        ours: The assignment is the student's; with equal anchors it is also the teacher's. One draft implementation
+            sorts the scores of both sides before the softmax, which loses which anchor is which; we do not. The
+            objectness of an RPN is ranked in the same way, though the paper is about one-stage detectors.
+        weight: 4 for ``class`` is that of two other implementations for RetinaNet; we use it for all one-stage
+            detectors. There is none for ``location``, nor for a Faster R-CNN.
+        caution: Scores in 0..1 make a nearly flat softmax at temperature 1, so the loss is small by construction.
     """
 
     name = "rank_mimicking"
+    aliases = ("rm",)
     terms = ("class",)
     optional_terms = ("location",)
-    weights = {"retinanet": {"class": 4.0}, "fcos": {"class": 4.0}, "gfl": {"class": 4.0}}  # noqa: RUF012
-    reads = ("class_logits", "box_raw", "truth")
+    weights = {EVERY_FAMILY: {"class": 4.0}, "faster_rcnn": {}}
     source = (
         "Li et al., AAAI 2022 (RM), from second-hand sources; the class weight is that of two other implementations "
-        "for RetinaNet, taken over for FCOS and GFL by us"
+        "for RetinaNet, our choice for other one-stage detectors"
     )
+    reads = {"class": ("class_logits", "assignment"), "location": ("boxes", "assignment")}
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        score: Literal["sigmoid", "logit"] = "sigmoid",
-        temperature: PositiveFloat = 1.0,
-    ):
-        super().__init__(student, teacher)
-        self.score, self.temperature = score, temperature
+    class Options(Method.Options):
+        """The options of RM."""
 
-    @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Anchors are ranked one against the other, so both must have the same."""
-        reasons = prediction_differences(student, teacher)
-        return dict.fromkeys((*cls.terms, *cls.optional_terms), "; ".join(reasons)) if reasons else {}
+        score: Literal["sigmoid", "logit"] = "sigmoid"
+        """The score that is ranked: ``"sigmoid"``, or ``"logit"`` as in one draft implementation."""
+        temperature: PositiveFloat = 1.0
+        """Divides scores and IoUs before the softmax; 1 in all sources."""
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    options: Options
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``rank_mimicking_class`` and ``rank_mimicking_location``, each averaged over objects and images."""
-        found = positives(truth, student)
+        found, labelled = positives(truth, student), truth.labelled.sum()
         ranked = {"class": self._scores, "location": self._overlaps}
         terms = {}
         for term in self.terms:
             own, theirs = ranked[term](student, self.student, found), ranked[term](teacher, self.teacher, found)
-            loss = rank_loss(own, theirs, found.objects, found.counts, self.temperature, truth.labelled.sum())
+            loss = rank_loss(own, theirs, found.objects, found.counts, self.options.temperature, labelled)
             terms[f"rank_mimicking_{term}"] = loss
         return terms
 
     def _scores(self, outputs: Outputs, spec: Spec, found: Positives) -> Tensor:
         labels = torch.zeros_like(found.labels) if spec.objectness else found.labels
         logits = at_least_float32(found.of(outputs.class_logits)).gather(1, labels[:, None]).squeeze(1)
-        return logits.sigmoid() if self.score == "sigmoid" else logits
+        return logits.sigmoid() if self.options.score == "sigmoid" else logits
 
     def _overlaps(self, outputs: Outputs, spec: Spec, found: Positives) -> Tensor:
         return paired_iou(found.boxes(outputs, spec), found.true_boxes)

@@ -6,54 +6,51 @@ import torch
 from torch import Tensor, nn
 
 from understudy.functional import score_weighted_loss
-from understudy.methods.base import Method, level_differences
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class ScoreL2(Method):
-    """The student imitates the teacher's features as far as the teacher sees something there.
+    r"""The student imitates the teacher's features, each cell weighted by the teacher's highest class score.
 
-    A cell's weight is the teacher's highest class score there. Squared differences of the features under it, summed
-    over the batch and divided by the weights and the channels, summed over levels; the student goes through two 1x1
-    convolutions with a ReLU between, as wide inside as the teacher's features (our reading), which are thrown away
-    after training. It is FRS' feature term with another adapter, and with an average over channels where FRS has a
-    sum: its weight compares with one that is C times as small there.
+    It is the feature term of ``frs`` with another adapter and another average: two 1x1 convolutions with a ReLU between
+    them per level, :math:`\phi_l`, thrown away after training, and a mean over channels instead of a sum.
 
-    Ours where their formula does not say: the maximum is also over anchors, and of a Faster R-CNN the scores are its
-    RPN's. Theirs has three levels; here it is all that the two have in common.
+    .. math::
+        L_\text{feature} = \sum_l \frac{1}{C \sum_{n, h, w} S_l} \sum_{n, c, h, w} S_l
+        \left(\phi_l(F^S_l) - F^T_l\right)^2 \qquad S_l = \max_{a, k} \sigma(z^T_l)
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
+    :math:`z` are class logits. A Faster R-CNN has the scores of its first stage.
 
-    Raises:
-        UserError: the levels of the two detectors differ.
+    Evidence:
+        code: The feature term of the distillation in Ultralytics' YOLO toolkit, written from its formula.
+        ours: The maximum runs over anchors, too. The adapter is as wide inside as the teacher's features. All common
+            levels are compared; theirs are three.
+        weight: 6 is their default beside their own losses, and our choice for these detectors.
+        related: Divide a weight by the number of channels to compare it with one of ``frs_feature``.
     """
 
     name = "score_l2"
+    aliases = ("ultralytics",)
     terms = ("feature",)
-    weights = {family: {"feature": 6.0} for family in ("retinanet", "fcos", "gfl", "faster_rcnn")}  # noqa: RUF012
-    reads = ("features", "class_logits")
+    weights = {EVERY_FAMILY: {"feature": 6.0}}
     source = (
         "the distillation of Ultralytics' YOLO, its feature term by its formula; the weight is their default beside "
         "their own losses, and for these detectors our choice"
     )
+    reads = {"feature": ("features", "teacher_scores")}
 
-    def __init__(self, student: Spec, teacher: Spec):
-        super().__init__(student, teacher)
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
         levels = zip(student.channels, teacher.channels, strict=True)
         self.projectors = nn.ModuleList(
             nn.Sequential(nn.Conv2d(own, theirs, 1), nn.ReLU(inplace=True), nn.Conv2d(theirs, theirs, 1))
             for own, theirs in levels
         )
 
-    @classmethod
-    def obstacles(cls, student: Spec, teacher: Spec, **options: Any) -> dict[str, str]:
-        """Levels must agree."""
-        faults = level_differences(student, teacher)
-        return dict.fromkeys(cls.terms, faults[0]) if faults else {}
-
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``score_l2_feature``, summed over levels."""
         levels = zip(self.projectors, student.features, teacher.features, teacher.class_logits, strict=True)
         losses = [score_weighted_loss(projector(own), theirs, logits) for projector, own, theirs, logits in levels]

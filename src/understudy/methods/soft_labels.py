@@ -1,6 +1,7 @@
-"""Soft labels: the student's class scores and boxes are drawn to the teacher's (Hinton et al.; Chen et al.)."""
+"""Soft labels: class scores and boxes of the teacher as labels (Hinton et al., 2015; Chen et al., NeurIPS 2017)."""
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from pydantic import PositiveFloat
@@ -9,73 +10,86 @@ from torch import Tensor
 from understudy.boxes import Positives, chosen, paired_giou, positives
 from understudy.functional import soft_label_loss
 from understudy.functional.precision import at_least_float32
-from understudy.methods.base import Method, anchor_differences, differences, prediction_differences
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
+from understudy.methods.compatibility import prediction_differences, raw_box_differences
 from understudy.outputs import Outputs, Spec, Truth
 
 
 class SoftLabels(Method):
-    """The student learns from what the teacher answers, class by class and box by box, as from labels.
+    r"""The student learns from the teacher's class scores and boxes as from labels.
 
-    The class term compares class scores, summed over classes and anchors; the box term compares the boxes of the
-    anchors that have an object. Both are divided by the number of these anchors in the batch of a process.
+    Class scores are compared class by class, as a sum over classes and anchors. Boxes are compared at the anchors that
+    are assigned to an object. Both sums are divided by the number of these anchors in the batch of a process.
 
-    Hinton et al. (2015) have the Kullback-Leibler divergence of softmaxes at a temperature T, times T squared, of
-    classifiers (``loss=kl``). Chen et al. (NeurIPS 2017) carry it to two-stage detectors, with a background class of
-    weight 1.5, and take the teacher's box as a bound that the student is not to be worse than. Ours is the rest: the
-    cross-entropy of sigmoids, since one-stage detectors score each class by itself and have no background class, the
-    choice of anchors, the divisor, boxes drawn to the teacher's without a bound, and the weights. Of a Faster R-CNN
-    the scores and boxes are its RPN's.
+    .. math::
+        L_\text{class} = \frac{\tau^2}{|R|} \sum_{r \in R} \sum_k
+        \operatorname{BCE}\left(\sigma(z^S_{r k} / \tau), \sigma(z^T_{r k} / \tau)\right)
 
-    Args:
-        student: what is known of the student.
-        teacher: what is known of the teacher.
-        loss: ``"bce"`` of the sigmoids, or ``"kl"`` of softmaxes over the classes.
-        temperature: divides the logits.
-        anchors: class scores are compared at ``"positives"``, the anchors that have an object, or at ``"all"`` that
-            are not ignored.
-        boxes: ``"decoded"`` boxes are compared by one minus their GIoU, ``"raw"`` numbers by smooth L1, summed.
+    .. math::
+        L_\text{box} = \frac{1}{|R|} \sum_{r \in R} \left(1 - \operatorname{GIoU}(b^S_r, b^T_r)\right)
 
-    Raises:
-        UserError: an option is wrong, or levels, anchors, classes or box codes cannot be compared.
+    .. math::
+        \operatorname{BCE}(p, q) = -q \log p - (1 - q) \log(1 - p)
+
+    :math:`R` are the anchors assigned to an object, :math:`z` class logits, :math:`b` decoded boxes, and :math:`\tau`
+    is the temperature. The minimum of the class loss is the entropy of the teacher's scores, not zero.
+
+    Evidence:
+        paper: Hinton et al. (2015) compare softmaxes of classifiers at a temperature, by the Kullback-Leibler
+            divergence times the squared temperature (``loss=kl``). Chen et al. (NeurIPS 2017) use it for two-stage
+            detectors, with a weight of 1.5 for the background class. They use the teacher's box as a bound that the
+            student's must not be worse than.
+        ours: No form for one-stage detectors is canonical. The cross-entropy of sigmoids, because one-stage detectors
+            score each class by itself and have no background class; the choice of anchors; the divisor; boxes that are
+            drawn to the teacher's without a bound. The options span what is in use. For a Faster R-CNN scores and boxes
+            are those of its RPN.
+        weight: 1 and 1 are our choice.
     """
 
     name = "soft_labels"
+    aliases = ("kd",)
     terms = ("class", "box")
-    weights = {name: {"class": 1.0, "box": 1.0} for name in ("retinanet", "fcos", "gfl", "faster_rcnn")}  # noqa: RUF012
-    reads = ("class_logits", "box_raw", "truth")
+    weights = {EVERY_FAMILY: {"class": 1.0, "box": 1.0}}
     source = "Hinton et al., 2015, and Chen et al., NeurIPS 2017, adapted to one-stage heads; the weights are ours"
+    reads = {"class": ("class_logits", "assignment"), "box": ("boxes", "assignment")}
 
-    def __init__(
-        self,
-        student: Spec,
-        teacher: Spec,
-        *,
-        loss: Literal["bce", "kl"] = "bce",
-        temperature: PositiveFloat = 1.0,
-        anchors: Literal["positives", "all"] = "positives",
-        boxes: Literal["decoded", "raw"] = "decoded",
-    ):
-        super().__init__(student, teacher, loss=loss, boxes=boxes)
-        self.loss, self.temperature, self.anchors, self.boxes = loss, temperature, anchors, boxes
+    class Options(Method.Options):
+        """The options of soft labels."""
+
+        loss: Literal["bce", "kl"] = "bce"
+        """``"bce"``: cross-entropy of the sigmoids; ``"kl"``: divergence of softmaxes over the classes."""
+        temperature: PositiveFloat = 1.0
+        """Divides the logits; the loss is multiplied by its square."""
+        anchors: Literal["positives", "all"] = "positives"
+        """Compare class scores at the ``"positives"``, the anchors assigned to an object, or at ``"all"`` that are not
+        ignored."""
+        boxes: Literal["decoded", "raw"] = "decoded"
+        """Compare ``"decoded"`` boxes by one minus their GIoU, or ``"raw"`` box outputs by smooth L1, summed."""
+
+    options: Options
 
     @classmethod
-    def obstacles(
-        cls, student: Spec, teacher: Spec, *, loss: str = "bce", boxes: str = "decoded", **options: Any
-    ) -> dict[str, str]:
-        """Anchors must agree; a softmax needs two classes, raw boxes the same code."""
-        unlike = prediction_differences(student, teacher)
-        single = [f"a softmax over the one class of {student.name} and {teacher.name} says nothing; use loss=bce"]
-        code = differences(student, teacher, lambda spec: f"boxes as {spec.box_size} {spec.box_code}")
-        if not unlike:
-            code += anchor_differences(student, teacher, raw=True)
-        remedy = ["methods.soft_labels.boxes=decoded compares boxes of any code"] if code and not unlike else []
-        faults = {
-            "class": unlike + (single if loss == "kl" and student.num_classes == 1 else []),
-            "box": unlike + (code + remedy if boxes == "raw" else []),
-        }
-        return {term: "; ".join(reasons) for term, reasons in faults.items() if reasons}
+    def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
+        """Return what each term reads: raw box outputs with ``boxes="raw"``."""
+        raw = {"box": ("boxes", "box_raw", "assignment")} if options.boxes == "raw" else {}
+        return {**cls.reads, **raw}
 
-    def forward(self, student: Outputs, teacher: Outputs, truth: Truth) -> dict[str, Tensor]:
+    @classmethod
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Refuse a softmax over a single class; where only raw boxes differ, name the option that helps."""
+        single = options.loss == "kl" and student.num_classes == 1
+        only_raw = raw_box_differences(student, teacher) and not prediction_differences(student, teacher)
+        softmax = f"a softmax over the one class of {student.name} and {teacher.name} is constant; use"
+        return {
+            "class": [f"{softmax} methods.soft_labels.loss=bce"] if single else [],
+            "box": ["methods.soft_labels.boxes=decoded compares boxes of any code"]
+            if options.boxes == "raw" and only_raw
+            else [],
+        }
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
         """Compute ``soft_labels_class`` and ``soft_labels_box``, each summed and divided by the positives."""
         found = positives(truth, student)
         compute = {"class": self._class, "box": self._box}
@@ -83,12 +97,12 @@ class SoftLabels(Method):
         return {f"soft_labels_{term}": compute[term](student, teacher, truth, found) / divisor for term in self.terms}
 
     def _class(self, student: Outputs, teacher: Outputs, truth: Truth, found: Positives) -> Tensor:
-        places = found if self.anchors == "positives" else chosen(truth.gt_index > -2, student)
+        places = found if self.options.anchors == "positives" else chosen(truth.gt_index > -2, student)
         own, theirs = places.of(student.class_logits), places.of(teacher.class_logits)
-        return soft_label_loss(own, theirs, self.temperature, self.loss).sum()
+        return soft_label_loss(own, theirs, self.options.temperature, self.options.loss).sum()
 
     def _box(self, student: Outputs, teacher: Outputs, truth: Truth, found: Positives) -> Tensor:
-        if self.boxes == "raw":
+        if self.options.boxes == "raw":
             own, theirs = at_least_float32(found.of(student.box_raw)), at_least_float32(found.of(teacher.box_raw))
             return F.smooth_l1_loss(own, theirs.detach(), reduction="sum")
         own, theirs = found.boxes(student, self.student), found.boxes(teacher, self.teacher)

@@ -1,52 +1,51 @@
-"""The HTML page about a few runs: :func:`report_on` makes all of it, the modules below let one make it from parts."""
+"""The HTML page about a few runs. :func:`report_on` makes all of it; the modules below make its parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from understudy.compare.table import Table
 from understudy.data import open_data
+from understudy.report.examples import view_examples
 from understudy.report.page import write_report
-from understudy.report.views import RunView, one_of_each_role, view_examples, view_richness, view_run, view_runs
-from understudy.results import measured_on, summarise
+from understudy.report.richness import view_richness
+from understudy.report.views import RunView, one_of_each_role, view_run, view_runs
 
 __all__ = ["RunView", "report_on", "view_examples", "view_richness", "view_run", "view_runs", "write_report"]
 
 
 def report_on(
     page: Path,
-    folders: Sequence[Path],
+    table: Table,
     *,
     title: str = "Teacher and students compared",
     facts: Mapping[str, Any] | None = None,
-    table: Mapping[str, Any] | None = None,
     images: int = 6,
     device: str | torch.device = "cpu",
 ) -> Path:
-    """Read run folders, run their best checkpoints on a few validation images, and write the page about them.
+    """Write the page about a comparison; the best checkpoints are run on a few validation images for it.
 
-    The teacher is the run that another names as its teacher; its feature richness is shown where it is among the runs.
+    The teacher's feature richness is shown if the teacher is among the runs.
 
     Args:
         page: the HTML file to write.
-        folders: run folders of finished runs.
+        table: the comparison, from :func:`understudy.compare.table.summarise`.
         title: of the page.
         facts: what else a reader should know.
-        table: ``Table.to_dict()`` of :func:`understudy.results.summarise` for these folders, where it is made already.
-        images: how many validation images to show.
+        images: number of validation images to show.
         device: on which the detectors run.
 
     Returns:
         The page.
 
     Raises:
-        UserError: a folder is not that of a finished run, or its checkpoint or its data cannot be read.
+        UserError: a run folder, its checkpoint or its data cannot be read.
     """
-    table = table or summarise(folders, device=device).to_dict()
     runs = view_runs(table)
     shown = one_of_each_role(runs)
-    data = open_data(*measured_on(runs[0].config, runs[0].result))
+    data = open_data(*table.rows[0].runs[0].measured_on)
     teachers = [run for run in shown if run.role == "teacher"]
     write_report(
         page,

@@ -1,7 +1,7 @@
-"""The drawings of a report: plain arrays in, a matplotlib figure out. Nothing is read, computed by a model, or kept.
+"""The charts and pictures of the page: from plain arrays to matplotlib figures.
 
-Figures are built without ``pyplot``, so drawing one leaves no trace in the process. Curves are drawn in two named inks
-that the page replaces by its own text colours, so that they fit its light and its dark mode.
+Figures are built without ``pyplot``, so they leave no global state. Charts use two placeholder inks; :func:`as_svg`
+replaces them by the page's text colours, so that they fit its light and its dark mode.
 """
 
 import base64
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
-INK = "#010203"  # stands for the page's text colour in an SVG
-MUTED = "#040506"  # stands for its colour of lesser text
+INK = "#010203"  # placeholder for the page's text colour
+MUTED = "#040506"  # placeholder for the page's colour of notes
 
 CLASS_COLOURS = ("#ffb000", "#4cc9f0", "#f72585", "#80ed99", "#c77dff", "#ff7b54", "#00f5d4", "#fee440", "#90b8ff")
-HEAT_FLOOR = 0.2  # a map whose peak is lower is scaled to this: a level that sees nothing must not look bright
+HEAT_FLOOR = 0.2  # lower limit of the scale: a level without objects must not look bright
 
 _PICTURE_DPI = 100
 
@@ -38,8 +38,8 @@ class Curve:
 
     Attributes:
         name: its entry in the legend; lines of the same name share one.
-        colour: a hex colour that is legible on white and on black.
-        x, y: (P,) the points; y that is not finite leaves a gap.
+        colour: a hex colour, legible on white and on black.
+        x, y: (P,) the points; a y that is not finite leaves a gap.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Curve:
 
 
 def curve_chart(curves: Sequence[Curve], *, x_label: str, y_label: str) -> Figure:
-    """Lines with a marker at every point, over an axis that begins at zero; the legend names each line."""
+    """Draw lines with a marker at every point, over an axis that begins at zero, with a legend."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.add_subplot()
     named: set[str] = set()
@@ -63,10 +63,10 @@ def curve_chart(curves: Sequence[Curve], *, x_label: str, y_label: str) -> Figur
 
 
 def loss_charts(terms: Mapping[str, Sequence[Curve]]) -> Figure:
-    """A small chart for every named loss: the logged values faint, their running mean on top, axes from zero.
+    """Draw a small chart for each loss: logged values faint, their running mean on top, axes from zero.
 
     Args:
-        terms: the curves of each loss, one per run that has it. At least one loss.
+        terms: by the name of the loss (at least one), a curve for each run that has it.
     """
     columns = min(3, len(terms))
     rows = -(-len(terms) // columns)
@@ -78,7 +78,7 @@ def loss_charts(terms: Mapping[str, Sequence[Curve]]) -> Figure:
             axes.plot(curve.x, curve.y, color=curve.colour, linewidth=0.6, alpha=0.3)
             axes.plot(curve.x, running_mean(curve.y), color=curve.colour, linewidth=1.8)
             seen[curve.name] = curve.colour
-        # The first steps are often tenfold the rest and would flatten everything after them.
+        # The first values are often ten times the rest and would flatten everything after them.
         values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
         top = _readable_top(values)
         _dress(axes, x_label="step" if number > len(terms) - columns else "", y_label="", top=top)
@@ -92,7 +92,7 @@ def loss_charts(terms: Mapping[str, Sequence[Curve]]) -> Figure:
 
 
 def running_mean(values: Array) -> Array:
-    """The mean over a centred window of about a twentieth of the curve; (P,) to (P,), shorter windows at its ends."""
+    """Average over a centred window of about a twentieth of the curve, shorter at its ends: (P,) to (P,)."""
     half = len(values) // 40
     if half == 0:
         return values
@@ -111,14 +111,14 @@ def detection_picture(
     dashed_boxes: Array | None = None,
     width: int = 384,
 ) -> Figure:
-    """An image with boxes and a caption at each, enlarged or reduced to a width at which the captions are legible.
+    """Draw an image with captioned boxes, scaled to a width at which the captions are legible.
 
     Args:
         image: (H, W, 3).
         boxes: (M, 4) xyxy in pixels of the image; the first is drawn on top.
-        captions: one per box; an empty one is left out.
+        captions: one per box; empty for none.
         colours: one per box.
-        dashed_boxes: (U, 4) boxes drawn white and dashed, without a caption.
+        dashed_boxes: (U, 4) xyxy, drawn white and dashed, without captions.
         width: of the picture, in pixels.
     """
     figure, axes, scale = _canvas(image.shape[0], image.shape[1], width)
@@ -136,14 +136,14 @@ def detection_picture(
 def heat_picture(
     image: NDArray[np.uint8], heat: Array, stride: float, *, boxes: Array, dashed_boxes: Array, width: int = 240
 ) -> Figure:
-    """A map of one pyramid level laid over the grey image; brightest at its peak, or at :data:`HEAT_FLOOR` if lower.
+    """Draw a map of one feature level over the grey image, scaled to its peak, or to :data:`HEAT_FLOOR` if lower.
 
     Args:
         image: (H, W, 3).
-        heat: (h, w) in 0..1; cell (0, 0) lies at the image's upper left corner.
+        heat: (h, w) in 0..1; cell (0, 0) is at the image's upper left corner.
         stride: pixels of the image per cell.
-        boxes: (M, 4) xyxy in pixels, framed so that one sees what lies outside of them.
-        dashed_boxes: (U, 4) boxes framed with dashes.
+        boxes: (M, 4) xyxy in pixels, drawn as white frames.
+        dashed_boxes: (U, 4) xyxy, drawn as dashed frames.
         width: of the picture, in pixels.
     """
     figure, axes, scale = _canvas(image.shape[0], image.shape[1], width)
@@ -152,7 +152,7 @@ def heat_picture(
     axes.imshow(grey, cmap="gray", vmin=-60, vmax=400, extent=_extent(height_drawn, width_drawn))
     strength = np.clip(heat / max(float(heat.max()), HEAT_FLOOR), 0, 1)
     extent = _extent(heat.shape[0] * stride * scale, heat.shape[1] * stride * scale)
-    # Cells are shown as cells, so that a coarse level looks as coarse as it is.
+    # No interpolation: a coarse level must look coarse.
     axes.imshow(
         strength, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.8 * strength, extent=extent, interpolation="nearest"
     )
@@ -166,7 +166,7 @@ def heat_picture(
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an SVG element for the body of a page, drawn in the page's own text colours."""
+    """Return the figure as an SVG element in the page's text colours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = buffer.getvalue()
@@ -179,14 +179,14 @@ def as_svg(figure: Figure) -> str:
 
 
 def as_image(figure: Figure) -> str:
-    """The figure as a JPEG in a ``data:`` address, which an ``<img>`` shows without any other file."""
+    """Return the figure as a JPEG in a ``data:`` URL for an ``<img>``."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_jpg(buffer, pil_kwargs={"quality": 85})
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _dress(axes: Axes, *, x_label: str, y_label: str, top: float | None = None) -> None:
-    """Quiet axes in the page's inks; the vertical one begins at zero so that differences look as large as they are."""
+    """Style the axes; the vertical one begins at zero, so that differences are not exaggerated."""
     axes.set_ylim(bottom=0, top=top)
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)
@@ -204,7 +204,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _readable_top(values: Array) -> float:
-    """The upper end of a loss axis: the maximum, or less where only a few first values lie far above the rest."""
+    """Choose the upper end of a loss axis: the maximum, or less if only a few first values are far above the rest."""
     if not values.size or values.max() <= 0:
         return 1.0
     usual = float(np.quantile(values, 0.97))
@@ -212,7 +212,7 @@ def _readable_top(values: Array) -> float:
 
 
 def _canvas(height: int, width: int, drawn_width: int) -> tuple[Figure, Axes, float]:
-    """A figure that is one image and nothing else, its axes, and how many drawn pixels one image pixel takes."""
+    """Return an empty figure for one image, its axes, and the drawn pixels per image pixel."""
     scale = drawn_width / width
     figure = Figure(figsize=(drawn_width / _PICTURE_DPI, height * scale / _PICTURE_DPI), dpi=_PICTURE_DPI)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -235,8 +235,8 @@ def _frame(
 
 
 def _tag(axes: Axes, box: Array, caption: str, colour: str, *, height: float, width: float) -> None:
-    """The caption above its box, or inside where there is no room above, and never beyond the picture's sides."""
-    line, letter = 20, 9.2  # pixels that a line is high and a letter wide, nearly
+    """Draw a caption above its box, or inside if there is no room above, always within the picture."""
+    line, letter = 20, 9.2  # height of a line and width of a letter, about, in pixels
     x = float(np.clip(box[0], 0, max(0.0, width - letter * len(caption) - 4)))
     y = float(np.clip(box[1] if box[1] >= line else box[1] + line, line, height))
     dark = np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.45

@@ -1,32 +1,24 @@
-"""The page: figures, tables and plain words put into one HTML file that needs nothing beside itself."""
+"""The page: verdicts, tables, charts and images in one HTML file that needs no other."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from understudy.evaluation import percent
+from understudy.compare.table import Table
 from understudy.report import figures
+from understudy.report.examples import Boxes, ExampleView, count_found
 from understudy.report.figures import Curve
-from understudy.report.views import (
-    Boxes,
-    ExampleView,
-    RichnessView,
-    RunView,
-    box_mask,
-    count_right,
-    richness_by_place,
-    share_outside,
-)
+from understudy.report.richness import RichnessView, box_mask, richness_by_place, share_outside
+from understudy.report.tables import class_table, results_table, term_tables
+from understudy.report.views import RunView
 
 _ROLE_COLOURS = {"teacher": "#8a8f98", "plain": "#2b8cd6", "distilled": "#e0651a"}
 _MORE_COLOURS = ("#1ba37a", "#c25fa5", "#b8930c", "#7a6ff0", "#d14343", "#4a9aa8")
-_ROLE_WORDS = {"teacher": "teacher", "plain": "plain student", "distilled": "distilled student"}
-_SHOWN_RICHNESS = 4  # images with masks; the means are over all that were given
+_SHOWN_RICHNESS = 4  # images with masks; the means are over all images
 
 
 def write_report(
@@ -35,20 +27,20 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, Any],
-    table: Mapping[str, Any],
+    table: Table,
     examples: Sequence[ExampleView] = (),
     richness: Sequence[RichnessView] = (),
 ) -> None:
-    """Write one self-contained HTML page about a few runs: no script, no network, no file beside it.
+    """Write one self-contained HTML page about a few runs: no script, no network access, no second file.
 
     Args:
-        page: the file to write; its folder is made where it is absent.
-        runs: the runs of the table, see :func:`understudy.report.views.view_runs`.
+        page: the file to write; its folder is created if needed.
+        runs: the runs of the table, from :func:`understudy.report.views.view_runs`.
         title: of the page.
-        facts: what else a reader must know to repeat or to judge the runs; values are text, numbers or lists of them.
-        table: the comparison of the runs, ``Table.to_dict()`` of :func:`understudy.results.summarise`.
-        examples: images with detections, see :func:`understudy.report.views.view_examples`.
-        richness: of the teacher, see :func:`understudy.report.views.view_richness`.
+        facts: what else a reader needs to repeat or judge the runs; values are text, numbers or lists of them.
+        table: the comparison of the runs, from :func:`understudy.compare.table.summarise`.
+        examples: images with detections, from :func:`understudy.report.examples.view_examples`.
+        richness: of the teacher, from :func:`understudy.report.richness.view_richness`.
     """
     colours = _group_colours(runs)
     environment = Environment(
@@ -57,13 +49,13 @@ def write_report(
     environment.trim_blocks = environment.lstrip_blocks = True
     html = environment.get_template("page.html.j2").render(
         title=title,
-        verdict=verdict(table),
+        verdicts=[verdict.sentence for verdict in table.verdicts],
         runs=[_run_section(run, colours[run.group]) for run in runs],
-        table=_table_rows(table, colours),
+        table=results_table(table, colours),
         ap_chart=_ap_chart(runs, colours),
         loss_chart=_loss_chart(runs, colours),
-        term_tables=_term_tables(runs),
-        class_table=_class_table(runs),
+        term_tables=term_tables(runs),
+        class_table=class_table(runs),
         examples=_example_rows(examples),
         score_threshold=examples[0].score_threshold if examples else None,
         richness=[_richness_row(view) for view in richness[:_SHOWN_RICHNESS]],
@@ -78,62 +70,8 @@ def write_report(
     page.write_text(html, encoding="utf-8")
 
 
-def verdict(table: Mapping[str, Any]) -> list[str]:
-    """What a comparison shows, for each distilled student: whether it helped, and by how much.
-
-    Args:
-        table: ``Table.to_dict()`` of :mod:`understudy.results`.
-    """
-    distilled = [row for row in table["rows"] if row["role"] == "distilled" and row["AP"] is not None]
-    if not distilled:
-        return [
-            "There is no distilled student with a result among these runs, so this page only sets them side by side."
-        ]
-    return [_judge(row, table["rows"]) for row in distilled]
-
-
-def _judge(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Hold one distilled student against the best plain one of the same detector and size; AP in 0..1."""
-    name, reached = row["name"], f"AP {_percent(row['AP'])}{_on_average(row)}"
-    plain = [
-        other for other in rows if other["role"] == "plain" and _same_network(other, row) and other["AP"] is not None
-    ]
-    if not plain:
-        return (
-            f"The student distilled with {name} reaches {reached}. There is no plain student of the same detector "
-            "among these runs, so what distillation brought cannot be said."
-        )
-    base = max(plain, key=lambda other: other["AP"])
-    gain = round(100 * row["AP"], 1) - round(100 * base["AP"], 1)  # of the numbers that are shown
-    against = (
-        f"{reached} against {_percent(base['AP'])}{_on_average(base)} of the same student trained without a teacher"
-    )
-    if gain < -0.05:
-        return f"Distillation with {name} did not help here, the student became worse: {against} ({gain:+.1f})."
-    if gain < 0.05:
-        return f"Distillation with {name} made no difference here: {against}."
-    sentence = f"Distillation with {name} helped: {against} ({gain:+.1f})."
-    if row["gap_closed"] is None or len(plain) > 1:  # with several, the table may hold it against another
-        return sentence
-    return f"{sentence} That is {row['gap_closed']:.0%} of what the teacher was ahead."
-
-
-def _same_network(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    # A name alone does not tell widths apart: a MobileNetV2 of width 1.0 is not the plain version of one of 0.35.
-    return one["detector"] == other["detector"] and one["parameters"] == other["parameters"]
-
-
-def _on_average(row: Mapping[str, Any]) -> str:
-    return f" on average over {len(row['folders'])} runs" if len(row["folders"]) > 1 else ""
-
-
-def _percent(value: float | None) -> str:
-    """A number in 0..1 as it is written in papers; what was not measured as ``-``."""
-    return "-" if value is None else percent(value)
-
-
 def _group_colours(runs: Sequence[RunView]) -> dict[str, str]:
-    """One colour per group: that of its role for the first group of each role, others for the rest."""
+    """Choose a colour for each group: that of its role for the first group of a role, others for the rest."""
     colours: dict[str, str] = {}
     more = cycle(_MORE_COLOURS)
     for run in runs:
@@ -143,43 +81,13 @@ def _group_colours(runs: Sequence[RunView]) -> dict[str, str]:
     return colours
 
 
-def _table_rows(table: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str, Any]:
-    """Titles and rows of the first table; columns that nobody has a value for are left out."""
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "AP": lambda row: _percent(row["AP"]) + ("" if row["AP_spread"] is None else f" ±{100 * row['AP_spread']:.1f}"),
-        "AP50": lambda row: _percent(row["AP50"]),
-        "AP75": lambda row: _percent(row["AP75"]),
-        "parameters": lambda row: f"{row['parameters'] / 1e6:.2f} M",
-        "images per second": lambda row: _written(row["images_per_second"], ".1f"),
-        "speed, teacher = 1": lambda row: _written(row["speed_ratio"], ".2f"),
-        "gap to teacher closed": lambda row: _written(row["gap_closed"], ".0%"),
-    }
-    texts = {title: [write(row) for row in table["rows"]] for title, write in columns.items()}
-    texts = {title: cells for title, cells in texts.items() if set(cells) != {"-"}}
-    rows = [
-        {
-            "name": row["name"],
-            "role": f"{_ROLE_WORDS[row['role']]}, {row['detector']}",
-            "colour": colours[row["name"]],
-            "cells": [cells[number] for cells in texts.values()],
-        }
-        for number, row in enumerate(table["rows"])
-    ]
-    notes = [*table["notes"], *([table["speed"]] if table["speed"] else [])]
-    return {"columns": list(texts), "rows": rows, "notes": notes}
-
-
-def _written(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
-
-
 def _ap_chart(runs: Sequence[RunView], colours: Mapping[str, str]) -> str | None:
     curves = [
         Curve(run.group, colours[run.group], run.metrics["epoch"], 100 * run.metrics["AP"])
         for run in runs
         if np.isfinite(run.metrics.get("AP", np.array([]))).any()
     ]
-    return figures.as_svg(figures.curve_chart(curves, x_label="epoch", y_label="AP (of 100)")) if curves else None
+    return figures.as_svg(figures.curve_chart(curves, x_label="epoch", y_label="AP in %")) if curves else None
 
 
 def _loss_chart(runs: Sequence[RunView], colours: Mapping[str, str]) -> str | None:
@@ -193,55 +101,8 @@ def _loss_chart(runs: Sequence[RunView], colours: Mapping[str, str]) -> str | No
     return figures.as_svg(figures.loss_charts(terms)) if terms else None
 
 
-def _term_tables(runs: Sequence[RunView]) -> list[dict[str, Any]]:
-    """For each distilled run its losses: raw, their weights, and what they come to."""
-    return [
-        {
-            "name": run.name,
-            "rows": [
-                {
-                    "name": term.name,
-                    "cells": [
-                        f"{term.first:.4g}",
-                        f"{term.last:.4g}",
-                        "1 (its own)" if term.weight is None else f"{term.weight:.4g}",
-                        f"{term.weighted:.4g}",
-                    ],
-                }
-                for term in run.terms
-            ],
-        }
-        for run in runs
-        if run.terms
-    ]
-
-
-def _class_table(runs: Sequence[RunView]) -> dict[str, Any]:
-    """For every class its AP in every group, the mean over the group's runs; the best of the students is marked."""
-    groups: dict[str, list[RunView]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    students = [group for group, members in groups.items() if members[0].role != "teacher"]
-    rows = []
-    for name in dict.fromkeys(name for run in runs for name in run.result.get("per_class", {})):
-        means = {group: _class_mean(members, name) for group, members in groups.items()}
-        known = [mean for group in students if (mean := means[group]) is not None]
-        best = max(known) if len(known) > 1 else None
-        cells = [
-            {"text": _percent(mean), "best": group in students and mean is not None and mean == best}
-            for group, mean in means.items()
-        ]
-        rows.append({"name": name, "cells": cells})
-    return {"columns": list(groups), "rows": rows}
-
-
-def _class_mean(runs: Sequence[RunView], name: str) -> float | None:
-    values = [value for run in runs if (value := run.result.get("per_class", {}).get(name)) is not None]
-    return fmean(values) if values else None
-
-
 def _example_rows(examples: Sequence[ExampleView]) -> list[list[dict[str, str]]]:
-    """For each image the ground truth and then every run: a picture and a line of words below it."""
+    """Return, for each image, the cells of ground truth and every run: a picture with a caption."""
     names = dict.fromkeys(name for view in examples for name in view.truth.names)
     names |= dict.fromkeys(name for view in examples for found in view.detections.values() for name in found.names)
     colour_of = {
@@ -252,7 +113,7 @@ def _example_rows(examples: Sequence[ExampleView]) -> list[list[dict[str, str]]]
         truth = _picture(view, view.truth, colour_of, view.unlabelled)
         cells = [{"head": "ground truth", "image": truth, "words": _count_words(view)}]
         for run, found in view.detections.items():
-            right = count_right(found, view.truth)
+            right = count_found(found, view.truth)
             words = f"{right} of {len(view.truth.names)} found, {len(found.names) - right} wrong"
             cells.append({"head": run, "image": _picture(view, found, colour_of, None), "words": words})
         rows.append(cells)
@@ -273,7 +134,7 @@ def _count_words(view: ExampleView) -> str:
 
 
 def _richness_row(view: RichnessView) -> list[dict[str, str]]:
-    """The image, the mask of its boxes, and the richness of every level."""
+    """Return the cells of one image: with its boxes, the mask of the boxes, and the richness of every level."""
     height, width = view.image.shape[:2]
     blank: list[str] = [""] * len(view.boxes)
     white = ["white"] * len(view.boxes)
@@ -306,7 +167,7 @@ def _richness_row(view: RichnessView) -> list[dict[str, str]]:
 
 
 def _run_section(run: RunView, colour: str) -> dict[str, Any]:
-    """What is said of one run: its seed, times, versions and hardware, and its config."""
+    """Return seed, times, versions, hardware and config of one run."""
     facts: dict[str, Any] = {
         "folder": run.folder,
         "seed": run.config.get("seed"),
@@ -318,7 +179,7 @@ def _run_section(run: RunView, colour: str) -> dict[str, Any]:
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as pairs of a name and a text; what is None or empty is left out."""
+    """Flatten nested facts into pairs of name and text; None and empty values are left out."""
     pairs: list[tuple[str, str]] = []
     for name, value in facts.items():
         label = f"{prefix}{str(name).replace('_', ' ')}"

@@ -1,0 +1,92 @@
+"""The notes below the table: what a reader must know to judge its numbers."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from understudy.compare.rows import Row, plain_candidates
+from understudy.compare.runs import differences
+from understudy.config import DistillConfig
+from understudy.files import read_rows
+from understudy.methods.weighting import LEAST, MOST
+from understudy.text import percent
+from understudy.training.folder import RunFolder
+
+
+def notes_on(rows: Sequence[Row]) -> list[str]:
+    """Collect the notes on all rows; the verdicts themselves are not among them."""
+    parts = (_ap_note(rows), _partner_notes(rows), _budget_notes(rows), _seed_notes(rows), _gradient_notes(rows))
+    return [note for part in parts for note in part]
+
+
+def _ap_note(rows: Sequence[Row]) -> Iterator[str]:
+    images = rows[0].runs[0].evaluation.images
+    data, split = rows[0].runs[0].measured_on
+    yield f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {data}."
+
+
+def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Why the gap is not defined, and which of several plain students was chosen."""
+    for row in rows:
+        if not isinstance(row.config, DistillConfig) or row.plain is None:
+            continue
+        if row.teacher is None:
+            yield f"{row.name}: its teacher ({row.config.teacher}) is not among these runs, so the gap is not known."
+        elif row.gap_closed is None:
+            yield (
+                f"{row.name}: the teacher (AP {percent(row.teacher.mean())}) is not better than the plain student "
+                f"({percent(row.plain.mean())}), so there is no gap to close. Use a stronger teacher."
+            )
+        if len(plain_candidates(row, rows)) > 1:
+            yield f"{row.name} is compared with {row.plain.name}, the plain student whose training is most similar."
+
+
+def _budget_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Which runs had other data or another budget than the run that they are compared with."""
+    for row in rows:
+        other = row.plain or row.teacher or rows[0]
+        found = differences(row.runs[0], other.runs[0])
+        if not found:
+            continue
+        settings = ", ".join(f"{what} ({mine} and {theirs})" for what, (mine, theirs) in found.items())
+        note = f"{row.name} and {other.name} differ in {settings}."
+        if "validation images" in found:
+            note += " AP on different images cannot be compared."
+        elif row.plain:
+            note += " The difference in AP is not due to distillation alone."
+        yield note
+
+
+def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """What ± means, and which verdicts rest on a single run."""
+    if any(len(row.runs) > 1 for row in rows):
+        yield "± is the standard deviation over runs that differ in the seed only."
+    for row in rows:
+        sides = [side.name for side in (row.plain, row) if side and len(side.runs) == 1] if row.plain else []
+        if sides:
+            yield (
+                f"{row.name}: there is a single run of {' and '.join(sides)}. AP also changes with the seed: repeat "
+                "small differences with other seeds."
+            )
+
+
+def _gradient_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """How much of each distilled student's gradient came from distillation, and what that may explain."""
+    for row in rows:
+        shares = [share for run in row.runs for share in _gradient_shares(run.folder)]
+        if not shares:
+            continue
+        share = statistics.median(shares)
+        note = f"{row.name}: {share:.0%} of the student's gradient came from distillation (median over the run)."
+        if row.plain and row.mean() <= row.plain.mean():
+            if share > MOST:
+                note += " The student's own losses had almost no effect: lower the weights of the largest terms."
+            elif share < LEAST:
+                note += " Distillation had almost no effect: raise its weights."
+        yield note
+
+
+def _gradient_shares(folder: Path) -> list[float]:
+    """Read the measured shares of a distilled run, except those before the weights have grown from zero."""
+    measured = [row.get("distillation_share") for row in read_rows(RunFolder(folder).losses)]
+    return [float(share) for share in measured if share and float(share) > 0]

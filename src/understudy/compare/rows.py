@@ -1,0 +1,146 @@
+"""The rows of the comparison: runs grouped by experiment, each distilled student with its plain student and teacher."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, get_args
+
+from understudy.compare.runs import Role, Run, differences, teachers_of
+from understudy.compare.verdict import Verdict, gap_closed, judge
+from understudy.config import DistillConfig, TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Runs of one experiment, which differ in the seed only.
+
+    Attributes:
+        name: in the table: "teacher", "plain", or the methods of distillation.
+        role: teacher, plain student, or distilled student.
+        runs: one for each seed.
+        plain: the plain student that a distilled one is compared with, if it is among the runs.
+        teacher: the teacher of a distilled student, if it is among the runs.
+        images_per_second: of the first run's detector; None if not measured.
+        speed_ratio: ``images_per_second`` divided by the teacher's.
+    """
+
+    name: str
+    role: Role
+    runs: tuple[Run, ...]
+    plain: Self | None = None
+    teacher: Self | None = None
+    images_per_second: float | None = None
+    speed_ratio: float | None = None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The config of the first run; those of the others have another seed and folder."""
+        return self.runs[0].config
+
+    def values(self, number: str = "AP") -> list[float]:
+        """Return one of COCO's 12 numbers for each run, 0..1; nan where not defined."""
+        return [run.evaluation.coco[number] for run in self.runs]
+
+    def mean(self, number: str = "AP") -> float:
+        """Return the mean over the runs, 0..1."""
+        return statistics.fmean(self.values(number))
+
+    def spread(self, number: str = "AP") -> float | None:
+        """Return the sample standard deviation over the runs (n - 1); None for a single run."""
+        return statistics.stdev(self.values(number)) if len(self.runs) > 1 else None
+
+    @property
+    def gap_closed(self) -> float | None:
+        """The share of the gap to the teacher that a distilled student closes; None if not defined."""
+        if self.plain is None or self.teacher is None:
+            return None
+        return gap_closed(self.mean(), self.plain.mean(), self.teacher.mean())
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether distillation helped; None for a teacher or a plain student."""
+        if self.role != "distilled":
+            return None
+        teacher = self.teacher.values() if self.teacher else None
+        if self.plain is None:
+            return judge(self.name, self.values(), None, teacher)
+        return judge(self.name, self.values(), self.plain.values(), teacher, plain_name=self.plain.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain JSON: ``AP``, ``AP50`` and ``AP75`` are means, lists have one value per run."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "detector": self.config.detector.name,
+            "folders": [str(run.folder) for run in self.runs],
+            "seeds": [run.config.seed for run in self.runs],
+            **{number: _none_if_nan(self.mean(number)) for number in ("AP", "AP50", "AP75")},
+            "AP_spread": self.spread(),
+            "AP_of_runs": [_none_if_nan(value) for value in self.values()],
+            "epochs": [run.epoch for run in self.runs],
+            "train_seconds": [run.train_seconds for run in self.runs],
+            "parameters": self.runs[0].parameters,
+            "images_per_second": self.images_per_second,
+            "speed_ratio": self.speed_ratio,
+            "gap_closed": self.gap_closed,
+        }
+
+
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """Group runs by experiment: teachers first, then plain students, then distilled ones with their partners."""
+    teachers = teachers_of(runs)
+    taught_by = {teacher.folder for teacher in teachers.values()}
+    groups: dict[tuple[Role, str], list[Run]] = {}
+    for run in runs:
+        role: Role = "teacher" if run.folder in taught_by else "plain"
+        experiment = run.experiment
+        if isinstance(run.config, DistillConfig):
+            role = "distilled"
+            teacher = teachers.get(run.folder)
+            experiment += teacher.experiment if teacher else str(run.config.teacher)
+        groups.setdefault((role, experiment), []).append(run)
+    rows = _with_distinct_names([Row(_name(group[0], role), role, tuple(group)) for (role, _), group in groups.items()])
+    teacher_rows, plain_rows, distilled_rows = ([row for row in rows if row.role == role] for role in get_args(Role))
+    paired = [
+        replace(
+            row,
+            plain=next(iter(plain_candidates(row, plain_rows)), None),
+            teacher=next((other for other in rows if teachers.get(row.runs[0].folder) in other.runs), None),
+        )
+        for row in distilled_rows
+    ]
+    return [*teacher_rows, *plain_rows, *paired]
+
+
+def plain_candidates(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """Return the plain students of the same detector as a distilled one; the first is compared with it.
+
+    Those trained most like it come first: with the fewest differences in data and budget, then with the best AP.
+    """
+    same = [other for other in rows if other.role == "plain" and other.config.detector == row.config.detector]
+
+    def rank(other: Row) -> tuple[int, bool, float]:
+        ap = other.mean()
+        return len(differences(row.runs[0], other.runs[0])), math.isnan(ap), -ap
+
+    return sorted(same, key=rank)
+
+
+def _name(run: Run, role: Role) -> str:
+    if not isinstance(run.config, DistillConfig):
+        return role
+    return " + ".join([*run.config.methods, *(["inherit"] if run.config.inherit else [])])
+
+
+def _with_distinct_names(rows: Sequence[Row]) -> list[Row]:
+    """Add the name of the first folder to rows of the same name and detector."""
+    shown = [(row.name, row.config.detector.name) for row in rows]
+    return [
+        replace(row, name=f"{row.name}: {row.runs[0].folder.resolve().name}") if shown.count(pair) > 1 else row
+        for row, pair in zip(rows, shown, strict=True)
+    ]
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value

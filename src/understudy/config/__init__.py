@@ -1,0 +1,28 @@
+"""The typed config of a run, written as a YAML file, as ``key=value`` arguments or as Python keywords.
+
+Reading a config imports neither torch nor other parts of the package than ``text`` and ``errors``.
+"""
+
+from understudy.config.describing import commented_yaml
+from understudy.config.keys import (
+    DataConfig,
+    DetectorConfig,
+    DistillConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from understudy.config.merging import Source, dump_config, load_config
+
+__all__ = [
+    "DataConfig",
+    "DetectorConfig",
+    "DistillConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "Source",
+    "TrainConfig",
+    "commented_yaml",
+    "dump_config",
+    "load_config",
+]

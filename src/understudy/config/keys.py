@@ -1,0 +1,297 @@
+"""The sections and keys of a config, each with its type, limits, default and description.
+
+These models are the only list of keys. The checks, the error messages, ``understudy config`` and the table in
+docs/config.md follow from them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import core_schema
+
+T = TypeVar("T")
+
+
+# --------------------------------------------------------------------------------------------------------- value types
+
+
+class Nullable:
+    """Marks a key that a user may leave null, although it has a value in a finished config."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.nullable_schema(handler(source))
+
+
+def number_as_text(value: Any) -> Any:
+    """Accept ``precision=32`` from Python for the name ``"32"``."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def not_empty(value: Any) -> Any:
+    """Refuse an empty path, which would silently mean the current folder."""
+    if value == "":
+        raise ValueError("empty")
+    return value
+
+
+def one_as_list(value: Any) -> Any:
+    """Turn a single number or text into a list of one; return anything else as it is."""
+    return [value] if isinstance(value, int | str) else value
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Return the names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def names_as_options(value: Any) -> Any:
+    """Turn a method's name, or a list of names, into a mapping of names to options; None means no options.
+
+    Other values are returned as they are, for the check of types to refuse.
+    """
+    if isinstance(value, str):
+        return {value: {}}
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return value if repeated(value) else {name: {} for name in value}
+    if isinstance(value, Mapping):
+        return {name: {} if options is None else options for name, options in value.items()}
+    return value
+
+
+Auto = Annotated[T, Nullable()]
+_FILLED_IN: Any = None  # the default of an Auto key; typed as its value, because a finished config never holds the null
+
+Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(number_as_text)]
+FilePath = Annotated[Path, BeforeValidator(not_empty), AfterValidator(Path.expanduser)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=32)]
+ThreeNumbers = tuple[float, float, float]
+ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+# ------------------------------------------------------------------------------------------------------------ sections
+
+
+class Section(BaseModel):
+    """A group of keys. A single value given for a section sets its first key: ``data=photos``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        values = cls.expand(values)
+        return cls.filled(values) if isinstance(values, dict) else values
+
+    @classmethod
+    def expand(cls, value: Any) -> Any:
+        """Turn a single value into a dict with the section's first key; return anything else as it is."""
+        return {next(iter(cls.model_fields)): value} if isinstance(value, str | int | float | Path) else value
+
+    @classmethod
+    def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the defaults that depend on other keys."""
+        return values
+
+
+class DataConfig(Section):
+    """The images and how they are loaded."""
+
+    path: FilePath = Field(
+        description="Data set: a folder in COCO, VOC or YOLO format (detected automatically), or a COCO JSON file.",
+        examples=["path/to/photos"],
+    )
+    train: Text = Field("train", description="Training split.")
+    val: Text = Field("val", description="Validation split.")
+    shorter_side: Annotated[list[Pixels], Field(min_length=1), BeforeValidator(one_as_list)] = Field(
+        [800],
+        description="Shorter side of an image in pixels; with several sizes, each training image uses a random one "
+        "and evaluation uses the last.",
+    )
+    longer_side: Pixels = Field(1333, description="Upper limit of an image's longer side in pixels.")
+    flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
+    workers: NonNegativeInt = Field(
+        2, description="Number of processes that load images; 0: load them in the training process."
+    )
+    unlabelled: FilePath | None = Field(
+        None,
+        description="Unlabelled images for the distillation losses only: a folder of images, or a data set whose "
+        "`train` split is used without its labels.",
+    )
+    unlabelled_batch: NonNegativeInt | None = Field(
+        None,
+        description="Unlabelled images per step and process, in addition to `batch_size` labelled ones; null: "
+        "`batch_size`.",
+    )
+
+
+class DetectorConfig(Section):
+    """The detector to train."""
+
+    name: Text = Field("retinanet_resnet50", description="Family and backbone; `understudy detectors` lists them.")
+    neck_channels: PositiveInt = Field(256, description="Channels of the feature pyramid and of the heads.")
+    width_mult: PositiveFloat = Field(1.0, description="Width of the backbone, relative to the published one.")
+    backbone_weights: Text | None = Field(
+        None,
+        description="Initial weights of the backbone: a torchvision name or a file; null: random initialisation.",
+    )
+    norm: Literal["auto", "batch", "sync", "eval", "frozen"] = Field(
+        "auto",
+        description="Batch normalisation of the backbone: batch (trained), sync (trained, with statistics over all "
+        "processes), eval (trained, with fixed statistics) or frozen; auto: frozen if `backbone_weights` is set, "
+        "otherwise batch.",
+    )
+    head_norm: Literal["group"] | None = Field(
+        None, description="Normalisation layers of the head; null: the family's default."
+    )
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = Field(
+        0, description="Number of backbone stages, counted from the first, that are not trained."
+    )
+    anchor_scale: PositiveFloat | None = Field(
+        None,
+        description="Side of a level's smallest anchor in strides of the level, lower for small objects; null: the "
+        "family's default (RetinaNet 4, GFL and Faster R-CNN 8).",
+    )
+    image_mean: ThreeNumbers = Field(
+        (0.485, 0.456, 0.406), description="Mean of red, green and blue (0 to 1), subtracted from each image."
+    )
+    image_std: ThreePositive = Field(
+        (0.229, 0.224, 0.225),
+        description="Standard deviation of red, green and blue (0 to 1) that each image is divided by.",
+    )
+    conventions: Literal["torchvision", "mmdet"] = Field(
+        "torchvision",
+        description="Library whose implementation to match (anchors, coarse levels, heads, losses); mmdet for the "
+        "papers' detectors.",
+    )
+    settings: dict[str, Any] = Field(
+        {}, description="Family-specific settings; `understudy detectors NAME` lists them."
+    )
+
+    @classmethod
+    def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill in ``norm``, which depends on ``backbone_weights``."""
+        if values.get("norm", "auto") == "auto":
+            return values | {"norm": "frozen" if values.get("backbone_weights") else "batch"}
+        return values
+
+
+class OptimizerConfig(Section):
+    """The optimizer and its learning rate."""
+
+    DEFAULTS: ClassVar[dict[str, dict[str, float]]] = {
+        "sgd": {"lr": 0.01, "weight_decay": 1e-4},
+        "adamw": {"lr": 1e-4, "weight_decay": 0.05},
+    }
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
+    lr: Auto[PositiveFloat] = Field(
+        _FILLED_IN,
+        description="Learning rate for `reference_batch` images per step; null: sgd 0.01, adamw 0.0001.",
+        examples=[0.01],
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
+    weight_decay: Auto[NonNegativeFloat] = Field(_FILLED_IN, description="Weight decay; null: sgd 0.0001, adamw 0.05.")
+    scale_lr: bool = Field(
+        True,
+        description="Whether to multiply the learning rate by (images per step over all processes) / "
+        "`reference_batch`.",
+    )
+    reference_batch: PositiveInt = Field(16, description="Images per step that `lr` is given for.")
+    clip_norm: PositiveFloat | None = Field(None, description="Largest norm of the gradient; null: no clipping.")
+
+    @classmethod
+    def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the learning rate and the weight decay, which depend on the optimizer."""
+        return _where_null(values, cls.DEFAULTS.get(values.get("name", "sgd"), {}))
+
+
+class ScheduleConfig(Section):
+    """The length of the run and the learning rate schedule."""
+
+    EPOCHS: ClassVar[dict[str, int]] = {"1x": 12, "2x": 24, "cosine": 12}
+
+    name: Literal["1x", "2x", "cosine"] = Field(
+        "1x",
+        description="Learning rate schedule: 1x and 2x divide the learning rate by 10 after 2/3 and 11/12 of the run, "
+        "cosine lowers it smoothly.",
+    )
+    epochs: Auto[PositiveInt] = Field(
+        _FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
+    )
+    warmup_steps: NonNegativeInt = Field(
+        500, description="Steps of the linear warm-up of the learning rate, limited to a tenth of the run."
+    )
+    warmup_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.001, description="Learning rate at the start of the warm-up, relative to the one at its end."
+    )
+
+    @classmethod
+    def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the number of epochs, which depends on the schedule."""
+        name = values.get("name", "1x")
+        return _where_null(values, {"epochs": cls.EPOCHS[name]} if name in cls.EPOCHS else {})
+
+
+class TrainConfig(Section):
+    """The config of a training run."""
+
+    run: FilePath = Field(description="Output folder of the run; must be new or empty.", examples=["runs/first"])
+    data: DataConfig = Field(description="The images and how they are loaded.")
+    detector: DetectorConfig = Field(default_factory=DetectorConfig, description="The detector to train.")
+    optimizer: OptimizerConfig = Field(
+        default_factory=OptimizerConfig, description="The optimizer and its learning rate."
+    )
+    schedule: ScheduleConfig = Field(
+        default_factory=ScheduleConfig, description="The length of the run and the learning rate schedule."
+    )
+    batch_size: PositiveInt = Field(16, description="Images per step and process.")
+    precision: Annotated[Literal["32", "bf16", "16"], BeforeValidator(number_as_text)] = Field(
+        "32",
+        description="Precision of the arithmetic in bits: 32, or mixed precision with bf16 or 16, which is faster on "
+        "hardware that supports it.",
+    )
+    seed: NonNegativeInt = Field(
+        0, description="Random seed of the initialisation, the order of images and the augmentation."
+    )
+    accelerator: Text = Field("auto", description="Type of device: auto, cpu, gpu or another accelerator of Lightning.")
+    devices: PositiveInt | Literal["auto"] = Field(1, description="Devices per machine, with one process each.")
+    num_nodes: PositiveInt = Field(1, description="Number of machines.")
+    strategy: Text = Field("auto", description="Strategy for several devices: auto, ddp or another one of Lightning.")
+    evaluate_every: PositiveInt = Field(1, description="Epochs between two evaluations on `data.val`.")
+    log_every: PositiveInt = Field(10, description="Steps between two rows of losses.csv.")
+
+
+class DistillConfig(TrainConfig):
+    """The config of a distillation run: a training run with a teacher and methods."""
+
+    teacher: FilePath = Field(description="Teacher: a run folder or a checkpoint.", examples=["runs/teacher"])
+    methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1), BeforeValidator(names_as_options)] = Field(
+        {"frs": {}},
+        description="Distillation methods, each with its options; `understudy methods NAME` lists the options.",
+    )
+    inherit: bool = Field(
+        False,
+        description="Whether to initialise the student's neck and head with the teacher's weights, where the names and "
+        "shapes of layers agree; works with any method.",
+    )
+
+
+def _where_null(values: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace absent values and None by the defaults."""
+    return values | {key: default for key, default in defaults.items() if values.get(key) is None}

@@ -1,0 +1,79 @@
+"""ImageNet weights for the backbone of a detector that is built."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from understudy.errors import UserError
+
+
+def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path) -> None:
+    """Load ImageNet weights into a backbone; weights of layers that the detector does not have are ignored.
+
+    Args:
+        body: the backbone.
+        backbone_name: torchvision's name of it.
+        weights: a name of torchvision's weights, or a local file.
+
+    Raises:
+        UserError: there are no such weights, or they do not fit.
+    """
+    state = _torchvision_weights(backbone_name, str(weights))
+    if state is None:
+        state = _weights_file(Path(weights))
+    state = {key.removeprefix("features.").removeprefix("trunk_output."): value for key, value in state.items()}
+    wanted = body.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [
+        f"{key}: {tuple(wanted[key].shape)} expected, {tuple(state[key].shape)} in the file"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if missing or wrong:
+        shown = [*(f"{key}: missing" for key in missing), *wrong]
+        more = [f"... and {len(shown) - 8} more"] if len(shown) > 8 else []
+        raise UserError.listing(
+            f"{weights} does not hold the weights of this {backbone_name} (is the width the same?):", shown[:8] + more
+        )
+    body.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+
+
+def _torchvision_weights(backbone_name: str, name: str) -> dict[str, Tensor] | None:
+    try:
+        known = get_model_weights(backbone_name)
+    except ValueError:  # a ResNeXt that torchvision does not have
+        if Path(name).exists():
+            return None
+        raise UserError(f"torchvision has no weights for {backbone_name}: give a file as backbone_weights.") from None
+    if name not in known.__members__:
+        if Path(name).exists():
+            return None
+        raise UserError(
+            f"backbone_weights={name!r} is neither a file nor a name torchvision has for {backbone_name} "
+            f"({', '.join(known.__members__)})."
+        )
+    try:
+        return dict(known[name].get_state_dict(progress=False, check_hash=True))
+    except OSError as error:
+        raise UserError(
+            f"torchvision could not download {name} for {backbone_name} ({error}). Fetch {known[name].url} on a "
+            "machine with internet, copy the file here and give its path as backbone_weights."
+        ) from error
+
+
+def _weights_file(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"{path} cannot be read as weights (only tensors are loaded, nothing is executed): {reason}"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} is not a state dict: expected a mapping of names to tensors.")
+    return state

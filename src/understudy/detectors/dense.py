@@ -1,0 +1,158 @@
+"""One-stage detectors in torchvision's style, and the first stage of two-stage ones."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+
+from understudy.detectors.base import Detector
+from understudy.detectors.towers import Towers, entered, halves, recorded, tower_channels
+from understudy.outputs import Outputs, Target, TowerMaps, flatten_levels, unflatten_levels
+
+
+class DenseDetector(Detector):
+    """Open a detector with a prediction for each anchor of each cell, built as torchvision builds its own.
+
+    A family adds its assignment, its loss, its boxes, and the outputs that no other family has.
+
+    Args:
+        network: a torchvision detector, or one built in its style: ``backbone`` (with ``body`` and ``fpn``, or any
+            module that returns its levels), ``head``, ``transform``, ``anchor_generator``.
+        name: the name in messages; by default the family's.
+    """
+
+    def backbone(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
+        """Normalise images (N, 3, H, W) and compute the backbone's outputs, each (N, C, H, W), fine to coarse."""
+        images = self._normalise(images, image_sizes)
+        backbone = self.network.backbone
+        if self._has_neck:
+            return list(backbone.body(images).values())
+        features = backbone(images)
+        return [features] if isinstance(features, Tensor) else list(features.values())
+
+    def neck(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the feature pyramid, each level (N, C, H, W), from the backbone's outputs."""
+        if not self._has_neck:
+            return list(stages)
+        named = OrderedDict((str(number), stage) for number, stage in enumerate(stages))
+        return list(self.network.backbone.fpn(named).values())
+
+    def head(
+        self, features: Sequence[Tensor], image_size: tuple[int, int], targets: Sequence[Target] | None = None
+    ) -> Outputs:
+        """Compute the record; see :meth:`.Detector.head`. Anchors cover the padded batch."""
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        with recorded(self._towers, self._kept) if self._kept else nullcontext({}) as tower_maps:
+            predictions = self._predictions(features)
+        return Outputs(
+            stages=[],
+            features=list(features),
+            anchors=self._anchors(sizes, image_size, features[0].device),
+            image_sizes=((image_size[0], image_size[1]),) * len(features[0]),
+            tower_maps=tower_maps,
+            **predictions,
+        )
+
+    def tower_maps(self, outputs: Outputs, convolution: int) -> TowerMaps:
+        """Return the feature maps inside the head's two towers; see :meth:`.Detector.tower_maps`."""
+        if convolution in outputs.tower_maps:
+            return outputs.tower_maps[convolution]
+        starts = [halves(tower, convolution)[0] for tower in self._towers]
+        return TowerMaps(*([start(feature) for feature in outputs.features] for start in starts))
+
+    def head_from(self, tower_maps: TowerMaps, convolution: int, outputs: Outputs) -> Outputs:
+        """Run the end of the head on other maps; see :meth:`.Detector.head_from`."""
+        with entered(self._towers, convolution, tower_maps):
+            return replace(outputs, tower_maps={}, **self._predictions(outputs.features))
+
+    @property
+    def _towers(self) -> Towers:
+        head = self.network.head
+        return head.classification_head.conv, head.regression_head.conv
+
+    def _predictions(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        """Run the head, and lay out its outputs by the names of the record."""
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        anchors_per_cell = self._anchor_generator.num_anchors_per_location()[0]
+        raw = self._raw(list(features))
+        return {
+            "class_logits": unflatten_levels(raw["cls_logits"], sizes, anchors_per_cell),
+            "box_raw": unflatten_levels(raw["bbox_regression"], sizes, anchors_per_cell),
+            "extra": self._extra(raw),
+        }
+
+    def _raw(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """Run the head: ``cls_logits`` (N, R, K), ``bbox_regression`` (N, R, D), and further outputs of the family."""
+        return self.network.head(features)
+
+    @property
+    def _anchor_generator(self) -> Any:
+        return self.network.anchor_generator
+
+    def _extra(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    @torch.no_grad()
+    def detect(self, outputs: Outputs, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """Apply score threshold, best candidates per level, NMS, best overall; see :meth:`.Detector.detect`."""
+        flat_anchors = [anchors.flatten(0, 2) for anchors in outputs.anchors]
+        return self.network.postprocess_detections(
+            self._per_level(outputs), [flat_anchors] * len(image_sizes), [tuple(size) for size in image_sizes]
+        )
+
+    def _per_level(self, outputs: Outputs) -> dict[str, list[Tensor]]:
+        return {
+            "cls_logits": [logits.flatten(1, 3).float() for logits in outputs.class_logits],
+            "bbox_regression": [box.flatten(1, 3).float() for box in outputs.box_raw],
+        }
+
+    def _library_loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
+        raw = {
+            "cls_logits": flatten_levels(outputs.class_logits).float(),
+            "bbox_regression": flatten_levels(outputs.box_raw).float(),
+            **{f"bbox_{name}": value.float().unsqueeze(-1) for name, value in self._library_extra(outputs).items()},
+        }
+        anchors = torch.cat([anchors.flatten(0, 2) for anchors in outputs.anchors])
+        return self.network.head.compute_loss(list(targets), raw, [anchors] * len(targets), list(gt_index))
+
+    def _library_extra(self, outputs: Outputs) -> dict[str, Tensor]:
+        return {}
+
+    @property
+    def _has_neck(self) -> bool:
+        return hasattr(self.network.backbone, "body") and hasattr(self.network.backbone, "fpn")
+
+    def _normalise(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images / 255
+        images = self.network.transform.normalize(images)
+        if image_sizes is None or all(size == tuple(images.shape[-2:]) for size in map(tuple, image_sizes)):
+            return images
+        rows = torch.arange(images.shape[-2], device=images.device)
+        columns = torch.arange(images.shape[-1], device=images.device)
+        sizes = torch.tensor(image_sizes, device=images.device)
+        inside = (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None, :]
+        return images * inside[:, None]
+
+    def _anchors(
+        self, level_sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device
+    ) -> list[Tensor]:
+        # The generator reads shapes, dtype and device alone, so it gets shapes that own no memory. Always float32:
+        # under autocast the features are bfloat16, in which a coordinate above 256 is off by pixels.
+        nothing = torch.empty((), device=device)
+        batch = ImageList(nothing.expand(1, 1, *image_size), [image_size])
+        flat = self._anchor_generator(batch, [nothing.expand(1, 1, *size) for size in level_sizes])[0]
+        per_cell = self._anchor_generator.num_anchors_per_location()[0]
+        return [level[0] for level in unflatten_levels(flat[None], level_sizes, per_cell)]
+
+    def _measured(self, outputs: Outputs) -> dict[str, Any]:
+        """Measure the channels of the head's towers."""
+        try:
+            return {"tower_channels": tower_channels(self._towers)}
+        except AttributeError:  # a head without two towers
+            return {}

@@ -1,0 +1,170 @@
+"""Run a detector over a data set: from a checkpoint to rows of COCO's results format."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from understudy.checkpoints import Checkpoint
+from understudy.data import Batch, DetectionData, evaluation_loader, open_data
+from understudy.detectors import Detector
+from understudy.detectors.base import evaluating
+from understudy.errors import UserError
+from understudy.pairing import match_names, no_common_name
+
+Detection = dict[str, Any]
+"""One row of COCO's results format.
+
+``image_id``, ``category_id`` (the data set's own), ``bbox`` (x, y, width, height in pixels of the original image) and
+``score`` (0..1).
+"""
+
+
+def detect_all(
+    detector: Detector,
+    loader: Iterable[Batch],
+    device: torch.device | str,
+    category_ids: Sequence[int | None] | None = None,
+) -> list[Detection]:
+    """Run a detector over a data set and return its detections, in pixels of the original images.
+
+    Args:
+        detector: already on ``device``; its training mode is restored afterwards.
+        loader: an :func:`~understudy.data.evaluation_loader`.
+        device: where the batches are moved to.
+        category_ids: for each label of the detector the category id of the data set, see :func:`match_classes`;
+            detections of a label with None are left out. By default the ids of the loader's data set, for a detector
+            trained on the same one.
+
+    Returns:
+        The detections in the order of the loader and, within an image, of the detector.
+    """
+    if category_ids is None:
+        category_ids = loader.dataset.data.category_ids  # ty: ignore[missing-attribute]
+    rows: list[Detection] = []
+    with evaluating(detector), torch.no_grad():
+        for batch in loader:
+            batch = batch.to(device)
+            found = detector.detect(detector(batch.images, batch.image_sizes), batch.image_sizes)
+            for image_id, size, original_size, one in zip(
+                batch.image_ids, batch.image_sizes, batch.original_sizes, found, strict=True
+            ):
+                boxes = to_original_pixels(one["boxes"], size, original_size)
+                rows += _result_rows(image_id, boxes, one["scores"], one["labels"], category_ids)
+    return rows
+
+
+def gather_detections(detections: list[Detection]) -> list[Detection]:
+    """Return the detections of all processes, the same list in each, ordered by image.
+
+    Without ``torch.distributed`` the list is only ordered. Within an image the detector's order is kept, so scores that
+    tie are ranked in the same way whatever the number of processes.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, detections)
+        detections = [row for part in parts for row in part]
+    return sorted(detections, key=lambda row: row["image_id"])
+
+
+def match_classes(classes: Sequence[str], data: DetectionData) -> tuple[int | None, ...]:
+    """Return, for each label of a detector, the data set's category id of the class of that name, or None.
+
+    Classes are matched by name; order, case and surrounding blanks have no effect. A few classes in common are enough.
+
+    Raises:
+        UserError: there is no class in common.
+    """
+    places = match_names(classes, data.classes)
+    if all(place is None for place in places):
+        raise UserError.listing(
+            "The detector cannot be used on this data set:",
+            no_common_name("detector", classes, f"data set {data.source}", data.classes),
+        )
+    return tuple(None if place is None else data.category_ids[place] for place in places)
+
+
+def to_original_pixels(boxes: Tensor, size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
+    """Scale boxes (D, 4) xyxy of a resized image to the original image, exactly as torchvision does.
+
+    >>> to_original_pixels(torch.tensor([[10.0, 20.0, 30.0, 40.0]]), size=(50, 100), original_size=(100, 300))
+    tensor([[30., 40., 90., 80.]])
+
+    Args:
+        boxes: in pixels of the padded batch (padding is on the right and below, so it moves nothing).
+        size: height and width of the resized image, without padding.
+        original_size: height and width of the image file.
+    """
+    new, old = (torch.tensor(pair, dtype=torch.float32, device=boxes.device) for pair in (original_size, size))
+    ratio_y, ratio_x = new / old
+    return boxes * torch.stack([ratio_x, ratio_y, ratio_x, ratio_y])
+
+
+def open_split(checkpoint: Checkpoint, data: Path | str | None, split: str | None) -> DetectionData:
+    """Open the split on which a checkpoint is evaluated.
+
+    Args:
+        checkpoint: the detector and the config of its run.
+        data: the data set; by default the one of the run.
+        split: by default the validation split of the run.
+
+    Raises:
+        UserError: neither names a data set, or it cannot be read.
+    """
+    settings = checkpoint.config["data"]
+    if data is None and settings["path"] is None:
+        raise UserError(
+            f"No data set to evaluate on: {checkpoint.path} was imported, and its config names no data set. "
+            "Give one as DATA."
+        )
+    return open_data(data if data is not None else settings["path"], split or settings["val"])
+
+
+def loader_at_evaluation_size(
+    data: DetectionData, config: Mapping[str, Any], *, batch_size: int = 1, workers: int = 0
+) -> DataLoader:
+    """Load a split at the image size at which the detector of a run is evaluated.
+
+    Args:
+        data: the split.
+        config: the config of the run, as plain values.
+        batch_size: images per batch.
+        workers: processes that read images.
+    """
+    sizes = config["data"]
+    return evaluation_loader(
+        data,
+        batch_size=batch_size,
+        shorter_side=sizes["shorter_side"][-1],
+        longer_side=sizes["longer_side"],
+        workers=workers,
+    )
+
+
+def choose_device(device: torch.device | str | None = None) -> torch.device:
+    """Return the given device; by default the GPU if there is one, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def with_progress(loader: DataLoader, description: str) -> Iterable[Batch]:
+    """Iterate over the batches with a progress bar on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    return track(loader, description, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _result_rows(
+    image_id: int, boxes: Tensor, scores: Tensor, labels: Tensor, category_ids: Sequence[int | None]
+) -> list[Detection]:
+    """Convert detections of one image; widths are computed in float64 so that x + width is the right edge again."""
+    corners = boxes.cpu().double()
+    xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(xywh.tolist(), scores.tolist(), labels.tolist(), strict=True)
+        if category_ids[label] is not None
+    ]

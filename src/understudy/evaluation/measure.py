@@ -1,0 +1,92 @@
+"""Measure a detector: compare its detections with the ground truth of a split."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from understudy.checkpoints import load_checkpoint
+from understudy.data import DetectionData
+from understudy.errors import UserError
+from understudy.evaluation.coco import Backend, coco_numbers
+from understudy.evaluation.detections import (
+    Detection,
+    choose_device,
+    detect_all,
+    loader_at_evaluation_size,
+    match_classes,
+    open_split,
+    with_progress,
+)
+from understudy.evaluation.result import Evaluation
+from understudy.evaluation.voc import voc_numbers
+
+
+def evaluate(
+    checkpoint: Path | str,
+    data: Path | str | None = None,
+    *,
+    split: str | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 1,
+    workers: int = 0,
+    backend: Backend = "auto",
+) -> Evaluation:
+    """Evaluate a trained detector on a data set, at the image size that it was trained for.
+
+    Args:
+        checkpoint: a checkpoint or a run folder (its best checkpoint).
+        data: the data set; by default the one of the training run. Required for an imported detector.
+        split: by default the validation split of the training run.
+        device: by default a GPU if there is one.
+        batch_size: images per batch. Images of a batch are padded to a common size, which can change a score in the
+            last digits; only a batch size of 1 gives exactly the detections of the exported detector.
+        workers: processes that read images.
+        backend: see :func:`score`.
+
+    Raises:
+        UserError: the checkpoint or the data set cannot be read, or they have no class in common.
+    """
+    loaded = load_checkpoint(checkpoint)
+    opened = open_split(loaded, data, split)
+    category_ids = match_classes(loaded.classes, opened)
+    device = choose_device(device)
+    loader = loader_at_evaluation_size(opened, loaded.config, batch_size=batch_size, workers=workers)
+    found = detect_all(loaded.detector.to(device), with_progress(loader, "evaluating"), device, category_ids)
+    return replace(
+        score(opened, found, backend),
+        unknown_classes=tuple(
+            name for name, i in zip(opened.classes, opened.category_ids, strict=True) if i not in category_ids
+        ),
+        unused_classes=tuple(name for name, i in zip(loaded.classes, category_ids, strict=True) if i is None),
+    )
+
+
+def score(data: DetectionData, detections: list[Detection], backend: Backend = "auto") -> Evaluation:
+    """Compute COCO's and VOC's numbers for detections on a split.
+
+    Args:
+        data: the split. Objects with ``ignore`` (COCO's crowd, VOC's difficult) do not count as missed, and detections
+            of them do not count as wrong.
+        detections: rows of COCO's results format, in any order of images. For COCO's numbers the 100 best per image and
+            class count.
+        backend: the library that computes COCO's numbers; both give the same.
+
+    Raises:
+        UserError: the library is not installed, or a detection has an image or a category that the split lacks.
+    """
+    _check_detections(data, detections)
+    coco, per_class = coco_numbers(data, detections, backend)
+    voc, voc_per_class = voc_numbers(data, detections)
+    return Evaluation(coco, per_class, voc, voc_per_class, images=len(data.records))
+
+
+def _check_detections(data: DetectionData, detections: list[Detection]) -> None:
+    image_ids = {record.image_id for record in data.records}
+    unknown_images = sorted({row["image_id"] for row in detections} - image_ids)
+    unknown_categories = sorted({row["category_id"] for row in detections} - set(data.category_ids))
+    faults = [f"image_id {image_id} is not in the split" for image_id in unknown_images[:20]]
+    faults += [f"... and {len(unknown_images) - 20} more images"] if len(unknown_images) > 20 else []
+    faults += [f"category_id {category} is not one of {list(data.category_ids)}" for category in unknown_categories]
+    if faults:
+        raise UserError.listing(f"The detections do not belong to the split {data.split!r} of {data.source}:", faults)

@@ -1,0 +1,82 @@
+"""Files that are written completely or not at all, and the CSV files of a run."""
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from understudy.errors import RunError
+
+
+def append_row(file: Path, row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV file, completely or not at all; the first row is preceded by a header.
+
+    Later rows have the columns of the header. Values in other columns are dropped: a newer version may continue a run.
+
+    Raises:
+        RunError: the row could not be written.
+    """
+    before = file.stat().st_size if file.exists() else 0
+    if before:
+        with file.open(newline="") as stream:
+            row = {name: row.get(name, "") for name in next(csv.reader(stream))}
+    content = _csv([row], header=not before)
+    try:
+        with file.open("ab") as stream:
+            stream.write(content)
+    except OSError as error:
+        if file.exists():
+            os.truncate(file, before)
+        raise RunError(f"Could not append to {file} ({error.strerror or error}). Its rows are unchanged.") from error
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file by column name; none if there is no file. An incomplete last row is left out."""
+    if not file.exists():
+        return []
+    lines = file.read_text().splitlines(keepends=True)
+    return list(csv.DictReader(line for line in lines if line.endswith("\n")))
+
+
+def drop_rows_after(file: Path, step: int) -> None:
+    """Remove the rows of later steps, which an interrupted run wrote after its last checkpoint."""
+    if not file.exists():
+        return
+    kept = [row for row in read_rows(file) if int(row["step"]) <= step]
+    if kept:
+        write_atomically(file, _csv(kept, header=True))
+    else:
+        file.unlink()
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file completely or not at all: a full disk or a crash leaves the previous version unchanged.
+
+    Raises:
+        RunError: the file could not be written.
+    """
+    draft = file.with_name(f".{file.name}.part")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(file)
+    except OSError as error:
+        previous = " The previous version is unchanged." if file.exists() else ""
+        raise RunError(f"Could not write {file} ({error.strerror or error}).{previous}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()  # after a failure or an interruption; after a success there is none

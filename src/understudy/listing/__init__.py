@@ -1,0 +1,1 @@
+"""What `understudy methods` and `understudy detectors` print."""

@@ -1,0 +1,213 @@
+"""Everything that a config names, opened and built: data, student, teacher, methods, and Lightning's trainer.
+
+Every fault of a config that fits no data, detector or machine is found here, before anything is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch.utils.data import DataLoader
+
+from understudy.checkpoints import build_options, load_checkpoint
+from understudy.config import DataConfig, DistillConfig, TrainConfig
+from understudy.data import DetectionData, open_data, open_unlabelled, training_loader
+from understudy.detectors import Detector, build_detector
+from understudy.errors import UserError
+from understudy.inheritance import Inheritance, inherit
+from understudy.learner import Learner
+from understudy.methods.loading import build_methods, resolve_options
+from understudy.methods.weighting import TermWeight
+from understudy.pairing import pair
+from understudy.training.checkpointing import KeepCheckpoints
+from understudy.training.engine import Engine
+from understudy.training.folder import RunFolder
+from understudy.training.loss_log import LogLosses
+from understudy.training.progress import ShowProgress
+from understudy.training.resuming import check_unchanged_data
+from understudy.training.term_notes import NoteTerms
+from understudy.training.trainer import make_trainer
+from understudy.training.validation import Validate
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledRun:
+    """The parts of a run, ready to train.
+
+    Attributes:
+        folder: the run folder; nothing was written to it.
+        engine: the training step, with the resolved config.
+        trainer: Lightning's trainer.
+        loader: batches of the training split.
+        validate: the callback that writes the result at the end.
+        checkpoints: the callback that handles Ctrl-C.
+        facts: what was found out about the run, for ``environment.json``.
+        notes: lines for the user.
+        resumed: whether the run continues from its last checkpoint.
+    """
+
+    folder: RunFolder
+    engine: Engine
+    trainer: L.Trainer
+    loader: DataLoader
+    validate: Validate
+    checkpoints: KeepCheckpoints
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...]
+    resumed: bool
+
+
+def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | None = None) -> AssembledRun:
+    """Open and build everything that a config names.
+
+    Args:
+        config: the run's config.
+        folder: the run folder; it is not touched.
+        saved: metadata of the checkpoint that the run is resumed from, or None.
+
+    Raises:
+        UserError: the config does not fit the data, the detector, the teacher or the machine.
+    """
+    train_data, val_data = _open_splits(config.data)
+    unlabelled = _open_unlabelled(config, train_data, val_data)
+    parts = _build(config, train_data, new=saved is None)
+    if isinstance(config, DistillConfig):
+        methods = resolve_options(config.methods, parts.learner.student.spec)
+        config = config.model_copy(update={"methods": methods})
+    validate, checkpoints = Validate(folder, val_data, config), KeepCheckpoints(folder, saved["step"] if saved else 0)
+    callbacks = [LogLosses(folder, config.log_every), NoteTerms(), validate, checkpoints, ShowProgress()]
+    trainer = make_trainer(config, folder.path, callbacks)
+    loader = training_loader(
+        train_data,
+        batch_size=config.batch_size,
+        shorter_side=config.data.shorter_side,
+        longer_side=config.data.longer_side,
+        flip=config.data.flip,
+        seed=config.seed,
+        workers=config.data.workers,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        unlabelled=unlabelled,
+        unlabelled_batch=config.data.unlabelled_batch or 0,
+    )
+    count = len(unlabelled) if unlabelled else 0
+    if saved:
+        check_unchanged_data(saved, train_data, len(loader), count)
+        loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
+    engine = Engine(config, train_data, parts.learner, parts.weights, parts.teacher, len(loader), count, saved)
+    facts, notes = _facts_and_notes(parts, unlabelled)
+    notes += _notes_on_long_ramps(config, engine.total_steps)
+    return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
+
+
+def resolve_config(config: TrainConfig) -> TrainConfig:
+    """Return the config with absolute paths and the default of ``data.unlabelled_batch`` filled in.
+
+    The options of the methods are resolved by :func:`assemble`, since their defaults depend on the student.
+    """
+    data: dict[str, Any] = {"path": config.data.path.resolve()}
+    if config.data.unlabelled is not None:
+        data["unlabelled"] = config.data.unlabelled.resolve()
+        if config.data.unlabelled_batch is None:
+            data["unlabelled_batch"] = config.batch_size
+    changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
+    if isinstance(config, DistillConfig):
+        changes["teacher"] = config.teacher.resolve()
+    weights = config.detector.backbone_weights
+    if weights and Path(weights).exists():
+        changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})
+    return config.model_copy(update=changes)
+
+
+def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
+    train_data, val_data = open_data(config.path, config.train), open_data(config.path, config.val)
+    if train_data.classes != val_data.classes:
+        raise UserError(
+            f"The splits {train_data.split!r} and {val_data.split!r} of {train_data.source} have different classes: "
+            f"{list(train_data.classes)} and {list(val_data.classes)}. They need the same classes in the same order."
+        )
+    same = (train_data.source, train_data.split) == (val_data.source, val_data.split)
+    if same and config.train != config.val:
+        raise UserError(
+            f"{train_data.source} is one split; it would be used for training and for evaluation. Name two files of a "
+            f"folder: data.path={train_data.source.parent} data.train={train_data.source.name} data.val=OTHER_FILE. "
+            f"To evaluate on the training images on purpose: data.val={config.train}."
+        )
+    return train_data, val_data
+
+
+def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> DetectionData | None:
+    """Open the unlabelled images of a run, without those of the labelled splits."""
+    data = config.data
+    if data.unlabelled is None:
+        if data.unlabelled_batch:
+            raise UserError(
+                f"data.unlabelled_batch={data.unlabelled_batch} has no effect without unlabelled images. Add "
+                "data.unlabelled=FOLDER, or leave data.unlabelled_batch out."
+            )
+        return None
+    if not isinstance(config, DistillConfig):
+        raise UserError(
+            f"data.unlabelled={data.unlabelled}: unlabelled images need a teacher. Use `understudy distill`, or leave "
+            "data.unlabelled out."
+        )
+    return open_unlabelled(data.unlabelled, seen=labelled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Networks:
+    """The learner, the weights of its distillation terms, the teacher, and what the student inherited from it."""
+
+    learner: Learner
+    weights: Mapping[str, TermWeight]
+    teacher: Detector | None = None
+    inheritance: Inheritance | None = None
+
+
+def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
+    """Build student, teacher and methods; the weights of a resumed run come from its checkpoint."""
+    torch.manual_seed(config.seed)
+    student = build_detector(
+        **build_options(config, len(data.classes)),
+        backbone_weights=config.detector.backbone_weights if new else None,
+        frozen_stages=config.detector.frozen_stages,
+    )
+    if not isinstance(config, DistillConfig):
+        return _Networks(Learner(student), {})
+    teacher = load_checkpoint(config.teacher)
+    pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes)
+    methods, weights = build_methods(config.methods, pairing.student, pairing.teacher)
+    inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
+    teacher_network = teacher.detector.requires_grad_(False).eval()
+    return _Networks(Learner(student, methods, pairing), weights, teacher_network, inheritance)
+
+
+def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What student and teacher share, what was inherited, and the unlabelled images: for the folder and the user."""
+    facts: dict[str, Any] = {}
+    notes: list[str] = []
+    if pairing := parts.learner.pairing:
+        facts["pairing"] = pairing.facts()
+        notes += [pairing.note] if pairing.note else []
+    if parts.inheritance:
+        facts["inherited"] = parts.inheritance.facts()
+        notes.append(parts.inheritance.note)
+    if unlabelled:
+        facts["unlabelled_images"] = len(unlabelled)
+        notes.append(f"{len(unlabelled)} unlabelled images of {unlabelled.source} take part in the distillation")
+    return facts, tuple(notes)
+
+
+def _notes_on_long_ramps(config: TrainConfig, steps: int) -> tuple[str, ...]:
+    """Warn of weights that are still growing when the run ends."""
+    methods = config.methods if isinstance(config, DistillConfig) else {}
+    ramps = {name: options["ramp_steps"] for name, options in methods.items()}
+    return tuple(
+        f"methods.{name}.ramp_steps={ramp} is longer than the run ({steps} steps): the weights reach only "
+        f"{100 * TermWeight(1.0, ramp).at(steps - 1):.0f} % of their final values"
+        for name, ramp in ramps.items()
+        if ramp > steps
+    )

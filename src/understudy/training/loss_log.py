@@ -1,0 +1,95 @@
+# ty: ignore[incompatible-method-override]  -- Lightning's `pl_module` (any class) is our `engine: Engine`
+"""The callback that writes every named loss to ``losses.csv`` and to TensorBoard."""
+
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as L
+
+from understudy.files import append_row
+from understudy.training.folder import RunFolder
+
+if TYPE_CHECKING:
+    from understudy.training.engine import Engine
+
+
+class LogLosses(L.Callback):
+    """Write every named loss, averaged since the last row, to ``losses.csv``, and to TensorBoard if it is installed.
+
+    Distillation terms are unweighted; the column ``<term>_weight`` holds the weight of the row's last step.
+
+    Args:
+        folder: the run folder.
+        every: number of steps between two rows.
+    """
+
+    def __init__(self, folder: RunFolder, every: int):
+        self.folder, self.every = folder, every
+        self.board: Any = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.share: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of the unfinished row, for a run that is interrupted between two rows."""
+        return {"sums": self.sums, "count": self.count, "share": self.share}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the unfinished row."""
+        self.sums, self.count, self.share = state_dict["sums"], state_dict["count"], state_dict["share"]
+
+    def on_train_start(self, trainer: L.Trainer, engine: "Engine") -> None:
+        """Open TensorBoard's file."""
+        self.board = _tensorboard(self.folder, trainer.global_step) if trainer.is_global_zero else None
+
+    def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
+        """Add the step's losses; write a row every ``every`` steps and after the last step."""
+        for name, value in engine.losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        self.share = engine.share if engine.share is not None else self.share
+        step = trainer.global_step
+        if step % self.every == 0 or step == engine.total_steps:
+            if trainer.is_global_zero:
+                self._write(engine, step)
+            self._reset()
+
+    def teardown(self, trainer: L.Trainer, engine: "Engine", stage: str) -> None:
+        """Close TensorBoard's file."""
+        if self.board:
+            self.board.close()
+            self.board = None
+
+    def on_exception(self, trainer: L.Trainer, engine: "Engine", exception: BaseException) -> None:
+        """Close TensorBoard's file when the run fails, where Lightning skips the teardown."""
+        self.teardown(trainer, engine, "fit")
+
+    def _write(self, engine: "Engine", step: int) -> None:
+        means = {name: total / self.count for name, total in self.sums.items()}
+        row = {
+            "epoch": f"{step / engine.steps_per_epoch:.3f}",
+            "step": step,
+            "lr": f"{engine.lr:.4g}",
+            **{name: f"{value:.6g}" for name, value in means.items()},
+            "distillation_share": "" if self.share is None else f"{self.share:.4f}",
+            **{f"{name}_weight": f"{weight:.6g}" for name, weight in engine.term_weights.items()},
+        }
+        append_row(self.folder.losses, row)
+        if self.board:
+            for name, value in means.items():
+                self.board.add_scalar(f"loss/{name}", value, step)
+            for name, weight in engine.term_weights.items():
+                self.board.add_scalar(f"weight/{name}", weight, step)
+            if self.share is not None:
+                self.board.add_scalar("distillation_share", self.share, step)
+
+
+def _tensorboard(folder: RunFolder, step: int) -> Any:
+    """Return a writer that discards what an interrupted run wrote after the step it is resumed from."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1 if step else None)

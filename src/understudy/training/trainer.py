@@ -1,0 +1,91 @@
+"""Lightning's trainer for a config, and its messages."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from understudy.checkpoints import write_checkpoint
+from understudy.config import TrainConfig
+from understudy.errors import UserError
+
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """Make Lightning's trainer.
+
+    Args:
+        config: the run's config.
+        folder: the run folder.
+        callbacks: called in this order.
+
+    Raises:
+        UserError: the devices or the precision are not available.
+    """
+    try:
+        with quiet_lightning():
+            trainer = L.Trainer(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                num_nodes=config.num_nodes,
+                strategy=config.strategy,
+                precision=PRECISIONS[config.precision],
+                max_epochs=config.schedule.epochs,
+                gradient_clip_val=config.optimizer.clip_norm,
+                sync_batchnorm=config.detector.norm == "sync",
+                callbacks=list(callbacks),
+                plugins=[_AtomicCheckpoints()],
+                use_distributed_sampler=False,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=folder,
+            )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"accelerator={config.accelerator} devices={config.devices} strategy={config.strategy} "
+            f"precision={config.precision} is not available on this machine: {error}"
+        ) from error
+    on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+    if config.precision == "16" and on_cpu:
+        raise UserError("precision=16 needs a GPU, but this run is on the CPU. Use precision=32 or precision=bf16.")
+    if config.detector.norm == "sync" and on_cpu and isinstance(trainer.strategy, ParallelStrategy):
+        raise UserError(
+            "detector.norm=sync needs GPUs: PyTorch cannot synchronise batch normalisation between CPU processes. Use "
+            "detector.norm=batch (statistics of each process's own images), eval or frozen."
+        )
+    return trainer
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Generator[None]:
+    """Suppress Lightning's notes and advice; the run prints what a user needs."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", module="torch.utils.data")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints, written completely or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write_checkpoint(Path(path), checkpoint)

@@ -1,0 +1,53 @@
+"""Rows: roles, runs of several seeds, and the plain student that a distilled one is compared with."""
+
+import json
+import statistics
+
+import pytest
+from run_folders import TEACHER, make_run
+
+from understudy.compare.table import summarise
+
+
+def test_roles_follow_from_the_configs_whatever_the_order(three):
+    table = summarise(three, measure_speed=False)
+    assert [(row.name, row.role) for row in table.rows] == [
+        ("teacher", "teacher"),
+        ("plain", "plain"),
+        ("frs", "distilled"),
+    ]
+    assert [row.gap_closed for row in table.rows] == [None, None, pytest.approx(0.5)]
+    assert [verdict.gain for verdict in table.verdicts] == [pytest.approx(0.1)]
+    assert any(note.startswith("frs: there is a single run of plain and frs.") for note in table.notes)
+    as_json = json.loads(json.dumps(table.to_dict(), allow_nan=False))
+    assert as_json["rows"][2]["gap_closed"] == pytest.approx(0.5)
+    assert as_json["rows"][2]["parameters"] == 1_234_567
+    assert as_json["rows"][2]["images_per_second"] is None
+
+
+def test_seeds_are_one_row_with_mean_and_spread(tmp_path, printed):
+    runs = []
+    for seed, (plain, distilled) in enumerate([(0.30, 0.38), (0.32, 0.41), (0.31, 0.38)]):
+        teacher = make_run(tmp_path / f"teacher-{seed}", 0.5 + seed / 100, detector=TEACHER, seed=seed)
+        runs += [teacher, make_run(tmp_path / f"plain-{seed}", plain, seed=seed)]
+        runs += [make_run(tmp_path / f"frs-{seed}", distilled, teacher=teacher, seed=seed)]
+    table = summarise(runs, measure_speed=False)
+    teacher, plain, distilled = table.rows
+    assert [len(row.runs) for row in table.rows] == [3, 3, 3]
+    assert distilled.mean() == pytest.approx(0.39)
+    assert distilled.spread() == pytest.approx(statistics.stdev([0.38, 0.41, 0.38]))
+    assert distilled.gap_closed == pytest.approx((0.39 - 0.31) / (0.51 - 0.31))
+    assert not any("single run" in note for note in table.notes)
+    assert "39.0 ±1.7" in printed(table, 80)
+    assert table.to_dict()["rows"][2]["seeds"] == [0, 1, 2]
+
+
+def test_a_student_is_compared_with_the_plain_one_trained_like_it(tmp_path):
+    teacher = make_run(tmp_path / "teacher", 0.5, detector=TEACHER)
+    long = make_run(tmp_path / "long", 0.45, schedule={"name": "2x"})
+    equal = make_run(tmp_path / "equal", 0.3)
+    frs = make_run(tmp_path / "frs", 0.4, teacher=teacher)
+    table = summarise([teacher, long, equal, frs], measure_speed=False)
+    assert [row.name for row in table.rows] == ["teacher", "plain: long", "plain: equal", "frs"]
+    assert table.rows[-1].gap_closed == pytest.approx(0.5)
+    assert any("frs is compared with plain: equal" in note for note in table.notes)

@@ -1,0 +1,40 @@
+"""YOLO: polygons, missing names, and all faults at once."""
+
+from pathlib import Path
+
+import torch
+from data_sets import message_of, write_yolo
+
+from understudy.data import open_data
+
+
+def test_yolo_polygons_and_missing_names(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "labels/train/c.txt").write_text("3 0.1 0.5 0.3 0.25 0.2 0.75\n")
+    data = open_data(tmp_path)
+    assert data.classes == ("0", "1", "2", "3")
+    torch.testing.assert_close(data.records[2].boxes, torch.tensor([[10.0, 20.0, 30.0, 60.0]], dtype=torch.float64))
+
+
+def test_faults_of_yolo_files_are_named_at_once(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    lines = ["2 0.5 0.5 0.1 0.1", "0 50 40 10 10", "0 0.5 0.5", "cat 0.5 0.5 0.1 0.1", "0.5 0.5 0.5 0.1 0.1"]
+    (tmp_path / "labels/train/c.txt").write_text("\n".join(lines))
+    message = message_of(tmp_path)
+    assert "c.txt, line 1: expected a class from 0 to 1, got 2" in message
+    assert "(pixels?)" in message
+    assert [number for number in range(1, 6) if f"c.txt, line {number}:" not in message] == []
+
+
+def test_faults_of_a_yolo_yaml_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [cat, cat]\nnc: 3\nval: 5\n")
+    message = message_of(tmp_path)
+    assert all(
+        part in message
+        for part in ("used twice", "nc: expected 2, the number of names, got 3", "val: expected a path, got 5")
+    )
+    (tmp_path / "data.yaml").write_text("names: {1: cat}\ntrain: [images\n")
+    assert "is not YAML" in message_of(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: nowhere\n")
+    assert "nowhere does not exist" in message_of(tmp_path)

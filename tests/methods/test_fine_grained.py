@@ -1,0 +1,53 @@
+"""FGFI on made-up records, and the levels on which it imitates an FCOS."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pairs import BIG, CLASSES, LITTLE, record, truth
+from references import SIDE, boxes, ground, identity, pyramid, strides_reached
+
+from understudy.detectors import build_detector
+from understudy.functional import imitated_cells, imitation_loss, widened_points
+from understudy.methods.fine_grained import FineGrained
+
+
+def test_it_is_the_mean_over_levels():
+    method = identity(FineGrained(BIG, BIG))
+    student, teacher, whole = record(BIG, 1), record(BIG, 2), truth(BIG)
+    masks = imitated_cells(student.anchors, whole.targets)
+    levels = [  # the adapter ends in a ReLU
+        imitation_loss(own.clamp(min=0), theirs, mask)
+        for own, theirs, mask in zip(student.features, teacher.features, masks, strict=True)
+    ]
+    found = method(student, teacher, whole)["fine_grained_feature"]
+    assert found.item() == pytest.approx(sum(levels).item() / 2, rel=1e-6)
+    first = FineGrained(LITTLE, BIG).adapters[0][0]
+    assert 0 < first.weight.std() < 2e-4
+    assert not first.bias.any()
+
+
+@pytest.mark.parametrize("conventions", ["torchvision", "mmdet"])
+def test_an_fcos_is_imitated_on_the_levels_of_the_objects_size(conventions):
+    detector = build_detector("fcos_resnet18", CLASSES, neck_channels=16, width_mult=1 / 8, conventions=conventions)
+    assert detector.spec.points
+    with torch.no_grad():
+        outputs = detector(torch.zeros(1, 3, SIDE, SIDE))
+    method = FineGrained(detector.spec, detector.spec)
+    for side in (50, 100, 200, 400):
+        corner = (SIDE - side) / 2 + 3
+        target = boxes((corner, corner, corner + side, corner + side))
+        levels = detector.assign(outputs, [target]).split([level[..., 0].numel() for level in outputs.anchors], dim=1)
+        assigned = {s for s, level in zip(detector.spec.strides, levels, strict=True) if (level >= 0).any()}
+        student = replace(outputs, features=pyramid(detector.spec).features)
+        reached = strides_reached(method, "fine_grained_feature", student, ground(target))
+        assert assigned
+        assert assigned <= reached
+        assert len(reached) <= 2
+
+
+def test_anchors_with_a_size_are_taken_as_they_are():
+    method, student, teacher = FineGrained(BIG, BIG), record(BIG, 1), record(BIG, 2)
+    moved = replace(student, anchors=widened_points(student.anchors, BIG.strides))
+    values = [method(each, teacher, truth(BIG))["fine_grained_feature"].item() for each in (student, moved)]
+    assert values[0] != values[1]

@@ -1,0 +1,141 @@
+"""FRS against slow loops, with each of its options."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from pairs import BIG, LITTLE, OF_FAMILY, made_up_specs, record, run, truth
+from references import identity
+
+from understudy.errors import UserError
+from understudy.functional import (
+    feature_richness,
+    richness_masks,
+    weighted_box_loss,
+    weighted_class_loss,
+    weighted_feature_loss,
+)
+from understudy.methods.frs import FRS
+from understudy.methods.loading import build_methods
+from understudy.methods.weighting import TermWeight
+
+ONE_ANCHOR = replace(BIG, num_anchors=1, name="anchorless")
+RPN = replace(BIG, family="faster_rcnn", name="two_stage", **OF_FAMILY["faster_rcnn"])
+
+
+def test_by_default_it_is_bit_equal_to_its_two_equations():
+    (method,), weights = build_methods({"frs": {}}, LITTLE, BIG)
+    assert weights == {"frs_feature": TermWeight(0.005, 500), "frs_class": TermWeight(0.02, 500)}
+    student, teacher = record(LITTLE, 1), record(BIG, 2)
+    masks = [feature_richness(logits) for logits in teacher.class_logits]
+    adapted = [adapter(own) for adapter, own in zip(method.adapters, student.features, strict=True)]
+    pairs = {
+        "frs_feature": (weighted_feature_loss, adapted, teacher.features),
+        "frs_class": (weighted_class_loss, student.class_logits, teacher.class_logits),
+    }
+    terms = method(student, teacher, truth(LITTLE))
+    assert list(terms) == list(pairs)
+    for name, (loss, own, theirs) in pairs.items():
+        levels = [loss(*level) for level in zip(own, theirs, masks, strict=True)]
+        assert torch.equal(terms[name], torch.stack(levels).sum())
+
+
+def test_against_a_slow_loop_over_levels():
+    method = identity(FRS(BIG, BIG))
+    student, teacher = record(BIG, 1), record(BIG, 2)
+    expected = 0.0
+    for own, theirs, logits in zip(student.features, teacher.features, teacher.class_logits, strict=True):
+        above = below = 0.0
+        for n, y, x in itertools.product(*map(range, logits.shape[:3])):
+            weight = torch.sigmoid(logits[n, y, x].max()).item()
+            above += weight * (own[n, :, y, x] - theirs[n, :, y, x]).square().sum().item()
+            below += weight
+        expected += above / below
+    assert method(student, teacher, truth(LITTLE))["frs_feature"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_mask_ignores_the_ground_truth():
+    method, student, teacher, first = run("frs")
+    second = method(student, teacher, truth(LITTLE, (0, 0)))
+    assert torch.equal(first["frs_feature"], second["frs_feature"])
+
+
+def test_the_normaliser_per_image_differs_from_that_per_batch():
+    batch, image = (run("frs", normaliser=each)[3]["frs_feature"].item() for each in ("batch", "image"))
+    assert batch != pytest.approx(image, rel=1e-6)
+
+
+def test_cells_are_compared_where_anchors_differ():
+    (method,), _ = build_methods({"frs": {"scores": "cell", "ramp_steps": 0}}, LITTLE, ONE_ANCHOR)
+    student, teacher = record(LITTLE, 1), record(ONE_ANCHOR, 2)
+    expected = 0.0
+    for own, theirs in zip(student.class_logits, teacher.class_logits, strict=True):
+        above = below = 0.0
+        for n, y, x in itertools.product(range(2), range(own.shape[1]), range(own.shape[2])):
+            weight = theirs[n, y, x].max().sigmoid().item()
+            below += weight
+            for k in range(3):
+                score = max(own[n, y, x, a, k].sigmoid().item() for a in range(2))
+                soft = theirs[n, y, x, 0, k].sigmoid().item()
+                above -= weight * (soft * math.log(score) + (1 - soft) * math.log(1 - score))
+        expected += above / below
+    terms = method(student, teacher, truth(LITTLE))
+    assert terms["frs_class"].item() == pytest.approx(expected, rel=1e-5)
+    terms["frs_class"].backward()
+    assert all(logits.grad.abs().sum() > 0 for logits in student.class_logits)
+
+
+@pytest.mark.parametrize("scores", ["anchor", "cell"])
+def test_objectness_is_not_compared_with_classes(scores):
+    options = {"feature_weight": 1.0, "class_weight": 1.0, "scores": scores}
+    for student, teacher in ((LITTLE, RPN), (RPN, BIG), (replace(LITTLE, num_classes=1), RPN)):
+        with pytest.raises(
+            UserError, match=r"frs_class: the student \w+ has (objectness|3 classes|1 class), the teac"
+        ) as failure:
+            build_methods({"frs": options}, student, teacher)
+        assert "scores=cell" not in str(failure.value)  # it would not help
+        (method,), _ = build_methods({"frs": {"feature_weight": 1, "class_weight": 0}}, student, teacher)
+        assert method(record(student, 1), record(teacher, 2), truth(LITTLE))["frs_feature"] > 0
+    (method,), _ = build_methods({"frs": options}, RPN, RPN)
+    assert method(record(RPN, 1), record(RPN, 2), truth(LITTLE))["frs_class"] > 0
+
+
+def test_centerness_changes_the_mask_and_is_refused_where_there_is_none():
+    specs = made_up_specs("fcos")
+    plain, counted = (run("frs", *specs, centerness=each)[3]["frs_class"] for each in (False, True))
+    assert plain != counted
+    with pytest.raises(UserError, match=r"the teacher big has no centre-ness; set methods.frs.centerness=false"):
+        build_methods({"frs": {"centerness": True}}, LITTLE, BIG)
+
+
+def test_a_region_reads_the_ground_truth():
+    method, student, teacher, terms = run("frs", region="tp_fn")
+    assert all("assignment" in reads for reads in method.reads.values())
+    masks = richness_masks(student, teacher, truth(LITTLE), region="tp_fn")
+    levels = zip(student.class_logits, teacher.class_logits, masks, strict=True)
+    expected = sum(weighted_class_loss(*level) for level in levels)
+    assert terms["frs_class"].item() == pytest.approx(expected.item())
+    assert not any("assignment" in reads for reads in run("frs", region="tp_fp")[0].reads.values())
+
+
+def test_the_box_term_is_off_unless_it_has_a_weight_and_compares_raw_outputs():
+    other = made_up_specs("fcos")[1]
+    weights = {"feature_weight": 1, "class_weight": 0}
+    build_methods({"frs": weights}, LITTLE, other)  # box has no weight
+    with pytest.raises(UserError) as failure:
+        build_methods({"frs": {**weights, "box_weight": 0.2}}, LITTLE, other)
+    for part in ("frs_box: the student little has 2 anchors", "boxes as 4 deltas", "boxes as 4 distances in strides"):
+        assert part in str(failure.value)
+
+    (method,), terms = build_methods({"frs": {"feature_weight": 0, "class_weight": 0, "box_weight": 0.2}}, LITTLE, BIG)
+    assert terms == {"frs_box": TermWeight(0.2, 500)}
+    assert not list(method.parameters())
+    student, teacher = record(LITTLE, 1), record(BIG, 2)
+    found = method(student, teacher, truth(LITTLE))
+    levels = zip(student.box_raw, teacher.box_raw, map(feature_richness, teacher.class_logits), strict=True)
+    assert list(found) == ["frs_box"]
+    assert found["frs_box"].item() == pytest.approx(sum(weighted_box_loss(*level) for level in levels).item())
+    found["frs_box"].backward()
+    assert all(raw.grad.abs().sum() > 0 for raw in student.box_raw)

@@ -1,0 +1,84 @@
+"""LD against a slow loop written from its equations."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from predictions import CLASSES, TARGETS, divergence, pair_of, positives, spec, truth
+from references import sigmoid
+from torchvision.ops import box_iou, distance_box_iou
+
+from understudy.errors import UserError
+from understudy.methods import METHODS
+from understudy.methods.loading import build_methods
+from understudy.outputs import flatten_levels
+
+
+@pytest.mark.parametrize("normaliser", ["sum", "positives"])
+def test_against_a_slow_loop(normaliser):
+    student, teacher, own, theirs = pair_of("distributions")
+    ground = truth()
+    method = METHODS["ld"](student, teacher, normaliser=normaliser)
+    sides = [flatten_levels(outputs.box_raw).unflatten(-1, (4, -1)).tolist() for outputs in (own, theirs)]
+    classes = [flatten_levels(outputs.class_logits).tolist() for outputs in (own, theirs)]
+    anchors = torch.cat([level.flatten(0, 2) for level in own.anchors])
+
+    def location(n: int, r: int) -> float:
+        four = zip(sides[1][n][r], sides[0][n][r], strict=True)
+        return sum(100 * divergence(*both, 10) / 6 for both in four)
+
+    expected = {"location": 0.0, "vlr": 0.0, "class": 0.0}
+    for n, r, _ in positives(ground):
+        expected["location"] += sigmoid(max(classes[0][n][r])) * location(n, r) / 4
+        expected["class"] += 4 * divergence(classes[1][n][r], classes[0][n][r], 2) / CLASSES / 8
+    in_region = 0
+    for n, target in enumerate(TARGETS):
+        overlaps, nearness = box_iou(target["boxes"], anchors), distance_box_iou(target["boxes"], anchors)
+        known = (ground.gt_index[n] != -2).nonzero().flatten().tolist()
+        thresholds = [
+            slow_threshold(box, overlap, anchors, known) for box, overlap in zip(target["boxes"], overlaps, strict=True)
+        ]
+        for r in known:
+            weights = [
+                overlap[r].item()
+                for overlap, near, limit in zip(overlaps, nearness, thresholds, strict=True)
+                if limit / 4 <= near[r] < limit
+            ]
+            expected["vlr"] += max(weights, default=0) * location(n, r) / 16
+            in_region += bool(weights)
+    assert 4 < in_region < 200
+    terms = method(own, theirs, ground)
+    for term, value in expected.items():
+        divisor = 8 if normaliser == "positives" and term != "class" else 1
+        assert terms[f"ld_{term}"].item() == pytest.approx(value / divisor, rel=1e-4), term
+    sum(terms.values()).backward()
+    assert all(level.grad.isfinite().all() for level in (*own.box_raw, *own.class_logits))
+
+
+def slow_threshold(box, overlaps, anchors, known) -> float:
+    """Mean plus deviation of the IoU of the nine anchors of each level nearest to a box's centre."""
+    x, y = (box[0] + box[2]).item() / 2, (box[1] + box[3]).item() / 2
+    found = []
+    for first, last in ((0, 96), (96, 120)):
+        centres = {r: ((anchors[r, :2] + anchors[r, 2:]) / 2).tolist() for r in known if first <= r < last}
+        # Two anchors lie in the same place with the same IoU, so which of them comes first does not matter.
+        nearest = sorted(centres, key=lambda r: math.hypot(centres[r][0] - x, centres[r][1] - y))[:9]
+        found += [overlaps[r] for r in nearest]
+    return (torch.stack(found).mean() + torch.stack(found).std()).item()
+
+
+def test_boxes_must_be_distributions_over_the_same_bins():
+    student, teacher = spec("little", "distributions"), spec("big", "deltas")
+    with pytest.raises(UserError, match="both must predict the sides of a box as distributions: ") as failure:
+        build_methods({"ld": {}}, student, teacher)
+    first, advice = str(failure.value).splitlines()[1:]
+    assert first.endswith("the student little has distributions, the teacher big deltas")  # methods that serve follow
+    assert "soft_labels, " in advice
+    assert "bckd, " in advice
+    with pytest.raises(UserError, match="little has sides of 6 bins, the teacher big has sides of 17 bins"):
+        build_methods({"ld": {}}, student, spec("big", "distributions", box_size=68))
+    one = student, spec("big", "distributions", num_classes=1)
+    with pytest.raises(UserError, match=r"ld_class: .*3 classes.*1 class"):
+        build_methods({"ld": {}}, *one)
+    assert list(METHODS["ld"].obstacles(replace(student, num_classes=1), one[1])) == ["class"]

@@ -1,0 +1,47 @@
+"""PFI against a slow loop written from its equation."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+from predictions import CLASSES, pair_of, record, truth
+from references import sigmoid
+
+from understudy.methods import METHODS
+
+
+@pytest.mark.parametrize("score", ["logit", "sigmoid"])
+@pytest.mark.parametrize(("power", "normaliser"), [(2, "mean"), (1, "mean"), (1, "norm")])
+def test_against_a_slow_loop(score, power, normaliser):
+    student, teacher, own, theirs = pair_of()
+    options = {"score": score, "power": power, "normaliser": normaliser}
+    expected = 0.0
+    change = sigmoid if score == "sigmoid" else float
+    levels = zip(own.features, theirs.features, own.class_logits, theirs.class_logits, strict=True)
+    for feature, other, logits, soft in levels:
+        products = []
+        for n, y, x in itertools.product(range(2), range(logits.shape[1]), range(logits.shape[2])):
+            gaps = zip(logits[n, y, x].flatten().tolist(), soft[n, y, x].flatten().tolist(), strict=True)
+            prediction = sum((change(a) - change(b)) ** 2 for a, b in gaps) / (2 * CLASSES)
+            distance = (feature[n, :, y, x] - other[n, :, y, x]).square().sum().item() / 5
+            products.append((prediction * distance) ** power)
+        total = sum(products) if normaliser == "mean" else math.sqrt(sum(value**2 for value in products))
+        expected += total / len(products) / 2
+    method = METHODS["pfi"](student, teacher, **options)
+    assert method(own, theirs, truth())["pfi_feature"].item() == pytest.approx(expected, rel=1e-4)
+    assert not list(method.parameters())
+
+
+def test_detached_predictions_and_adapters():
+    student, teacher, own, theirs = pair_of()
+    METHODS["pfi"](student, teacher, detach=True)(own, theirs, truth())["pfi_feature"].backward()
+    assert all(level.grad is None for level in own.class_logits)
+    assert len(list(METHODS["pfi"](student, teacher, adapter="always").parameters())) == 4
+    method = METHODS["pfi"](student, replace(teacher, channels=(5, 7)))
+    assert [tuple(parameter.shape) for parameter in method.parameters()] == [(7, 5, 1, 1), (7,)]
+    assert method(own, record(method.teacher, 2), truth())["pfi_feature"] > 0
+
+
+def test_only_a_retinanet_has_a_weight():
+    assert METHODS["pfi"].weights == {"retinanet": {"feature": 1.5}}

@@ -1,0 +1,34 @@
+"""PKD against torch's own correlation, and the levels and channels that it needs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pairs import BIG, LITTLE, run
+
+from understudy.errors import UserError
+from understudy.functional import correlation_loss
+from understudy.methods.pkd import PKD
+
+
+def test_it_is_one_minus_the_correlation_of_every_channel():
+    _, own, theirs, terms = run("pkd", student=BIG)
+    expected = 0.0
+    for mine, other in zip(own.features, theirs.features, strict=True):
+        n, channels = mine[:, 0].numel(), mine.shape[1]
+        correlations = [
+            torch.stack([mine[:, c].flatten(), other[:, c].flatten()]).corrcoef()[0, 1] for c in range(channels)
+        ]
+        expected += (n - 1) / n * (1 - sum(correlations).item() / channels)
+    assert terms["pkd_feature"].item() == pytest.approx(expected, rel=1e-4)
+    first = run("pkd", student=BIG, levels=1)[3]["pkd_feature"]
+    torch.testing.assert_close(first, correlation_loss(own.features[0], theirs.features[0]))
+
+
+def test_it_needs_equal_channels_of_the_levels_it_compares():
+    with pytest.raises(UserError, match=r"little has the channels \(6, 6\), the teacher big has the channels \(8, 8\)"):
+        PKD(LITTLE, BIG)
+    coarse = replace(LITTLE, channels=(8, 6))
+    with pytest.raises(UserError, match="use hint or mgd, which adapt the channels"):
+        PKD(coarse, BIG)
+    PKD(coarse, BIG, levels=1)

@@ -1,0 +1,104 @@
+"""What a config names is opened and built before anything is written: every mistake leaves no run folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import understudy
+from understudy.config import DistillConfig, load_config
+from understudy.errors import UserError
+from understudy.training.assembly import resolve_config
+
+
+def single_file(scenes, renamed, tmp_path):
+    return {"data.path": scenes / "instances_train.json"}
+
+
+def other_classes(scenes, renamed, tmp_path):
+    return {"data.path": renamed(["unicorn", "yeti", "zombie", "ogre"])}
+
+
+def different_splits(scenes, renamed, tmp_path):
+    folder = renamed(["unicorn"])
+    shutil.copy(scenes / "instances_train.json", folder)
+    return {"data.path": folder}
+
+
+def only_crowds(scenes, renamed, tmp_path):
+    folder = shutil.copytree(scenes, tmp_path / "other")
+    content = json.loads((folder / "instances_val.json").read_text())
+    for row in content["annotations"]:
+        row["iscrowd"] = 1
+    (folder / "instances_val.json").write_text(json.dumps(content))
+    return {"data.path": folder}
+
+
+MISTAKES = [
+    (
+        single_file,
+        r"is one split; it would be used for training and for evaluation. .*data.train=instances_tr",
+    ),
+    (other_classes, r"unicorn, [^;]*; the teacher has star"),
+    (different_splits, r"'train' and 'val' of .* have different classes"),
+    (only_crowds, r"none of the 4 images has an annotated object"),
+    ({"data.path": "nowhere"}, r"No data set at .*nowhere"),
+    ({"data.val": "test"}, r'no split "test". Available: train, val'),
+    ({"detector.name": "fcos_resnet51"}, r"'fcos_resnet51'.* did you mean 'fcos_resnet50'"),
+    ({"methods": {"fsr": {}}}, r"'fsr'.* did you mean 'frs'"),
+    ({"methods": {"frs": {"featur_weight": 1}}}, r'has no option "featur_weight"; did you mean "feature_weight"'),
+    ({"data.unlabelled": "nowhere"}, r"No unlabelled images at .*nowhere"),
+    ({"data.unlabelled_batch": 2}, r"data.unlabelled_batch=2 has no effect without unlabelled images"),
+    ({"teacher": "nowhere"}, r"nowhere does not exist"),
+    ({"batch_size": 9}, r"8 images in split 'train', fewer than one batch of 9"),
+    ({"strategy": "warp"}, r"strategy=warp .* is not available on this machine"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_a_mistake_leaves_no_run_folder(change, message, tiny, trained, scenes, renamed, tmp_path):
+    run = tmp_path / "run"
+    changes = change(scenes, renamed, tmp_path) if callable(change) else change
+    with pytest.raises(UserError, match=message):
+        understudy.distill(tiny, run=run, **{"teacher": trained, **changes})
+    assert not run.exists()
+
+
+def test_unlabelled_images_need_a_teacher(tiny, unlabelled, tmp_path):
+    with pytest.raises(UserError, match=r"unlabelled images need a teacher. Use `understudy distill`"):
+        understudy.train(tiny, run=tmp_path / "run", **{"data.unlabelled": unlabelled})
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_split_may_be_named_twice(tiny, scenes, tmp_path):
+    file = scenes / "instances_train.json"
+    keys = {"data.path": file, "data.train": "train", "data.val": "train", "schedule.epochs": 1}
+    run = understudy.train(tiny, run=tmp_path / "run", **keys)
+    assert json.loads((run / "result.json").read_text())["images"] == 8
+
+
+def test_a_ramp_that_is_longer_than_the_run_is_noted(tiny, trained, tmp_path, capsys):
+    keys = {"batch_size": 8, "schedule.epochs": 1, "methods": {"frs": {"ramp_steps": 4}}}
+    understudy.distill(tiny, run=tmp_path / "run", teacher=trained, **keys)
+    expected = "methods.frs.ramp_steps=4 is longer than the run (1 steps): the weights reach only 0 % of their final"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_resolved_config_has_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("weights.pt").touch()
+    keys = {
+        "run": "run",
+        "data": {"path": "photos", "unlabelled": "more"},
+        "teacher": "teacher",
+        "detector.backbone_weights": "weights.pt",
+        "batch_size": 3,
+    }
+    config = resolve_config(load_config(DistillConfig, keys))
+    assert (config.data.path, config.data.unlabelled) == (tmp_path / "photos", tmp_path / "more")
+    assert config.data.unlabelled_batch == 3
+    assert config.teacher == tmp_path / "teacher"
+    assert config.detector.backbone_weights == str(tmp_path / "weights.pt")
+    named = load_config(DistillConfig, keys, {"detector.backbone_weights": "IMAGENET1K_V1"})
+    assert resolve_config(named).detector.backbone_weights == "IMAGENET1K_V1"

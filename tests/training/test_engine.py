@@ -1,0 +1,198 @@
+"""A training step: terms without effect stop the run, and the optimizer does what the config states."""
+
+import json
+import math
+
+import pytest
+import torch
+from training_runs import assert_same, at_step, ctrl_c, saved_step
+
+import understudy
+from understudy.cli import main
+from understudy.errors import RunError
+from understudy.files import read_rows
+from understudy.methods import Method
+
+LOSSES_OF_FIVE_STEPS = [2.80456, 3.92093, 4.99709, 5.00517, 4.96732]
+"""Total loss of a tiny student's first steps with FRS (whose ramp is two steps long); a change of it needs a reason."""
+
+# --- terms without effect ---------------------------------------------------------------------------------------------
+
+
+class Culprit(Method):
+    """A method with one fault."""
+
+    name = "culprit"
+    terms = ("term",)
+    weights = {"*": {"term": 1.0}}
+    source = "none"
+    reads = {"term": ("features",)}
+
+
+class Zero(Culprit):
+    def forward(self, student, teacher, truth, layers=None):
+        return {"culprit_term": 0 * student.features[0].sum()}
+
+
+class ZeroWhereObjectsAreSmall(Zero):
+    """Some steps with nothing to compare are no fault of a method that compares at objects."""
+
+    reads = {"term": ("features", "objects")}
+
+
+class NotANumber(Culprit):
+    calls = 0
+
+    def forward(self, student, teacher, truth, layers=None):
+        NotANumber.calls += 1
+        return {"culprit_term": student.features[0].mean() * (math.nan if NotANumber.calls > 5 else 1)}
+
+
+class Detached(Culprit):
+    def forward(self, student, teacher, truth, layers=None):
+        return {"culprit_term": (student.features[0].detach() - teacher.features[0]).square().mean()}
+
+
+class OnlyTheAdapter(Culprit):
+    def __init__(self, student, teacher, **options):
+        super().__init__(student, teacher, **options)
+        self.adapter = torch.nn.Conv2d(student.channels[0], teacher.channels[0], 1)
+
+    def forward(self, student, teacher, truth, layers=None):
+        return {"culprit_term": (self.adapter(student.features[0].detach()) - teacher.features[0]).square().mean()}
+
+
+class DetachedLater(Culprit):
+    """Zero at first, which is allowed; later without a gradient to the student."""
+
+    calls = 0
+
+    def forward(self, student, teacher, truth, layers=None):
+        DetachedLater.calls += 1
+        return {"culprit_term": teacher.features[0].abs().mean() * (DetachedLater.calls > 2)}
+
+
+@pytest.mark.parametrize(
+    ("culprit", "message", "saved"),
+    [
+        (Zero, "culprit_term was exactly zero in 3 steps. It has no effect. Possible causes: the teacher", None),
+        (NotANumber, "Step 5: total is nan, culprit_term is nan. Possible remedies: lower optimizer.lr", 4),
+        (Detached, "culprit_term has no gradient with respect to any weight of the student", None),
+        (OnlyTheAdapter, "culprit_term has no gradient with respect to any weight of the student", None),
+        (DetachedLater, "culprit_term has no gradient with respect to any weight of the student", None),
+    ],
+)
+def test_a_term_without_effect_stops_the_run(culprit, message, saved, tiny, trained, tmp_path, capsys):
+    culprit.calls = 0
+    method = {f"{__name__}:{culprit.__name__}": {}}
+    keys = {**tiny, "teacher": trained, "run": tmp_path / "run", "methods": json.dumps(method)}
+    with pytest.raises(SystemExit) as stop:
+        main(["distill", *(f"{key}={value}" for key, value in keys.items())])
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert saved_step(tmp_path / "run") == saved
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_method_that_reads_the_truth_may_be_zero_for_longer(tiny, trained, tmp_path, monkeypatch):
+    keys = {"teacher": trained, "schedule.epochs": 1}
+    keys["methods"] = {f"{__name__}:{ZeroWhereObjectsAreSmall.__name__}": {}}
+    understudy.distill(tiny, run=tmp_path / "run", **keys)  # four steps
+    monkeypatch.setattr("understudy.training.engine.PATIENCE_WITH_TRUTH", 4)
+    with pytest.raises(RunError, match=r"exactly zero in 4 steps.*the objects are too small"):
+        understudy.distill(tiny, run=tmp_path / "stopped", **keys)
+
+
+def test_a_term_that_is_zero_at_first_goes_on(tiny, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        DetachedLater,
+        "forward",
+        lambda self, student, *_: {"culprit_term": student.features[0].mean() * next(factors)},
+    )
+    factors = iter([0, 0, 1, 0, 0, 1, 1, 1])
+    keys = {"batch_size": 1, "schedule.epochs": 1, "methods": {f"{__name__}:DetachedLater": {}}}
+    understudy.distill(tiny, teacher=trained, run=tmp_path / "run", **keys)
+    assert next(factors, None) is None
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(RunError, match=r"Step \d+: total is (nan|inf).*lower optimizer.lr"):
+        understudy.train(tiny, run=run, **{"optimizer.lr": 1e20})
+    assert not (run / "last.ckpt").exists()
+
+
+# --- random numbers ---------------------------------------------------------------------------------------------------
+
+
+class Dice(Culprit):
+    """A method without a fault: its random numbers depend on seed and step."""
+
+    def forward(self, student, teacher, truth, layers=None):
+        return {"culprit_term": student.features[0].square().mean() * torch.rand(())}
+
+
+def test_a_resumed_run_draws_the_same_random_numbers(tiny, trained, tmp_path):
+    keys = {"teacher": trained, "methods": {f"{__name__}:Dice": {}}, "schedule.epochs": 1, "log_every": 1}
+    whole = understudy.distill(tiny, run=tmp_path / "whole", **keys)
+    with at_step(2, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.distill(tiny, run=tmp_path / "run", **keys)
+    torch.rand(7)  # other random numbers of the process do not matter
+    assert_same(understudy.resume(tmp_path / "run"), whole)
+
+
+# --- losses and weights -----------------------------------------------------------------------------------------------
+
+
+def test_the_first_five_steps_are_what_they_were(tiny, confident, tmp_path):
+    """With frozen normalisation: statistics of two 2x2 maps would amplify the last digits, which machines differ in."""
+    keys = {"log_every": 1, "schedule.epochs": 2, "optimizer.lr": 0.001, "detector.norm": "frozen"}
+    teacher = confident("fcos_mobilenet_v2")
+    run = understudy.distill(tiny, run=tmp_path / "run", teacher=teacher, methods={"frs": {"ramp_steps": 2}}, **keys)
+    found = [float(row["total"]) for row in read_rows(run / "losses.csv")[:5]]
+    assert found == pytest.approx(LOSSES_OF_FIVE_STEPS, rel=1e-4)
+
+
+def one_step(tiny, run, **keys) -> tuple[dict, dict]:
+    """The learner's weights and the last checkpoint after one step of 8 images."""
+    keys = {"batch_size": 8, "schedule.epochs": 1, "log_every": 1, "detector.norm": "frozen"} | keys
+    folder = understudy.train(tiny, run=run, **keys)
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    return last["state_dict"], last
+
+
+def test_the_learning_rate_grows_with_the_batch(tiny, tmp_path):
+    _, last = one_step(tiny, tmp_path / "run", **{"optimizer.lr": 0.01, "optimizer.scale_lr": True})
+    assert last["lr_schedulers"][0]["base_lrs"] == pytest.approx([0.01 * 8 / 16])
+    assert float(read_rows(tmp_path / "run" / "losses.csv")[0]["lr"]) == pytest.approx(0.005)
+
+
+def test_the_gradient_is_clipped(tiny, tmp_path):
+    start, _ = one_step(tiny, tmp_path / "start", **{"optimizer.lr": 1e-30})
+    keys = {"optimizer.lr": 1.0, "optimizer.weight_decay": 0.0}
+    free, _ = one_step(tiny, tmp_path / "free", **keys)
+    clipped, _ = one_step(tiny, tmp_path / "clipped", **keys, **{"optimizer.clip_norm": 0.01})
+    moved = [math.sqrt(sum(float((new[k] - start[k]).square().sum()) for k in start)) for new in (free, clipped)]
+    assert moved[0] > 0.1
+    assert moved[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_adamw(tiny, tmp_path):
+    keys = {"optimizer.name": "adamw", "optimizer.lr": 0.001, "optimizer.weight_decay": 0.05}
+    _, last = one_step(tiny, tmp_path / "run", **keys)
+    assert last["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.05
+    assert {"exp_avg", "exp_avg_sq", "step"} <= set(last["optimizer_states"][0]["state"][0])
+
+
+def test_bf16_is_close_to_32_bits(tiny, trained, tmp_path):
+    keys = {"schedule.epochs": 1, "log_every": 1, "teacher": trained}
+    whole = understudy.distill(tiny, run=tmp_path / "32", **keys)
+    half = understudy.distill(tiny, run=tmp_path / "bf16", precision="bf16", **keys)
+    expected, found = (read_rows(run / "losses.csv")[0] for run in (whole, half))
+    for name in ("total", "frs_feature", "frs_class"):
+        assert float(found[name]) == pytest.approx(float(expected[name]), rel=0.02)
+    assert found["total"] != expected["total"]
+    weights = torch.load(half / "last.ckpt", weights_only=True)["state_dict"]
+    assert {value.dtype for value in weights.values()} <= {torch.float32, torch.int64}

@@ -1,0 +1,87 @@
+"""Resuming refuses what would be another run, and accepts other paths, devices and intervals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from training_runs import assert_same, at_step, ctrl_c
+
+import understudy
+from understudy.config import DistillConfig, dump_config, load_config
+from understudy.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, trained, unlabelled, tmp_path_factory) -> Path:
+    """A distillation run that was interrupted after step 5."""
+    run = tmp_path_factory.mktemp("runs") / "stopped"
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.distill(tiny, run=run, teacher=trained)
+    return run
+
+
+@pytest.fixture
+def edited(stopped, tmp_path):
+    """Copies the interrupted run and changes keys of its config."""
+
+    def edited(**keys) -> Path:
+        run = shutil.copytree(stopped, tmp_path / "run", dirs_exist_ok=True)
+        (run / "config.yaml").write_text(dump_config(load_config(DistillConfig, run / "config.yaml", keys)))
+        return run
+
+    return edited
+
+
+def test_a_finished_run_is_not_resumed(trained):
+    with pytest.raises(UserError, match=r"is finished. Its evaluation is in .*result.json"):
+        understudy.resume(trained)
+
+
+def test_no_run_is_not_resumed(tmp_path):
+    with pytest.raises(UserError, match=r"not a run folder: it has no config\.yaml"):
+        understudy.resume(tmp_path)
+
+
+def test_an_edited_config_is_not_resumed(edited):
+    run = edited(**{"batch_size": 1, "optimizer.lr": 0.1, "data.workers": 1})
+    with pytest.raises(UserError) as caught:
+        understudy.resume(run)
+    assert "batch_size: 2 in the checkpoint, 1 now" in str(caught.value)
+    assert "optimizer.lr: 0.01 in the checkpoint, 0.1 now" in str(caught.value)
+    assert f"understudy distill --config {run / 'config.yaml'} run=NEW_FOLDER" in str(caught.value)
+    assert "workers" not in str(caught.value)
+
+
+def test_a_run_is_resumed_where_its_data_were_moved_to(edited, distilled, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    run = edited(**{"data.path": tmp_path / "missing"})
+    with pytest.raises(UserError, match=f"No data set at {tmp_path}/missing"):
+        understudy.resume(run)
+    assert_same(understudy.resume(edited(**{"data.path": data})), distilled)
+
+
+def test_other_data_are_not_resumed_on(edited, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    content = json.loads((data / "instances_train.json").read_text())
+    content["images"] = [image for image in content["images"] if image["id"] <= 6]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] <= 6]
+    (data / "instances_train.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="steps of an epoch: 4 before, 3 now"):
+        understudy.resume(edited(**{"data.path": data}))
+
+
+def test_other_classes_are_not_resumed_on(edited, renamed, trained):
+    data = renamed(["star", "ring", "cross", "unicorn"])
+    with pytest.raises(UserError, match=r"classes: \['star', .*'arrow'\] before, \[.*'unicorn'\] now"):
+        understudy.resume(edited(**{"data.path": data}))
+
+
+def test_other_unlabelled_images_are_not_resumed_on(tiny, trained, unlabelled, tmp_path):
+    run, folder = tmp_path / "run", shutil.copytree(unlabelled, tmp_path / "more")
+    with at_step(1, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.distill(tiny, run=run, teacher=trained, **{"data.unlabelled": folder})
+    assert load_config(DistillConfig, run / "config.yaml").data.unlabelled_batch == 2  # as many as labelled ones
+    next(folder.glob("*.*")).unlink()
+    with pytest.raises(UserError, match="unlabelled images: 5 before, 4 now"):
+        understudy.resume(run)

@@ -1,0 +1,290 @@
+"""Training runs: resumed runs equal uninterrupted ones, two processes equal one, and full disks cost no checkpoint."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import assert_same, at_step, crash, ctrl_c, ctrl_c_twice, saved_step
+
+import understudy
+from understudy.cli import main
+from understudy.errors import UserError
+from understudy.evaluation import evaluate
+from understudy.files import read_rows
+
+# --- interrupted and resumed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "during"),
+    [("train", 5, "step"), ("distill", 5, "step"), ("distill", 4, "step"), ("distill", 8, "evaluation")],
+    ids=["a plain student", "within an epoch", "at its last step", "in the evaluation"],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(kind, step, during, tiny, trained, distilled, tmp_path):
+    run, whole = tmp_path / "run", trained if kind == "train" else distilled
+    start = understudy.train if kind == "train" else understudy.distill
+    more = {} if kind == "train" else {"teacher": trained}
+    before = signal.getsignal(signal.SIGINT)
+    with at_step(step, ctrl_c, during), pytest.raises(KeyboardInterrupt, match=f"after step {step}.*resume {run}"):
+        start(tiny, run=run, **more)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert saved_step(run) == step
+    assert not (run / "result.json").exists()
+    assert understudy.resume(run) == run
+    assert_same(run, whole)
+
+
+def test_a_crash_costs_the_steps_since_the_last_checkpoint(tiny, trained, tmp_path):
+    run = tmp_path / "run"
+    with at_step(7, crash), pytest.raises(ZeroDivisionError):
+        understudy.train(tiny, run=run)
+    with (run / "losses.csv").open("a") as stream:
+        stream.write("2.5,10,0.0")  # an incomplete row
+    assert saved_step(run) == 4
+    assert_same(understudy.resume(run), trained)
+
+
+def test_a_crash_after_the_last_step_costs_nothing(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "result.json").unlink()
+    assert_same(understudy.resume(run), trained)
+
+
+def test_a_second_ctrl_c_stops_at_once(tiny, trained, tmp_path):
+    run = tmp_path / "run"
+    message = f"without saving. The last checkpoint is of step 4.*understudy resume {run}"
+    with at_step(6, ctrl_c_twice), pytest.raises(KeyboardInterrupt, match=message):
+        understudy.train(tiny, run=run)
+    assert_same(understudy.resume(run), trained)
+
+
+def test_a_second_ctrl_c_before_anything_was_saved(tiny, tmp_path):
+    with (
+        at_step(2, ctrl_c_twice),
+        pytest.raises(KeyboardInterrupt, match=r"No checkpoint was saved yet: delete .*/run"),
+    ):
+        understudy.train(tiny, run=tmp_path / "run")
+    with pytest.raises(UserError, match=r"has no checkpoint: it was stopped before the first was saved\. Delete"):
+        understudy.resume(tmp_path / "run")
+
+
+def command(*arguments: object, **keys: object) -> list[str]:
+    options = [f"{key}={value}" for key, value in keys.items()]
+    return [sys.executable, "-m", "understudy", *map(str, arguments), *options]
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_line_saves_and_names_the_next_command(tiny, scenes, distilled, trained, tmp_path):
+    """A terminal sends the signal to all processes of the run, and the workers must survive it.
+
+    The paths are relative; the run is resumed from another folder.
+    """
+    run, here = tmp_path / "run", scenes.parent
+    paths = {"data.path": scenes.name, "teacher": os.path.relpath(trained, here), "run": os.path.relpath(run, here)}
+    process = subprocess.Popen(
+        command("distill", **{**tiny, **paths, "data.workers": 1}),
+        cwd=here,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 90
+    while not (run / "losses.csv").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"To continue: understudy resume {os.path.relpath(run, here)}" in err.splitlines()[-1]
+    assert err.count("Finishing this step") == 1
+    assert "Traceback" not in err
+    assert "arning" not in err
+    assert not out
+    assert 3 <= saved_step(run) < 12
+    with pytest.raises(SystemExit) as stop:
+        main(["resume", str(run)])
+    assert not stop.value.code
+    assert_same(run, distilled)
+
+
+# --- unlabelled images ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny, trained, unlabelled, tmp_path_factory) -> Path:
+    """A finished run with one unlabelled image per step."""
+    keys = {"data.unlabelled": unlabelled, "data.unlabelled_batch": 1}
+    return understudy.distill(tiny, teacher=trained, run=tmp_path_factory.mktemp("runs") / "mixed", **keys)
+
+
+def test_unlabelled_images_change_the_distillation(mixed, distilled, unlabelled):
+    first, plain = (read_rows(run / "losses.csv")[0] for run in (mixed, distilled))
+    assert list(first) == list(plain)
+    assert first["step"] == plain["step"]
+    assert first["frs_feature"] != plain["frs_feature"]
+    assert len(read_rows(mixed / "losses.csv")) == len(read_rows(distilled / "losses.csv"))  # the same budget
+    assert json.loads((mixed / "environment.json").read_text())["unlabelled_images"] == 5
+
+
+def test_a_run_with_unlabelled_images_and_workers_is_resumed_twice(tiny, trained, mixed, unlabelled, tmp_path):
+    run = tmp_path / "run"
+    keys = {"data.unlabelled": unlabelled, "data.unlabelled_batch": 1, "data.workers": 2}
+    with at_step(6, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.distill(tiny, run=run, teacher=trained, **keys)
+    with at_step(11, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.resume(run)
+    assert_same(understudy.resume(run), mixed)
+
+
+# --- a teacher of another kind ----------------------------------------------------------------------------------------
+
+
+def test_a_teacher_of_another_kind_and_label_space(tiny, renamed, confident, tmp_path, capsys):
+    """Other anchors, one class of another name, one in capitals; it is resumed to the bit like any other run."""
+    keys = {
+        **tiny,
+        "data.path": renamed(["unicorn", " RING"]),
+        "teacher": confident("retinanet_mobilenet_v2"),
+        "methods": {"frs": {"scores": "cell"}},
+        "schedule.epochs": 2,
+    }
+    whole = understudy.distill(keys, run=tmp_path / "whole")
+    first_note = capsys.readouterr().err.splitlines()[0]
+    assert "unicorn" in first_note
+    assert "star" in first_note
+    facts = json.loads((whole / "environment.json").read_text())["pairing"]
+    assert facts["classes_unknown_to_the_teacher"] == ["unicorn"]
+    assert facts["classes"] == [" RING", "cross", "arrow"]
+    assert facts["classes_of_the_teacher_not_used"] == ["star"]
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.distill(keys, run=tmp_path / "run")
+    capsys.readouterr()
+    assert_same(understudy.resume(tmp_path / "run"), whole)
+    assert capsys.readouterr().err.splitlines()[0] == first_note
+    with pytest.raises(UserError, match=r"methods.frs.class_weight=0"):
+        understudy.distill(keys, run=tmp_path / "third", methods="frs")
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tmp_path):
+    """With losses that are divided per image: RetinaNet's, and FRS' with the normaliser of an image."""
+    teacher = confident("retinanet_mobilenet_v2")
+    keys = {
+        **tiny,
+        "teacher": teacher,
+        "data.unlabelled": unlabelled,
+        "data.unlabelled_batch": 1,
+        "detector.name": "retinanet_mobilenet_v2",
+        "detector.norm": "frozen",
+        "schedule.epochs": 1,
+        "optimizer.clip_norm": 350,
+        "methods": json.dumps({"frs": {"normaliser": "image", "class_weight": 200, "ramp_steps": 0}}),
+        "log_every": 1,
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = subprocess.run(
+        command("distill", **keys | {"run": two, "devices": 2, "strategy": "ddp"}),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "arning" not in done.stderr
+    assert done.stderr.count("epoch   1") == 1
+    larger = {"batch_size": 4, "data.unlabelled_batch": 2, "methods": json.loads(keys["methods"])}
+    understudy.distill({**keys, **larger}, run=one)
+
+    weights = [torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for key in weights[0]:
+        torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-4, atol=1e-6, msg=key)
+    bias = weights[0]["learner.student.network.head.classification_head.cls_logits.bias"]
+    assert (bias + math.log(99)).min() > 0.1  # it starts at -log(99)
+    # After two steps scores nearly tie: the runs' AP may differ, but that of one set of weights must not.
+    result, evaluation = json.loads((two / "result.json").read_text()), evaluate(two, batch_size=2)
+    assert result["coco"]["AR100"] > 0
+    for name in ("AP", "AP50", "AR100"):
+        assert result["coco"][name] == pytest.approx(evaluation.coco[name], abs=1e-9)
+    assert [row["step"] for row in read_rows(two / "losses.csv")] == ["1", "2"]
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("file", ["best.ckpt", "losses.csv", "metrics.csv"])
+def test_a_full_disk_leaves_the_last_checkpoint(file, tiny, trained, tmp_path, capsys):
+    """The disk is full when `file` is written the second time; with room again the run equals any other."""
+    run, opened, writes = tmp_path / "run", Path.open, []
+
+    def open_(path, mode="r", *args, **kwargs):
+        stream = opened(path, mode, *args, **kwargs)
+        if path.name in (file, f".{file}.part") and mode in ("wb", "ab"):
+            writes.append(path)
+            if len(writes) == 2:
+                stream.write(b"half a ro")
+                stream.close()
+                return contextlib.nullcontext(types.SimpleNamespace(write=no_room))
+        return stream
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", open_)
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *(f"{key}={value}" for key, value in {**tiny, "run": run}.items())])
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert "Error: The disk is full" in err
+    assert str(run / file) in err
+    assert f"understudy resume {run}" in err
+    assert not list(run.glob(".*.part"))
+    assert "half" not in (run / "losses.csv").read_text() + (run / "metrics.csv").read_text()
+    assert saved_step(run) == 4
+    assert_same(understudy.resume(run), trained)
+
+
+def test_a_full_disk_by_a_limit_of_the_system(tiny, trained, tmp_path, capsys):
+    """The same with a system that refuses: from step 6 on no file may grow beyond 1.5 MB, and last.ckpt would."""
+    resource = pytest.importorskip("resource")
+    run, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        shrink = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
+        with at_step(6, shrink), pytest.raises(SystemExit) as stop:
+            main(["train", *(f"{key}={value}" for key, value in {**tiny, "run": run}.items())])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert f"Could not write {run / 'last.ckpt'} (File too large). The previous version is unchanged. Free some" in err
+    assert not list(run.glob(".*.part"))
+    assert saved_step(run) == 4
+    assert_same(understudy.resume(run), trained)
+
+
+# --- the config that is written ---------------------------------------------------------------------------------------
+
+
+def test_the_resolved_config_reproduces_the_run(distilled, tmp_path):
+    assert_same(understudy.distill(distilled / "config.yaml", run=tmp_path / "again"), distilled)

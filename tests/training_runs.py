@@ -1,0 +1,79 @@
+"""Tiny training runs that are interrupted, and comparisons of the files that they leave."""
+
+import contextlib
+import json
+import signal
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+import torch
+
+from understudy.files import read_rows
+from understudy.training.loss_log import LogLosses
+from understudy.training.validation import Validate
+
+
+@contextlib.contextmanager
+def at_step(step: int, act: Callable[[], object], during: str = "step") -> Generator[None]:
+    """Call a function at the end of a step, or in the evaluation after it."""
+    owner, name = (LogLosses, "on_train_batch_end") if during == "step" else (Validate, "on_train_epoch_end")
+    original = getattr(owner, name)
+
+    def hooked(self, trainer, *args):
+        original(self, trainer, *args)
+        if trainer.global_step == step:
+            act()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, hooked)
+        yield
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def ctrl_c_twice() -> None:
+    ctrl_c()
+    ctrl_c()
+
+
+def crash() -> None:
+    raise ZeroDivisionError("a crash")
+
+
+def saved_step(run: Path) -> int | None:
+    """The step of the last checkpoint; None if there is none."""
+    file = run / "last.ckpt"
+    return torch.load(file, weights_only=True)["global_step"] if file.exists() else None
+
+
+def contents(run: Path) -> dict:
+    """Everything that a run wrote, except durations; tensors as bytes."""
+    last, best = (torch.load(run / name, weights_only=True) for name in ("last.ckpt", "best.ckpt"))
+    result = json.loads((run / "result.json").read_text())
+    return {
+        "weights": as_bytes(last["state_dict"]),
+        "optimizer": as_bytes(last["optimizer_states"]),
+        "schedule": last["lr_schedulers"],
+        "best": as_bytes(best["state_dict"]),
+        "best of": (best["understudy"]["epoch"], best["understudy"]["step"], best["understudy"]["AP"]),
+        "losses": (run / "losses.csv").read_text(),
+        "metrics": [{**row, "seconds": ""} for row in read_rows(run / "metrics.csv")],
+        "result": {**result, "train_seconds": None},
+    }
+
+
+def as_bytes(value):
+    if isinstance(value, torch.Tensor):
+        return value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: as_bytes(item) for key, item in value.items()}
+    return [as_bytes(item) for item in value] if isinstance(value, list) else value
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Two runs wrote the same, to the bit."""
+    found, expected = contents(run), contents(other)
+    assert [key for key in expected if found[key] != expected[key]] == []
