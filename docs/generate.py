@@ -96,7 +96,7 @@ def _table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         given = ", ".join(f"{term} {weight:g}" for term, weight in weights.items())
         yield f"weights, {family}", given or "none: set your own"
     if facts["ramp_steps"]:
-        yield "ramp", f"the weights grow linearly from zero over {facts['ramp_steps']} steps"
+        yield "ramp", f"the weights increase linearly from zero over {facts['ramp_steps']} steps"
     yield "source", markdown(facts["source"])
 
 

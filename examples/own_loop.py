@@ -2,7 +2,7 @@
 
     python examples/own_loop.py
 
-To run in seconds, it uses small untrained detectors and noise as images. Replace them by your own.
+To run in seconds, it uses small untrained detectors and random images. Replace both by your own.
 """
 
 import torch
@@ -15,13 +15,13 @@ from understudy import Learner, build_methods, open_detector, pair
 
 
 def detector(name: str) -> RetinaNet:
-    """Build a torchvision RetinaNet; any RetinaNet, FCOS or FasterRCNN of yours will do."""
+    """Build a torchvision RetinaNet. Replace it by any RetinaNet, FCOS or FasterRCNN of your own."""
     pyramid = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256), "trainable_layers": 5}
     return RetinaNet(resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=BatchNorm2d, **pyramid), 3)
 
 
 def batches(steps: int):
-    """Yield your data: images (N, 3, H, W) in 0..1, and for each its boxes (xyxy in pixels) and labels (from 0)."""
+    """Yield images (N, 3, H, W) in 0..1 and, for each, its boxes (xyxy in pixels) and labels (from 0)."""
     for _ in range(steps):
         target = {"boxes": torch.tensor([[4.0, 8, 40, 50], [20.0, 30, 60, 60]]), "labels": torch.tensor([0, 2])}
         yield torch.rand(2, 3, 64, 64), [target, target]
@@ -31,14 +31,14 @@ def main(steps: int = 3) -> RetinaNet:
     """Train the student and return its network."""
     network = detector("resnet18")
     student, teacher = open_detector(network), open_detector(detector("resnet34")).eval().requires_grad_(False)
-    pairing = pair(student.spec, teacher.spec)  # their common levels; with class names also their common classes
+    pairing = pair(student.spec, teacher.spec)  # matches levels, and classes if their names are given
     methods, weights = build_methods({"frs": {"ramp_steps": 0}, "pkd": {}}, pairing.student, pairing.teacher)
     learner = Learner(student, methods, pairing)
     optimizer = torch.optim.SGD(learner.parameters(), lr=1e-3, momentum=0.9)
     for step, (images, targets) in enumerate(batches(steps)):
         with torch.no_grad():
             teacher_outputs = teacher(images)
-        losses = learner(images, targets, teacher_outputs)  # by name, unweighted: the student's and the methods'
+        losses = learner(images, targets, teacher_outputs)  # all terms by name, unweighted
         loss = sum(losses[name] * (weights[name].at(step) if name in weights else 1) for name in losses)
         optimizer.zero_grad()
         loss.backward()

@@ -1,10 +1,10 @@
-"""A distillation method of your own, used by its import path, without touching the package.
+"""A distillation method of your own, used by its import path, without changes to the package.
 
 Run the command line in the folder of this file, or with that folder on PYTHONPATH:
 
     understudy distill data=photos teacher=runs/teacher run=runs/student --method own_method:ScoredFeatures
 
-Its options, and the weights of its terms, are set like those of any other method. The second command lists them:
+Set its options and the weights of its terms like those of any other method. The second command lists them:
 
     understudy distill ... --method own_method:ScoredFeatures methods.own_method:ScoredFeatures.power=1
     understudy methods own_method:ScoredFeatures
@@ -19,19 +19,19 @@ from understudy import Method, Outputs, Spec, Truth
 
 
 class ScoredFeatures(Method):
-    """The student's features imitate the teacher's, most where the teacher's class scores are high."""
+    """Feature imitation, weighted by the teacher's class scores."""
 
     name = "scored"
     terms = ("feature",)
-    weights: ClassVar = {"*": {"feature": 1.0}}  # of every family
+    weights: ClassVar = {"*": {"feature": 1.0}}  # for every family
     source = "this example"
     reads: ClassVar = {"feature": ("features", "teacher_scores")}  # pairs of detectors without these are refused
 
     class Options(Method.Options):
-        """The options, each with its type, its default and its description."""
+        """Options, each with its type, default and description."""
 
         power: float = 0.5
-        """Exponent of the teacher's highest score in a cell, which weights the cell; 0 weights all alike."""
+        """Exponent of the teacher's highest score in a cell, which weights the cell; 0: equal weights."""
 
     options: Options
 
@@ -41,7 +41,7 @@ class ScoredFeatures(Method):
         self.adapters = nn.ModuleList(nn.Conv2d(own, theirs, kernel_size=1) for own, theirs in levels)
 
     def forward(self, student: Outputs, teacher: Outputs, truth: Truth, layers=None) -> dict[str, Tensor]:
-        """Mean over channels, cells and images of the weighted squared differences; mean over levels."""
+        """Return the weighted squared difference, averaged over channels, cells and images, then over levels."""
         means = []
         records = zip(self.adapters, student.features, teacher.features, teacher.class_logits, strict=True)
         for adapter, own, theirs, logits in records:

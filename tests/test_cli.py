@@ -336,7 +336,7 @@ def test_our_own_bugs_keep_their_traceback(stand_in):
         (("train", "--confg=a.yaml"), '"--confg=a.yaml": no such option; did you mean --config?'),
         (("train", "--method", "frs"), '"--method": no such option (see --help); write keys without dashes'),
         (("methods", "frs,pfi"), "several methods: --method frs --method pfi"),
-        (("methods", ":X"), "':X' is no import path; expected package.module:Class"),
+        (("methods", ":X"), "':X': not an import path; expected package.module:Class"),
         (("train", "-c", "absent.yaml"), "The config file absent.yaml does not exist"),
         (("distill", *NEEDED), "teacher: missing; expected a path, e.g. teacher=runs/teacher"),
     ],

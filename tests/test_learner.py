@@ -38,11 +38,11 @@ def test_wrong_arguments_are_refused_and_named():
     student, teacher = small("fcos_resnet18"), small("fcos_resnet18").requires_grad_(False).eval()
     methods, _ = build_methods({"hint": {}}, student.spec, teacher.spec)
     images, targets = torch.rand(2, 3, 64, 64), [NOTHING] * 2
-    with pytest.raises(UserError, match="trains an opened detector, got FCOS: open a plain network by open_detector"):
+    with pytest.raises(UserError, match=r"expects an opened detector, got FCOS\. Open it with open_detector"):
         Learner(student.network, methods)
     assert len(Learner(student, (method for method in methods)).methods) == 1
     for wrong in ("hint", ["hint"], methods[0], None):
-        with pytest.raises(UserError, match="takes a list of methods"):
+        with pytest.raises(UserError, match="expects a list of methods"):
             Learner(student, wrong)
     wide = small("fcos_resnet18", neck_channels=24)
     with pytest.raises(

@@ -69,7 +69,7 @@ def test_all_reasons_why_two_cannot_be_paired_come_at_once():
     with pytest.raises(UserError) as failure:
         pair(replace(STUDENT, strides=(32, 64, 128)), TEACHER, ("a", "b"), COCO)
     message = str(failure.value)
-    assert message.startswith("The student little and the teacher big have no common ground:\n")
+    assert message.startswith("The student little and the teacher big cannot be paired:\n")
     assert "no level of the same stride: the student little has (32, 64, 128), the teacher big (4, 8, 16)" in message
     assert "little has 3 classes, got 2 names: a, b" in message
     assert "no class of the same name" in message

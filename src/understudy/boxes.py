@@ -1,4 +1,4 @@
-"""Boxes of a record: decoded from what the heads emit, compared in pairs, and picked where there is an object."""
+"""Boxes of a record: decoded from the raw outputs of the heads, and selected at anchors with an object."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -112,7 +112,7 @@ def decode_level(raw: Tensor, anchors: Tensor, stride: float, spec: Spec) -> Ten
         raw: (..., D), as the head emits them.
         anchors: (..., 4) xyxy in pixels, of a shape that broadcasts with it.
         stride: pixels per cell of the level.
-        spec: of the detector; its ``box_code`` says what the D numbers are.
+        spec: of the detector; its ``box_code`` defines the D numbers.
 
     Returns:
         (..., 4), xyxy in pixels.
@@ -124,7 +124,7 @@ def decode_level(raw: Tensor, anchors: Tensor, stride: float, spec: Spec) -> Ten
 
 
 def in_strides(outputs: Outputs, spec: Spec) -> list[Tensor]:
-    """Bring the raw boxes of every box code to about the same size, as one smooth L1 loss for all needs it (ours).
+    """Scale the raw boxes of every box code to about the same size, as needed by one smooth L1 loss for all (ours).
 
     Args:
         outputs: the record.
@@ -140,7 +140,7 @@ def in_strides(outputs: Outputs, spec: Spec) -> list[Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Some of a batch's anchors, P of all levels and images: where to read a record.
+    """The places of P anchors of a batch, of any level and image, at which a record is read.
 
     Attributes:
         levels: per level the images and the anchors' places within the level, (P_l,) each.
@@ -149,7 +149,7 @@ class Places:
     levels: tuple[tuple[Tensor, ...], ...]
 
     def of(self, levels: Sequence[Tensor]) -> Tensor:
-        """Read what every anchor of every image has, levels (N, H, W, A, X), at these places: (P, X)."""
+        """Read values of all anchors, levels (N, H, W, A, X), at these places: (P, X)."""
         pairs = zip(levels, self.levels, strict=True)
         return torch.cat([level.flatten(1, 3)[image, place] for level, (image, place) in pairs])
 

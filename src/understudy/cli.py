@@ -71,7 +71,7 @@ Overrides = Annotated[
     typer.Argument(
         metavar="KEY=VALUE",
         show_default=False,
-        help="Config keys, e.g. optimizer.lr=0.02.",
+        help="Config keys, e.g. optimizer.lr=0.02; `understudy config` lists them.",
         callback=_not_an_option,
     ),
 ]
@@ -140,7 +140,7 @@ def distill(
             "--method",
             "-m",
             metavar="NAME",
-            help="Method to use; may be repeated. Keeps its options in FILE; other methods in FILE are ignored.",
+            help="Method to use; may be repeated. Its options in FILE apply; other methods in FILE are ignored.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -172,7 +172,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only, with numbers from 0 to 1.")] = False,
 ) -> None:
-    """Evaluate a detector by the rules of COCO and VOC.
+    """Evaluate a detector with the metrics of COCO and VOC.
 
     Prints COCO's 12 metrics and VOC's AP50, then AP and AP50 per class.
     """
@@ -201,7 +201,7 @@ def swap(
 ) -> None:
     """Evaluate a teacher on a student's feature maps.
 
-    The feature maps are used directly where the shapes match, and through the
+    The feature maps are used directly if the shapes match, and through the
     transforms that the method dist2 trained.
     """
     from understudy.analysis.swap import swap_test
@@ -254,7 +254,12 @@ def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of torchvision or checkpoint of mmdet.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Checkpoint to write; default: FILE with .ckpt."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Checkpoint to write; default: FILE's name with .ckpt, in this folder.",
+        ),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Class names: a,b,c, a file of names, coco or voc.")
@@ -361,17 +366,13 @@ def config(
     epilog=_example("understudy detectors", "understudy detectors gfl_resnet50 width_mult=0.5 num_classes=20"),
 )
 def detectors(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="Detector to explain.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False, help="Detector to show.")] = None,
     options: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            show_default=False,
-            help="Its config keys, e.g. width_mult=0.5, and num_classes.",
-        ),
+        typer.Argument(metavar="KEY=VALUE", show_default=False, help="Its keys, e.g. width_mult=0.5, num_classes=20."),
     ] = None,
 ) -> None:
-    """List the detectors with their sizes, or explain one."""
+    """List the detectors with their sizes, or show one in full."""
     from understudy.listing import detectors as listing
 
     print(listing.table() if name is None else listing.explain(name, options or []))
@@ -383,16 +384,13 @@ def detectors(
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="NAME", show_default=False, help="Method to explain; package.module:Class for your own."
-        ),
+        typer.Argument(metavar="NAME", show_default=False, help="Method to show; package.module:Class for your own."),
     ] = None,
     short: Annotated[bool, typer.Option("--short", help="One-line summaries only.")] = False,
 ) -> None:
-    """List the distillation methods, or explain one.
+    """List the distillation methods, or show one in full.
 
-    Prints what each method reads, the detectors it supports, its terms, default
-    weights and source.
+    Prints terms, inputs, source, default weights and supported detectors.
     """
     if name is not None and short:
         raise UserError(f"--short cannot be combined with a method: leave out --short or {name}.")

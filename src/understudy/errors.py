@@ -5,7 +5,7 @@ from typing import Self
 
 
 class UserError(ValueError):
-    """Wrong input: the message contains the fault, what was expected and what to do.
+    """Wrong input: the message contains the fault, the expected input and the remedy.
 
     The command line prints the message without a traceback and exits with 2.
     """

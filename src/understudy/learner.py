@@ -18,7 +18,7 @@ from understudy.pairing import Pairing
 class Learner(nn.Module):
     """Compute the losses of a training step: the student's own and every method's terms, from one forward pass.
 
-    The teacher is no member: its outputs are an argument. So it is absent from parameters, state dict, DDP and
+    The teacher is not a member: its outputs are an argument. So it is absent from parameters, state dict, DDP and
     averages, and cannot be switched to training mode::
 
         with torch.no_grad():
@@ -57,7 +57,7 @@ class Learner(nn.Module):
 
     @property
     def terms_with_truth(self) -> tuple[str, ...]:
-        """Names of the terms that read the ground truth: a batch may leave them nothing to compare."""
+        """Names of the terms that read the ground truth; they are zero in a batch without suitable objects."""
         return tuple(
             f"{method.name}_{term}"
             for method in self.methods
@@ -129,14 +129,14 @@ class Learner(nn.Module):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(
                 f"Several methods have the name {', '.join(twice)}, and their terms the same names: leave one out, or "
-                "give a subclass of it another `name`."
+                "give your subclass another `name`."
             )
 
     def _check_teacher(self, teacher: Detector | None) -> None:
         names = [method.name for method in self.methods if any("layers" in reads for reads in method.reads.values())]
         if teacher and names and (teacher.training or any(weight.requires_grad for weight in teacher.parameters())):
             raise UserError(
-                f"{', '.join(names)} runs the teacher's layers, and they would be trained: freeze the teacher first, "
+                f"{', '.join(names)} runs the teacher's layers, but the teacher is not frozen. Freeze it first: "
                 "teacher.requires_grad_(False).eval()."
             )
         if teacher is None and names:
@@ -178,13 +178,13 @@ class Learner(nn.Module):
 def _checked(student: Any, methods: Any) -> list[Method]:
     if not isinstance(student, Detector):
         raise UserError(
-            f"A Learner trains an opened detector, got {type(student).__name__}: open a plain network by open_detector."
+            f"Learner expects an opened detector, got {type(student).__name__}. Open it with open_detector()."
         )
     found = list(methods) if isinstance(methods, Iterable) and not isinstance(methods, str) else [methods]
     if not isinstance(methods, Iterable) or not all(isinstance(method, Method) for method in found):
         raise UserError(
-            f"A Learner takes a list of methods built for its student and teacher, got {methods!r}: build them by "
-            "build_methods."
+            f"Learner expects a list of methods built for its student and teacher, got {methods!r}. Build them with "
+            "build_methods()."
         )
     return found
 

@@ -33,7 +33,7 @@ class Spec:
         strides: pixels per cell of the neck's outputs.
         num_anchors: anchors A per cell; 0 without dense predictions.
         num_classes: classes K, without background.
-        box_size: numbers D per box: 4, or ``4 * (reg_max + 1)`` where each side is a distribution.
+        box_size: numbers D per box: 4, or ``4 * (reg_max + 1)`` if each side is a distribution.
         box_code: encoding of these numbers, a key of :data:`understudy.boxes.BOX_CODES`.
         objectness: the only class score is that of an object of any class (an RPN's).
         stage_channels: channels of the backbone's outputs.
@@ -80,7 +80,7 @@ class Spec:
 
     @property
     def scored(self) -> str:
-        """What the class logits score, in words."""
+        """The classes that the class logits score, in words."""
         return "objectness" if self.objectness else f"{self.num_classes} class{'' if self.num_classes == 1 else 'es'}"
 
     @property
@@ -151,7 +151,7 @@ class Outputs:
         return [(feature.shape[-2], feature.shape[-1]) for feature in self.features]
 
     def of_images(self, images: Sequence[int]) -> "Outputs":
-        """Return the record of some of the N images, by their position in the batch; views where they are the first."""
+        """Return the record of some of the N images, by their position in the batch; views if they are the first."""
 
         def chosen(tensor: Tensor) -> Tensor:
             return tensor[: len(images)] if list(images) == list(range(len(images))) else tensor[list(images)]
@@ -174,7 +174,7 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The ground truth beside two records.
+    """The ground truth of two records.
 
     Attributes:
         targets: one :data:`Target` per image.

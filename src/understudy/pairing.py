@@ -199,9 +199,7 @@ def pair(
     if all(place is None for place in places):
         faults += no_common_name("student", student_classes, "teacher", teacher_classes)
     if faults:
-        raise UserError.listing(
-            f"The student {student.name} and the teacher {teacher.name} have no common ground:", faults
-        )
+        raise UserError.listing(f"The student {student.name} and the teacher {teacher.name} cannot be paired:", faults)
 
     known = [label for label, place in enumerate(places) if place is not None]
     used = [place for place in places if place is not None]

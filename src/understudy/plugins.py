@@ -24,6 +24,6 @@ def load_plugins(group: str, taken: dict[str, Any]) -> dict[str, Any]:
             continue
         try:
             found[entry.name] = entry.load()
-        except Exception as error:  # whatever a foreign package raises while it is imported
+        except Exception as error:  # another package can raise anything while it is imported
             warnings.warn(f"{where} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
     return found

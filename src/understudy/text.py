@@ -87,7 +87,7 @@ def closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
         cutoff: least similarity, 0 to 1.
 
     Returns:
-        One of ``names``, or None where no name is similar enough.
+        One of ``names``, or None if no name is similar enough.
     """
     alike = {_folded(each): each for each in names}
     close = difflib.get_close_matches(_folded(name), alike, n=1, cutoff=cutoff)
@@ -95,7 +95,7 @@ def closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def _meant(annotation: Any, value: Any) -> str:
-    """Suggest the allowed names closest to a wrong value; empty where there are none."""
+    """Suggest the allowed names closest to a wrong value; empty if there are none."""
     if not isinstance(value, str):
         return ""
     names = [name for name in _choices(annotation) if isinstance(name, str)]
@@ -202,7 +202,7 @@ def wrapped(text: str, indent: str = "", hanging: int | None = None, width: int 
 
     Args:
         text: the paragraph.
-        indent: what the first line begins with.
+        indent: prefix of the first line.
         hanging: blanks before the following lines; None: ``indent`` again.
         width: columns of a line; None: of the terminal, see :func:`terminal_width`.
     """
@@ -217,5 +217,5 @@ def wrapped(text: str, indent: str = "", hanging: int | None = None, width: int 
 
 
 def terminal_width() -> int:
-    """Return the columns of the terminal, at most 120; 80 where there is no terminal."""
+    """Return the columns of the terminal, at most 120; 80 without a terminal."""
     return min(shutil.get_terminal_size().columns, WIDEST)

@@ -18,7 +18,7 @@ def test_roles_follow_from_the_configs_whatever_the_order(three):
     ]
     assert [row.gap_closed for row in table.rows] == [None, None, pytest.approx(0.5)]
     assert [verdict.gain for verdict in table.verdicts] == [pytest.approx(0.1)]
-    assert any(note.startswith("frs: there is a single run of plain and frs.") for note in table.notes)
+    assert any(note.startswith("frs: there is only one run of plain and frs.") for note in table.notes)
     as_json = json.loads(json.dumps(table.to_dict(), allow_nan=False))
     assert as_json["rows"][2]["gap_closed"] == pytest.approx(0.5)
     assert as_json["rows"][2]["parameters"] == 1_234_567
@@ -37,7 +37,7 @@ def test_seeds_are_one_row_with_mean_and_spread(tmp_path, printed):
     assert distilled.mean() == pytest.approx(0.39)
     assert distilled.spread() == pytest.approx(statistics.stdev([0.38, 0.41, 0.38]))
     assert distilled.gap_closed == pytest.approx((0.39 - 0.31) / (0.51 - 0.31))
-    assert not any("single run" in note for note in table.notes)
+    assert not any("only one run" in note for note in table.notes)
     assert "39.0 ±1.7" in printed(table, 80)
     assert table.to_dict()["rows"][2]["seeds"] == [0, 1, 2]
 

@@ -140,7 +140,7 @@ def test_pairs_are_grouped_by_the_terms_that_are_served(monkeypatch):
         "    faster_rcnn, fcos from retinanet, fcos from gfl, fcos from faster_rcnn,",
         "    faster_rcnn from retinanet, faster_rcnn from fcos, faster_rcnn from gfl",
         "    (near only, with methods.picky.far_weight=0)",
-        "  necks: the student's as wide as the teacher's (detector.neck_channels)",
+        "  necks: student and teacher need the same width (detector.neck_channels)",
     ]
     text = listing.explain("picky")
     assert text.startswith(
@@ -207,7 +207,7 @@ class Raising(Bare):
 
 
 def test_a_class_whose_code_raises():
-    with pytest.raises(UserError, match=r"cannot be explained: RuntimeError: not today \(test_methods.py, line"):
+    with pytest.raises(UserError, match=r"cannot be described: RuntimeError: not today \(test_methods.py, line"):
         listing.explain(f"{__name__}:Raising")
 
 

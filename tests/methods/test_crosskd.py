@@ -374,7 +374,7 @@ def test_pairs_that_cannot_be_served_are_refused_and_both_are_named():
         r"the student little has 16 channels in its head, the teacher big has 24 channels": {
             "tower_channels": (24,) * 4
         },
-        r"little has 4 convolutions in each tower of its head, the teacher big 2; both need number 3": {
+        r"little has 4 convolutions in each tower of its head, the teacher big 2; both need convolution 3": {
             "tower_channels": (16, 16)
         },
         r"the student little has a head of the family gfl, .* big has a head of the family faster_rcnn; .* big 0": {

@@ -181,5 +181,5 @@ def test_refusals():
     with pytest.raises(UserError, match=r"methods\.gid\.count: expected an integer above 0, got 0"):
         build_methods({"gid": {"count": 0}}, LITTLE, BIG)
     inputs = replace(made_up(LITTLE, BIG), layers=None)
-    with pytest.raises(UserError, match=r"gid reads the detectors themselves: pass the Layers as the fourth argument"):
+    with pytest.raises(UserError, match=r"gid reads the layers of both detectors: call forward\(\.\.\., layers=Layers"):
         inputs.terms(METHODS["gid"](LITTLE, BIG))

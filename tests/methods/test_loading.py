@@ -114,7 +114,7 @@ def test_a_term_without_weight_is_neither_computed_nor_needs_anything():
     assert list(weights) == ["frs_class"]
     assert not list(method.parameters())  # no adapter that would never get a gradient
     assert METHODS["frs"].terms == ("feature", "class")
-    with pytest.raises(UserError, match="feature_weight, class_weight: all are 0"):
+    with pytest.raises(UserError, match="has no effect: feature_weight, class_weight are all 0"):
         build_methods({"frs": {"feature_weight": 0, "class_weight": 0}}, LITTLE, BIG)
 
 

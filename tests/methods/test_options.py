@@ -34,7 +34,7 @@ def test_options_are_typed_and_all_faults_come_at_once():
         "methods.frs.class_weight: expected a number of at least 0 or null, got -1",
         "methods.frs.ramp_steps: expected an integer of at least 0, got soon",
         'methods.frs has no option "featur_weight"; did you mean "feature_weight"?',
-        "there is no method 'fsr'; did you mean 'frs'? A method of your own is named package.module:Class",
+        "there is no method 'fsr'; did you mean 'frs'? For your own method use package.module:Class",
     ]
 
 
@@ -67,10 +67,10 @@ def test_faults_of_options_of_the_pair_and_missing_weights_come_at_once():
     assert faults({"ld": {"temperature": 0}, "pfi": {}, "bckd": {"class_weight": -1}}, student, teacher)[2:-1] == [
         "ld_location, ld_vlr, ld_class: both must predict the sides of a box as distributions: the student little has "
         "distances in strides, the teacher big distances in strides",
-        "pfi has no default weight of 'feature' for a student of the family fcos: set methods.pfi.feature_weight such "
+        "pfi has no default weight of 'feature' for a student of the family fcos: set methods.pfi.feature_weight so "
         "that the term is 10 to 30 % of the detection loss (losses.csv shows raw terms)",
         "bckd has no default weight of 'location' for a student of the family fcos: set methods.bckd.location_weight "
-        "such that the term is 10 to 30 % of the detection loss (losses.csv shows raw terms)",
+        "so that the term is 10 to 30 % of the detection loss (losses.csv shows raw terms)",
     ]
     assert ", pfi (set its weights), hint, " in faults({"ld": {}}, student, teacher)[-1]
 
@@ -80,8 +80,8 @@ def test_faults_of_options_of_the_pair_and_missing_weights_come_at_once():
     [
         (["frs"], 'methods: expected names, each with its options, e.g. {"frs": {}}, got ["frs"]'),
         ("frs", 'methods: expected names, each with its options, e.g. {"frs": {}}, got frs'),
-        ({METHODS["frs"]: {}}, "a method is named by text, 'frs'; got <class 'understudy.methods.frs.FRS'>"),
-        ({3: {}}, "a method is named by text, 'frs'; got 3"),
+        ({METHODS["frs"]: {}}, "a method's name is text, e.g. 'frs'; got <class 'understudy.methods.frs.FRS'>"),
+        ({3: {}}, "a method's name is text, e.g. 'frs'; got 3"),
         ({"frs": ["a"]}, 'methods.frs: expected options and their values, got ["a"]'),
         ({"frs": []}, "methods.frs: expected options and their values, got []"),
         ({"hint": {3: 1}}, 'methods.hint has no option "3"; it has feature_weight, ramp_steps'),
@@ -207,8 +207,8 @@ def test_resolved_options_have_all_defaults():
             "no.such.module:Own",
             "there is no module no; run in the folder of the file, or put that folder on PYTHONPATH",
         ),
-        (":Own", "':Own' is no import path; expected package.module:Class"),
-        ("..own:Own", "'..own:Own' is no import path; expected package.module:Class"),
+        (":Own", "':Own': not an import path; expected package.module:Class"),
+        ("..own:Own", "'..own:Own': not an import path; expected package.module:Class"),
         ("its_syntax:Own", "the method its_syntax:Own cannot be imported: SyntaxError: "),
         ("its_import:Own", "imported: ModuleNotFoundError: No module named 'nowhere' (its_import.py, line 1)"),
         ("it_raises:Own", "the method it_raises:Own cannot be imported: ValueError: two lines (it_raises.py, line 2)"),
@@ -265,11 +265,11 @@ def own(*, init=None, forward=no_terms, options: dict[str, Any] | None = None, *
         ({"weights": None}, 'it has no weights, e.g. weights = {"*": {"feature": 1.0}}'),
         ({"weights": {"fcos": 1.0}}, "weights is {'fcos': 1.0}, expected e.g. "),
         ({"weights": {"fcos": {"mean": "1"}}}, "weights is {'fcos': {'mean': '1'}}, expected e.g. "),
-        ({"weights": {"fcos": {"meen": 1.0}}}, "it has weights for meen, and the terms mean"),
+        ({"weights": {"fcos": {"meen": 1.0}}}, "it has weights for meen, but its terms are mean"),
         ({"ramp_steps": -1}, "ramp_steps is -1, expected e.g. ramp_steps = 500"),
         ({"reads": None}, 'it has no reads, e.g. reads = {"feature": ("features",)}'),
         ({"reads": {}}, "reads has no entry for mean, e.g. reads = {'mean': ('features',)}"),
-        ({"reads": {"mean": ("boxen",)}}, "reads names boxen; known are features, stages, "),
+        ({"reads": {"mean": ("boxen",)}}, "reads has the unknown inputs boxen; expected some of features, stages, "),
         ({"forward": None}, "it has no forward"),
         (
             {"options": {"ramp_steps": (int, 0), "mean_weight": (float, 0.0)}},
@@ -287,9 +287,7 @@ def test_classes_that_are_no_complete_method(attributes, message, monkeypatch):
         assert text.startswith(f"the method {__name__}:Made cannot be used: {message}")
         assert "\n" not in text
         if "options" in attributes:
-            assert all(
-                f"its option {name} needs another name: this one is taken" in text for name in attributes["options"]
-            )
+            assert all(f"its option {name} has a reserved name: rename it" in text for name in attributes["options"])
 
 
 def raising(self, student, teacher, **options):

@@ -70,5 +70,5 @@ def test_it_is_refused_where_a_stage_has_no_norm_or_there_is_no_stage():
     bare = replace(LITTLE, stage_channels=(), stage_strides=())
     with pytest.raises(UserError, match="little and the teacher large have no backbone stages in common"):
         Overhaul(bare, replace(bare, name="large"))
-    with pytest.raises(UserError, match="overhaul reads the detectors themselves"):
+    with pytest.raises(UserError, match="overhaul reads the layers of both detectors"):
         method(outputs, outputs, None)

@@ -1,11 +1,32 @@
-"""Data sets that several tests of training share."""
+"""Runs and data sets that the tests of training share."""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import understudy
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny) -> dict[str, Any]:
+    """Keys of a run of 2 epochs of 4 steps; its AP grows with every epoch, so both write the best checkpoint."""
+    return tiny | {"schedule.epochs": 2, "optimizer.name": "adamw", "optimizer.lr": 0.003}
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory) -> Path:
+    """The folder of a finished run; not to be changed."""
+    return understudy.train(tiny, run=tmp_path_factory.mktemp("runs") / "trained")
+
+
+@pytest.fixture(scope="session")
+def distilled(tiny, trained, tmp_path_factory) -> Path:
+    """The folder of a finished run with a teacher; not to be changed."""
+    return understudy.distill(tiny, teacher=trained, run=tmp_path_factory.mktemp("runs") / "distilled")
 
 
 @pytest.fixture(scope="session")

@@ -52,8 +52,8 @@ def test_what_a_run_folder_holds(trained):
     }
     config = load_config(TrainConfig, trained / "config.yaml")
     assert config.run == trained
-    assert config.optimizer.lr == 0.01
-    assert config.schedule.epochs == 3
+    assert config.optimizer.lr == 0.003
+    assert config.schedule.epochs == 2
     written = json.loads((trained / "environment.json").read_text())
     assert {"understudy", "torch", "torchvision", "lightning", "numpy"} <= set(written["packages"])
     assert {"command", "started", "commit", "python", "platform", "processor", "cpu_count", "gpus"} <= set(written)

@@ -20,7 +20,7 @@ def test_progress_without_a_terminal_is_lines(tiny, tmp_path, capsys, monkeypatc
     assert len(lines) == 5
     assert lines[0].startswith("epoch 1/1  step 1/4  0 min left  total 2.")
     assert "bbox_ctrness 0." in lines[0]
-    assert lines[-1].startswith("epoch   1  AP 0.0  AP50 ")
+    assert lines[-1].startswith("epoch   1  AP 0.")
     assert "\x1b" not in err
 
 
@@ -34,8 +34,8 @@ def test_the_bar_shows_every_loss_and_goes_away_when_a_run_fails(tiny, tmp_path,
     ):
         understudy.train(tiny, run=tmp_path / "run")
     err = capsys.readouterr().err
-    assert "epoch 1/3" in err
-    assert "/12" in err
+    assert "epoch 1/2" in err
+    assert "/8" in err
     assert "left" in err
     assert "bbox_ctrness 0." in err
     assert err.endswith("\x1b[2K")  # the bar's last line is wiped

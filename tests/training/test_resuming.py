@@ -48,7 +48,7 @@ def test_an_edited_config_is_not_resumed(edited):
     with pytest.raises(UserError) as caught:
         understudy.resume(run)
     assert "batch_size: 2 in the checkpoint, 1 now" in str(caught.value)
-    assert "optimizer.lr: 0.01 in the checkpoint, 0.1 now" in str(caught.value)
+    assert "optimizer.lr: 0.003 in the checkpoint, 0.1 now" in str(caught.value)
     assert f"understudy distill --config {run / 'config.yaml'} run=NEW_FOLDER" in str(caught.value)
     assert "workers" not in str(caught.value)
 

@@ -10,7 +10,7 @@ from understudy.files import read_rows
 
 def test_metrics_by_epoch_and_the_result_of_the_best(distilled):
     metrics = read_rows(distilled / "metrics.csv")
-    assert [(row["epoch"], row["step"]) for row in metrics] == [("1", "4"), ("2", "8"), ("3", "12")]
+    assert [(row["epoch"], row["step"]) for row in metrics] == [("1", "4"), ("2", "8")]
     assert list(metrics[0]) == ["epoch", "step", "AP", "AP50", "AP75", "seconds"]
     best = max(metrics, key=lambda row: float(row["AP"]))
     result = json.loads((distilled / "result.json").read_text())
@@ -20,5 +20,5 @@ def test_metrics_by_epoch_and_the_result_of_the_best(distilled):
 
 
 def test_evaluations_every_few_epochs_and_at_the_end(tiny, tmp_path):
-    run = understudy.train(tiny, run=tmp_path / "run", evaluate_every=2, batch_size=8)
+    run = understudy.train(tiny, run=tmp_path / "run", evaluate_every=2, batch_size=8, **{"schedule.epochs": 3})
     assert [row["epoch"] for row in read_rows(run / "metrics.csv")] == ["2", "3"]

@@ -1,4 +1,4 @@
-"""The swap test: AP of a teacher that is given a student's feature maps in place of its own.
+"""The swap test: AP of a teacher on a student's feature maps instead of its own.
 
 Dist2's poster motivates it: the losses between the student's maps and the teacher's can be small although the teacher's
 head detects nothing on the student's maps.
@@ -62,7 +62,7 @@ class SwapTest:
         teacher: AP of the teacher itself.
         student: AP of the student itself.
         swaps: AP of the teacher on the student's maps, by every possible strategy.
-        notes: what a reader must know to judge the numbers.
+        notes: remarks that are needed to judge the numbers.
     """
 
     teacher: float
@@ -144,7 +144,7 @@ def swap_test(
 
 
 class _Swapped(nn.Module):
-    """A detector made of two: the student up to its maps, then the teacher from where the maps enter."""
+    """A combined detector: the student up to its maps, then the teacher from the layer where the maps enter."""
 
     def __init__(
         self, student: Detector, teacher: Detector, pairing: Pairing, strategy: str, maps: Maps, method: Dist2 | None

@@ -1,4 +1,4 @@
-"""The notes below the table: what a reader must know to judge its numbers."""
+"""The notes below the table, which are needed to judge its numbers."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,15 @@ def _ap_note(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Why the gap is not defined, and which of several plain students was chosen."""
+    """Explain an undefined gap, and the choice among several plain students."""
     for row in rows:
         if not isinstance(row.config, DistillConfig) or row.plain is None:
             continue
         if row.teacher is None:
-            yield f"{row.name}: its teacher ({row.config.teacher}) is not among these runs, so the gap is not known."
+            yield (
+                f"{row.name}: the gap cannot be computed: its teacher ({row.config.teacher}) is not among these runs. "
+                "Add the teacher's run."
+            )
         elif row.gap_closed is None:
             yield (
                 f"{row.name}: the teacher (AP {percent(row.teacher.mean())}) is not better than the plain student "
@@ -42,7 +45,7 @@ def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _budget_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Which runs had other data or another budget than the run that they are compared with."""
+    """List differences in data and budget between each run and the run that it is compared with."""
     for row in rows:
         other = row.plain or row.teacher or rows[0]
         found = differences(row.runs[0], other.runs[0])
@@ -58,20 +61,20 @@ def _budget_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """What ± means, and which verdicts rest on a single run."""
+    """Explain ±, and name the verdicts that are based on a single run."""
     if any(len(row.runs) > 1 for row in rows):
         yield "± is the standard deviation over runs that differ in the seed only."
     for row in rows:
         sides = [side.name for side in (row.plain, row) if side and len(side.runs) == 1] if row.plain else []
         if sides:
             yield (
-                f"{row.name}: there is a single run of {' and '.join(sides)}. AP also changes with the seed: repeat "
-                "small differences with other seeds."
+                f"{row.name}: there is only one run of {' and '.join(sides)}. AP also varies with the seed: confirm "
+                "small differences with further seeds."
             )
 
 
 def _gradient_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """How much of each distilled student's gradient came from distillation, and what that may explain."""
+    """State the share of each distilled student's gradient that came from distillation, and its likely effect."""
     for row in rows:
         shares = [share for run in row.runs for share in _gradient_shares(run.folder)]
         if not shares:

@@ -39,7 +39,7 @@ class Row:
         return self.runs[0].config
 
     def values(self, number: str = "AP") -> list[float]:
-        """Return one of COCO's 12 numbers for each run, 0..1; nan where not defined."""
+        """Return one of COCO's 12 numbers for each run, 0..1; nan if not defined."""
         return [run.evaluation.coco[number] for run in self.runs]
 
     def mean(self, number: str = "AP") -> float:

@@ -128,7 +128,7 @@ def _measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[
 
 
 def _budget(run: Run) -> dict[str, Any]:
-    """Collect what two runs must share for a fair comparison."""
+    """Collect the settings that two runs must share for a fair comparison."""
     config = run.config
     data, optimizer, schedule = config.data, config.optimizer, config.schedule
     return {

@@ -27,7 +27,7 @@ class Table:
 
     Attributes:
         rows: teachers, plain students, distilled students.
-        notes: what a reader must know to judge the numbers, one sentence or two each.
+        notes: remarks that are needed to judge the numbers, one sentence or two each.
         speed: how speed was measured, in words; None if it was not.
     """
 

@@ -83,7 +83,7 @@ def gap_closed(distilled: float, plain: float, teacher: float) -> float | None:
     0.5
 
     Returns:
-        (distilled - plain) / (teacher - plain); None where the teacher is not better than the plain student, or a
+        (distilled - plain) / (teacher - plain); None if the teacher is not better than the plain student, or a
         number is nan.
     """
     lead = teacher - plain

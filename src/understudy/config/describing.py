@@ -44,7 +44,7 @@ def commented_yaml(cls: type[TrainConfig]) -> str:
     required = ", ".join(key.name for key in all_keys(cls) if key.default is None)
     lines = [
         f"# All keys with their defaults. Required: {required}.",
-        "# The command line takes the same keys, written with dots: data.flip=0",
+        "# On the command line, write the same keys with dots: data.flip=0",
         "",
     ]
     section = ""

@@ -14,11 +14,11 @@ from understudy.text import mismatch, shown
 
 
 def faults_of(cls: type[Section], values: dict[str, Any], error: ValidationError) -> list[str]:
-    """Describe what pydantic refused, with one message per key.
+    """Describe the values that pydantic refused, with one message per key.
 
     Args:
         cls: the config.
-        values: what was validated.
+        values: the validated values.
         error: pydantic's error.
     """
     faults = {}

@@ -123,7 +123,7 @@ class DataConfig(Section):
         description="Shorter side of an image in pixels; with several sizes, each training image uses a random one "
         "and evaluation uses the last.",
     )
-    longer_side: Pixels = Field(1333, description="Upper limit of an image's longer side in pixels.")
+    longer_side: Pixels = Field(1333, description="Maximum length of an image's longer side in pixels.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
     workers: NonNegativeInt = Field(
         2, description="Number of processes that load images; 0: load them in the training process."
@@ -212,8 +212,8 @@ class OptimizerConfig(Section):
         description="Whether to multiply the learning rate by (images per step over all processes) / "
         "`reference_batch`.",
     )
-    reference_batch: PositiveInt = Field(16, description="Images per step that `lr` is given for.")
-    clip_norm: PositiveFloat | None = Field(None, description="Largest norm of the gradient; null: no clipping.")
+    reference_batch: PositiveInt = Field(16, description="Images per step that `lr` refers to.")
+    clip_norm: PositiveFloat | None = Field(None, description="Maximum norm of the gradient; null: no clipping.")
 
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -269,10 +269,10 @@ class TrainConfig(Section):
     seed: NonNegativeInt = Field(
         0, description="Random seed of the initialisation, the order of images and the augmentation."
     )
-    accelerator: Text = Field("auto", description="Type of device: auto, cpu, gpu or another accelerator of Lightning.")
+    accelerator: Text = Field("auto", description="Type of device: auto, cpu, gpu or another Lightning accelerator.")
     devices: PositiveInt | Literal["auto"] = Field(1, description="Devices per machine, with one process each.")
     num_nodes: PositiveInt = Field(1, description="Number of machines.")
-    strategy: Text = Field("auto", description="Strategy for several devices: auto, ddp or another one of Lightning.")
+    strategy: Text = Field("auto", description="Strategy for several devices: auto, ddp or another Lightning strategy.")
     evaluate_every: PositiveInt = Field(1, description="Epochs between two evaluations on `data.val`.")
     log_every: PositiveInt = Field(10, description="Steps between two rows of losses.csv.")
 

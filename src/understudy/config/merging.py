@@ -186,7 +186,7 @@ def _assignments(cls: type[Section], mapping: Mapping[str, Any], prefix: tuple[s
 
 
 def _place(node: Any, key: str) -> str | int | None:
-    """Return the dict key or list index that a part of a path means; None where the container has no such item."""
+    """Return the dict key or list index that a part of a path means; None if the container has no such item."""
     if isinstance(node, dict):
         return key
     if isinstance(node, list) and key.isdecimal() and int(key) < len(node):

@@ -19,7 +19,7 @@ def path_of(key: str) -> tuple[str, ...]:
 
 
 def field_at(cls: type[Section], path: Sequence[str | int]) -> FieldInfo | None:
-    """Return the field that a path leads to; None where it leads below a field, or nowhere."""
+    """Return the field that a path leads to; None if it leads below a field, or nowhere."""
     section: type[Section] | None = cls
     field = None
     for key in path:
@@ -29,7 +29,7 @@ def field_at(cls: type[Section], path: Sequence[str | int]) -> FieldInfo | None:
 
 
 def type_at(cls: type[Section], path: Sequence[str | int]) -> Any:
-    """Return the declared type of a path; None where it leads below a field, or nowhere."""
+    """Return the declared type of a path; None if it leads below a field, or nowhere."""
     field = field_at(cls, path)
     return field.annotation if field else None
 
@@ -51,7 +51,7 @@ def expected_of(field: FieldInfo) -> str:
 
 
 def value_at(values: Any, path: Sequence[str]) -> Any:
-    """Return the value at a path of nested dicts; None where there is none."""
+    """Return the value at a path of nested dicts; None if there is none."""
     for key in path:
         values = values.get(key) if isinstance(values, dict) else None
     return values

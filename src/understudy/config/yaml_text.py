@@ -1,6 +1,6 @@
 """YAML in which every scalar but null is text, since the type of a key decides how its value is read.
 
-So ``no`` stays the name of a folder and ``1e-3`` is a number; PyYAML follows YAML 1.1, where it is the other way round.
+So ``no`` stays the name of a folder and ``1e-3`` is a number; YAML 1.1, as in PyYAML, reads them as false and as text.
 """
 
 import re

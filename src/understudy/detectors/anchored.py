@@ -1,4 +1,4 @@
-"""What detectors with anchors share: matching by overlap as torchvision does it, and boxes from deltas."""
+"""Parts shared by detectors with anchors: torchvision's matching by overlap, and boxes from deltas."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""ImageNet weights for the backbone of a detector that is built."""
+"""ImageNet weights for the backbone of a new detector."""
 
 import pickle
 from pathlib import Path
@@ -36,7 +36,7 @@ def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path) -> N
         shown = [*(f"{key}: missing" for key in missing), *wrong]
         more = [f"... and {len(shown) - 8} more"] if len(shown) > 8 else []
         raise UserError.listing(
-            f"{weights} does not hold the weights of this {backbone_name} (is the width the same?):", shown[:8] + more
+            f"The weights in {weights} do not fit this {backbone_name} (is the width the same?):", shown[:8] + more
         )
     body.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 
@@ -47,20 +47,20 @@ def _torchvision_weights(backbone_name: str, name: str) -> dict[str, Tensor] | N
     except ValueError:  # a ResNeXt that torchvision does not have
         if Path(name).exists():
             return None
-        raise UserError(f"torchvision has no weights for {backbone_name}: give a file as backbone_weights.") from None
+        raise UserError(f"torchvision has no weights for {backbone_name}: set backbone_weights to a file.") from None
     if name not in known.__members__:
         if Path(name).exists():
             return None
         raise UserError(
-            f"backbone_weights={name!r} is neither a file nor a name torchvision has for {backbone_name} "
-            f"({', '.join(known.__members__)})."
+            f"backbone_weights={name!r} is neither a file nor a name of torchvision's weights for {backbone_name}; "
+            f"available: {', '.join(known.__members__)}."
         )
     try:
         return dict(known[name].get_state_dict(progress=False, check_hash=True))
     except OSError as error:
         raise UserError(
             f"torchvision could not download {name} for {backbone_name} ({error}). Fetch {known[name].url} on a "
-            "machine with internet, copy the file here and give its path as backbone_weights."
+            "machine with internet, copy the file here and set backbone_weights to its path."
         ) from error
 
 

@@ -21,7 +21,7 @@ PROBE_SIZE = 256
 class Detector(nn.Module, ABC):
     """Open a detector: one record in train and eval, and a head that runs on any features.
 
-    The network inside stays the library's own object, with its weights and parameter names. It is what a user deploys.
+    The network inside stays the library's own object, with its weights and parameter names. Users deploy this network.
     :class:`.DenseDetector` implements most of this for one-stage detectors in torchvision's style; a detector of
     another kind implements the abstract methods here.
 
@@ -140,7 +140,7 @@ class Detector(nn.Module, ABC):
         count = len(self.spec.tower_channels)
         if missing := [number for number in convolutions if not 0 <= number < count]:
             raise UserError(
-                f"{self.spec.name} has {count} convolutions in each tower of its head, counted from 0, and no number "
+                f"{self.spec.name} has {count} convolutions in each tower of its head (counted from 0), and no number "
                 f"{', '.join(map(str, missing))}."
             )
         before, self._kept = self._kept, convolutions
@@ -156,7 +156,7 @@ class Detector(nn.Module, ABC):
             outputs: a whole record of this detector.
             convolution: number of the convolution, from 0.
         """
-        raise UserError(f"{self.spec.name} has no two towers in its head.")
+        raise UserError(f"The head of {self.spec.name} does not have two towers.")
 
     def head_from(self, tower_maps: TowerMaps, convolution: int, outputs: Outputs) -> Outputs:
         """Run the end of the head on maps of the right shape, including a student's maps for a teacher.
@@ -169,7 +169,7 @@ class Detector(nn.Module, ABC):
         Returns:
             This record with the other predictions.
         """
-        raise UserError(f"{self.spec.name} has no two towers in its head.")
+        raise UserError(f"The head of {self.spec.name} does not have two towers.")
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training; batch normalisation whose weights are frozen keeps its statistics."""

@@ -1,4 +1,4 @@
-"""Detectors by name, and detectors that a user already has."""
+"""Build detectors by name, and open existing ones."""
 
 import difflib
 import inspect
@@ -25,7 +25,7 @@ def detector_names() -> list[str]:
 
 
 def open_detector(network: nn.Module, name: str | None = None) -> Detector:
-    """Open a detector that you already have, however it was built. The network itself is not changed.
+    """Open an existing detector, however it was built. The network itself is not changed.
 
     Args:
         network: a torchvision ``RetinaNet``, ``FCOS`` or ``FasterRCNN``, a ``GFL``, or a network of an installed
@@ -57,7 +57,7 @@ def _openers() -> Iterator[tuple[type[nn.Module], type[Detector]]]:
 
 
 def plain_network(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """Build a plain network with random weights, of a plugin's family, too; see :func:`.networks.build_network`."""
+    """Build a randomly initialised plain network, also of a plugin's family; see :func:`.networks.build_network`."""
     if family := family_of(name):
         options |= {"backbone": name.removeprefix(f"{family.name}_")}
         options |= {"builders": import_module(family.networks).BUILDERS}
@@ -93,7 +93,7 @@ def build_detector(
             backbone's weights; None: random initialisation.
         norm: batch normalisation of the backbone: trained (``"batch"``), trained and synchronised over all processes
             (``"sync"``), its weights trained on fixed statistics (``"eval"``, mmdet's ``norm_eval``), or ``"frozen"``;
-            ``"auto"`` freezes it where pretrained weights are given and trains it where not.
+            ``"auto"`` freezes it if pretrained weights are given and trains it otherwise.
         head_norm: ``"group"`` for GroupNorm in the head of a family that has none by default.
         frozen_stages: how many stages of the backbone, from the input, keep their weights (0 to 4).
         anchor_scale: side of the smallest square anchor, in cells; None: the family's default.
@@ -176,7 +176,7 @@ def _check_options(
     faults = []
     family = family_of(name)
     if name in PUBLISHED:
-        faults.append(f"{name} is for torchvision's published weights: `understudy import` makes a checkpoint of them")
+        faults.append(f"{name} is for torchvision's published weights: import them with `understudy import FILE`")
     elif family is None or not _is_backbone(family, name.removeprefix(f"{family.name}_")):
         close = difflib.get_close_matches(name, detector_names(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "`understudy detectors` lists all detectors"
@@ -219,7 +219,7 @@ def _is_backbone(family: Family, name: str) -> bool:
 
 def _setting_faults(family: Family, conventions: str, settings: Mapping[str, Any]) -> list[str]:
     known = builder_settings(family.name, conventions)
-    has = f"available: {', '.join(known)}" if known else "there are none"
+    has = f"available: {', '.join(known)}" if known else "available: none"
     faults = [
         f"{family.title} with conventions={conventions} has no setting {name!r}; {has}"
         for name in settings

@@ -1,8 +1,8 @@
-"""The table of detector families: what differs between them, in one place.
+"""The table of detector families, with all differences between them.
 
 No other module compares or lists the names of families. Code that depends on a difference reads a field of
-:class:`Family` or of :class:`understudy.outputs.Spec`, into which :attr:`Family.facts` goes. A package of somebody
-else adds a family by an entry point of the group ``understudy.detectors`` that names a :class:`Family`.
+:class:`Family` or of :class:`understudy.outputs.Spec`, into which :attr:`Family.facts` goes. Another package adds a
+family by an entry point of the group ``understudy.detectors`` that names a :class:`Family`.
 
 This module imports neither torch nor a family's code, which is named by its import path.
 """

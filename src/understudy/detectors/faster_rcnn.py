@@ -126,7 +126,7 @@ class FasterRCNNDetector(DenseDetector):
         Args:
             outputs: the record of the batch.
             image_sizes: unpadded height and width of each image, to which boxes are clipped; None: the record's.
-            training: choose as many as in training, not as in detection, whatever the mode of the network.
+            training: choose as many as in training, not as in detection, regardless of the mode of the network.
 
         Returns:
             Per image (P, 4), xyxy in pixels of the padded batch, from the highest objectness to the lowest.

@@ -32,7 +32,7 @@ class GFLDetector(DenseDetector):
         return self._library_loss(outputs, targets, gt_index)
 
     def decode(self, outputs: Outputs) -> list[Tensor]:
-        """Lay the expected distances round each anchor's centre; see :meth:`Detector.decode`."""
+        """Lay the expected distances around each anchor's centre; see :meth:`Detector.decode`."""
         coder = self.network.head.box_coder
         return [
             coder.decode(raw.float(), anchors) for raw, anchors in zip(outputs.box_raw, outputs.anchors, strict=True)

@@ -1,7 +1,7 @@
-"""The two towers of a dense head: the maps inside them, and their ends run on other maps.
+"""The two towers of a dense head: record the maps inside them, and run their ends on other maps.
 
-A tower is a sequence of convolutions, each followed by a normalisation or none and by a ReLU; its maps are counted by
-the convolution that they come from, from 0, and are taken before the ReLU.
+A tower is a sequence of convolutions, each followed by an optional normalisation and a ReLU. Its maps have the number
+of their convolution, counted from 0, and are taken before the ReLU.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -17,7 +17,7 @@ Towers = tuple[nn.Module, nn.Module]
 
 
 def tower_channels(towers: Towers) -> tuple[int, ...]:
-    """Channels of the maps inside two towers; none where the towers are built otherwise, or differ."""
+    """Return the channels of the maps inside two towers; none if the towers are built otherwise, or differ."""
     own, other = (
         tuple(layer.out_channels for layer in layers_of(tower) if isinstance(layer, nn.Conv2d)) for tower in towers
     )
@@ -26,14 +26,14 @@ def tower_channels(towers: Towers) -> tuple[int, ...]:
 
 
 def layers_of(tower: nn.Module) -> list[nn.Module]:
-    """The layers of a tower in the order in which they run, whatever sequences they are grouped in."""
+    """Return the layers of a tower in the order in which they run, without their grouping."""
     if not isinstance(tower, nn.Sequential):
         return [tower]
     return [layer for part in tower for layer in layers_of(part)]
 
 
 def halves(tower: nn.Module, place: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """What runs up to the map of a convolution, and what runs on that map."""
+    """Split a tower at the map of a convolution: the layers up to it, and those that run on it."""
     layers = layers_of(tower)
     cut = [number for number, layer in enumerate(layers) if isinstance(layer, nn.ReLU)][place]
     # Not the layer itself, which may be one that writes over the map.
@@ -42,7 +42,7 @@ def halves(tower: nn.Module, place: int) -> tuple[nn.Sequential, nn.Sequential]:
 
 @contextmanager
 def recorded(towers: Towers, places: Sequence[int]) -> Generator[dict[int, TowerMaps]]:
-    """While it lasts, collect the maps that are computed inside the towers, level by level."""
+    """Collect the maps that are computed inside the towers within this context, level by level."""
     maps = {place: TowerMaps([], []) for place in places}
     classes = {place: of_place.classes for place, of_place in maps.items()}
     boxes = {place: of_place.boxes for place, of_place in maps.items()}
@@ -52,7 +52,7 @@ def recorded(towers: Towers, places: Sequence[int]) -> Generator[dict[int, Tower
 
 @contextmanager
 def entered(towers: Towers, place: int, maps: TowerMaps) -> Generator[None]:
-    """While it lasts, let the towers ignore what they are given, and run their ends on these maps, level by level."""
+    """Let the towers ignore their inputs within this context, and run their ends on these maps, level by level."""
     with (
         _running(towers[0], _entrance(towers[0], place, maps.classes)),
         _running(towers[1], _entrance(towers[1], place, maps.boxes)),
@@ -62,7 +62,7 @@ def entered(towers: Towers, place: int, maps: TowerMaps) -> Generator[None]:
 
 @contextmanager
 def _running(tower: nn.Module, forward: Callable[[Tensor], Tensor]) -> Generator[None]:
-    """Let a tower compute something else for a while; the network, its parameters and their names stay as they are."""
+    """Replace the forward of a tower within this context; the network, its parameters and their names do not change."""
     vars(tower)["forward"] = forward  # goes before the method of the class
     try:
         yield

@@ -13,7 +13,7 @@ from understudy.errors import UserError
 from understudy.evaluation.detections import Detection
 
 Backend = Literal["auto", "hotcoco", "pycocotools"]
-"""The library that computes COCO's numbers; ``"auto"``: hotcoco, or pycocotools where that is not installed."""
+"""The library that computes COCO's numbers; ``"auto"``: hotcoco, or pycocotools if that is not installed."""
 
 _IOU_50, _IOU_75, _ALL_IOUS = slice(0, 1), slice(5, 6), slice(None)  # of COCO's ten thresholds 0.50, 0.55, ..., 0.95
 _COCO_NUMBERS = {  # name: array, thresholds, index of (all, small, medium, large), index of (1, 10, 100) detections
@@ -35,7 +35,7 @@ _COCO_NUMBERS = {  # name: array, thresholds, index of (all, small, medium, larg
 def coco_numbers(
     data: DetectionData, detections: list[Detection], backend: Backend = "auto"
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Compute COCO's 12 numbers, and the AP of each class by name; 0..1, nan where not defined.
+    """Compute COCO's 12 numbers, and the AP of each class by name; 0..1, nan if not defined.
 
     Args:
         data: the split.
@@ -101,6 +101,6 @@ def _index(coco_class: Any, content: dict[str, Any]) -> Any:
 
 
 def _mean_of_valid(values: NDArray[np.float64]) -> float:
-    """Average the entries that exist: COCO writes -1 where a class has no objects of a size."""
+    """Average the entries that exist: COCO writes -1 if a class has no objects of a size."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else math.nan

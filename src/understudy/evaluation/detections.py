@@ -36,7 +36,7 @@ def detect_all(
     Args:
         detector: already on ``device``; its training mode is restored afterwards.
         loader: an :func:`~understudy.data.evaluation_loader`.
-        device: where the batches are moved to.
+        device: the device that the batches are moved to.
         category_ids: for each label of the detector the category id of the data set, see :func:`match_classes`;
             detections of a label with None are left out. By default the ids of the loader's data set, for a detector
             trained on the same one.
@@ -63,7 +63,7 @@ def gather_detections(detections: list[Detection]) -> list[Detection]:
     """Return the detections of all processes, the same list in each, ordered by image.
 
     Without ``torch.distributed`` the list is only ordered. Within an image the detector's order is kept, so scores that
-    tie are ranked in the same way whatever the number of processes.
+    tie are ranked in the same way for any number of processes.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[Any] = [None] * torch.distributed.get_world_size()

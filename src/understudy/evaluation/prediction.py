@@ -126,7 +126,7 @@ def draw_detections(
         # Boxes are edges, Pillow's corners are the outermost pixels: the last is one before the right edge.
         pencil.rectangle((x, y, max(x + width - 1, x), max(y + height - 1, y)), outline=colour, width=line)
         left, _, right, bottom = pencil.textbbox((0, 0), text, font=font)
-        # The label is above the box, moved inwards where it would leave the picture.
+        # The label is above the box, moved inwards if it would leave the picture.
         text_x = min(max(x, 0), max(picture.width - right, 0))
         text_y = min(max(y - bottom, 0), max(picture.height - bottom, 0))
         pencil.rectangle((text_x + left, text_y, text_x + right, text_y + bottom), fill=colour)
@@ -192,7 +192,7 @@ def _readable_sizes(
 
 
 def _upright_size(file: Path) -> tuple[int, int]:
-    """Return width and height of an image turned upright: EXIF orientations 5 to 8 lie on their side."""
+    """Return width and height of an image turned upright: EXIF orientations 5 to 8 swap the two."""
     with open_image(file) as image:
         on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.height, image.width) if on_its_side else image.size

@@ -15,7 +15,7 @@ from understudy.text import listed, percent
 class Evaluation:
     """Average precision and recall of a detector on one split.
 
-    Every number is in 0..1, or nan where it is not defined (a class without objects).
+    Every number is in 0..1, or nan if it is not defined (a class without objects).
 
     Attributes:
         coco: COCO's 12 numbers: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.

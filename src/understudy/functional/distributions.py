@@ -106,7 +106,7 @@ def valuable_region(
 
     LD (Zheng et al., CVPR 2022), the valuable localisation region: anchors whose distance IoU with an object is below
     its threshold by :func:`atss_thresholds`, and at least a quarter of it. An anchor's weight is its IoU, as in the
-    authors' code. Where several objects claim an anchor, the highest IoU counts (our choice).
+    authors' code. If several objects claim an anchor, the highest IoU counts (our choice).
 
     Args:
         anchors: per level (R_l, 4), xyxy; the same for all images.

@@ -1,6 +1,6 @@
 """Losses between two feature maps of one level or stage, each with its authors' reduction.
 
-The same printed formula differs between authors by factors of hundreds, because one averages where another sums. So a
+The same printed formula differs between authors by factors of hundreds, because one averages and another sums. So a
 published weight belongs to one of these functions and to no other.
 """
 
@@ -248,7 +248,7 @@ def batch_distance(student: Tensor, teacher: Tensor, weight: Tensor | None = Non
 
     The distance of FKD (Zhang & Ma, ICLR 2021), in the reduction of its authors' code: the square root of the weighted
     squared differences, summed over everything, the batch included. It is no average: repeating the batch twice
-    multiplies it by sqrt(2). Where the maps are equal, the gradient is zero.
+    multiplies it by sqrt(2). If the maps are equal, the gradient is zero.
 
     Args:
         student: of any shape.
@@ -271,7 +271,7 @@ def batch_distance(student: Tensor, teacher: Tensor, weight: Tensor | None = Non
 def negative_margin(mean: Tensor, deviation: Tensor) -> Tensor:
     """Compute the expected negative response of each channel: the mean of the part of a normal distribution below 0.
 
-    The margin of Overhaul (Heo et al., ICCV 2019). Where a negative response has a probability below 0.001, it is three
+    The margin of Overhaul (Heo et al., ICCV 2019). If a negative response has a probability below 0.001, it is three
     deviations below zero, as in the authors' code.
 
     Args:

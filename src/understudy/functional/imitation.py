@@ -1,4 +1,4 @@
-"""Detections from foreign features, compared with the teacher's own (Dist2)."""
+"""Detections of the teacher's layers on the student's features, compared with the teacher's own (Dist2)."""
 
 import torch.nn.functional as F
 from torch import Tensor

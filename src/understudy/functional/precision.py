@@ -34,7 +34,7 @@ def comparable(student: Tensor, teacher: Tensor, what: str = "features") -> tupl
     Args:
         student: of any shape.
         teacher: of the same shape.
-        what: what the tensors are, for the message.
+        what: the name of the tensors in messages.
 
     Raises:
         ValueError: the shapes differ.

@@ -21,8 +21,8 @@ POINT_CELLS = 8
 def widened_points(anchors: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
     """Return boxes that overlap with objects in place of anchors that are points.
 
-    torchvision and mmdet make them one cell wide, whatever the size of the objects that their level predicts. A square
-    of 8 cells around the middle, as in ATSS and GFL, is our choice.
+    torchvision and mmdet make them one cell wide, regardless of the size of the objects that their level predicts. A
+    square of 8 cells around the middle, as in ATSS and GFL, is our choice.
 
     Args:
         anchors: per level (H, W, A, 4), xyxy in pixels.
@@ -37,7 +37,7 @@ def widened_points(anchors: Sequence[Tensor], strides: Sequence[int]) -> list[Te
 
 
 def imitated_cells(anchors: Sequence[Tensor], targets: Sequence[Target], share: float = 0.5) -> list[Tensor]:
-    """Choose the cells whose anchors lie near an object.
+    """Choose the cells whose anchors are near an object.
 
     The imitation mask of FGFI (Wang et al., CVPR 2019). A cell is chosen if one of its anchors overlaps an object by
     more than a share of the largest IoU that any anchor has with this object. The paper has one level. Our reading: the
@@ -69,8 +69,8 @@ def object_cells(
     level floor(log2(s / 56)), counted from the finest. It fills the cells from that of its first corner to the one
     before that of its last. Two things are ours. Levels are counted by their strides, each twice the one before, so
     that a level's objects do not depend on which other levels there are. An object whose own level is absent is on the
-    next finer level, or else on the finest. And an object thinner than a cell fills at least one row and column, where
-    the code's rule then chooses one cell alone.
+    next finer level, or else on the finest. An object thinner than a cell fills at least one row and column; the code's
+    rule then chooses a single cell.
 
     Args:
         boxes: per image (M, 4), xyxy in pixels.
@@ -262,7 +262,7 @@ def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def _highest_shares(boxes: Sequence[Tensor], size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Return one over the area in cells of the smallest box over each cell, 0 where there is none: (N, H, W)."""
+    """Return one over the area in cells of the smallest box over each cell, 0 without a box: (N, H, W)."""
     images = []
     for each, (height, width) in zip(boxes, image_sizes, strict=True):
         low, high = each.split(2, dim=1)

@@ -61,8 +61,8 @@ def pairwise_loss(student: Tensor, teacher: Tensor, max_cells: int | None = None
     Args:
         student: (N, C, H, W).
         teacher: (N, C', H, W), a constant.
-        max_cells: both are first pooled to at most so many cells, see :func:`pooled`. None: all cells, with memory for
-            the square of their number.
+        max_cells: largest number of cells, to which both are first pooled, see :func:`pooled`. None: all cells, with
+            memory for the square of their number.
 
     Returns:
         A scalar.
@@ -119,7 +119,7 @@ def joint_distance(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: (N, C, H, W).
 
     Returns:
-        A scalar; where the two are equal, its gradient is zero.
+        A scalar; if the two are equal, its gradient is zero.
 
     Raises:
         ValueError: shapes differ.

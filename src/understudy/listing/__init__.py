@@ -1,1 +1,1 @@
-"""What `understudy methods` and `understudy detectors` print."""
+"""The output of `understudy methods` and `understudy detectors`."""

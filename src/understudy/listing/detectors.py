@@ -14,7 +14,7 @@ from understudy.errors import UserError
 from understudy.text import as_yaml, listed, wrapped
 
 STORED = Path(__file__).with_name("detectors.json")
-"""Parameters and multiply-adds by family and backbone; ``python -m understudy.listing.generate`` computes them."""
+"""Parameters and multiply-adds by family and backbone; ``python docs/generate.py`` computes them."""
 
 WIDTH = 80
 """Columns of a line."""
@@ -37,9 +37,7 @@ def table() -> str:
     for backbone in backbones:
         cells = [sizes[family][backbone] for family in families]
         lines.append(f"{backbone:20}" + "".join(f"{size[0] / 1e6:8.1f}{size[1] / 1e9:7.1f}" for size in cells))
-    advice = (
-        "Other ResNeXts are available by their names, too (resnext152_32x8d). `understudy detectors NAME` explains one."
-    )
+    advice = "Other ResNeXts are available by name (resnext152_32x8d). `understudy detectors NAME` shows one in full."
     return "\n".join([wrapped(introduction, width=WIDTH), "", *lines, "", wrapped(advice, width=WIDTH)])
 
 

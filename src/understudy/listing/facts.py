@@ -1,7 +1,7 @@
 """The facts about a method that listings and pages print, as plain values.
 
 Those of the package's own methods are stored in ``methods.json``, so that printing them needs no torch;
-``python -m understudy.listing.generate`` computes them anew.
+``python docs/generate.py --quick`` updates them.
 """
 
 import inspect
@@ -60,7 +60,7 @@ def method_facts(name: str) -> Facts:
         UserError: there is no such method, or its code raises.
     """
     method = method_class(name)
-    with own_code(name, "explained"):
+    with own_code(name, "described"):
         served = served_pairs(method)
         return {
             "name": name,
@@ -85,7 +85,7 @@ def _student(family: str) -> Spec:
 
 
 def _reads(method: type[Method]) -> dict[str, tuple[str, ...]]:
-    """Return what each term reads with the default options; of an option without default, with the class's own."""
+    """Return the inputs of each term with the default options; those of the class if an option has no default."""
     required = any(field.is_required() for field in method.Options.model_fields.values())
     return dict(method.reads if required else method.reads_with(method.Options()))
 

@@ -18,7 +18,7 @@ Facts = Mapping[str, Any]
 Terms = Sequence[str]
 
 STORED = Path(__file__).with_name("methods.json")
-"""Facts about the package's own methods; ``python -m understudy.listing.generate`` computes them anew."""
+"""Facts about the package's own methods; ``python docs/generate.py --quick`` updates them."""
 
 HEADINGS = {"frs": "The papers' own", "hint": "Methods they are compared with", "ld": "Later methods"}
 """Headings, each by the method above which it stands."""
@@ -26,8 +26,8 @@ HEADINGS = {"frs": "The papers' own", "hint": "Methods they are compared with", 
 PLUGINS = "Installed plugins"
 
 ADVICE = (
-    "`understudy methods NAME` explains one: its formulas, evidence, options and weights, and the pairs of detectors "
-    "it is available for. {} Name a method of your own package.module:Class."
+    "`understudy methods NAME` shows one in full: formulas, evidence, options, weights and supported pairs of "
+    "detectors. {} For your own method, use package.module:Class."
 )
 
 
@@ -58,7 +58,7 @@ def overview() -> str:
         if heading := _heading(name):
             lines += ["", f"{heading}:"]
         lines.append(wrapped(facts_of(name)["summary"], f"  {name:{column}}", hanging=column + 2))
-    advice = ADVICE.format("`understudy methods` also lists what each reads, and the detectors it is available for.")
+    advice = ADVICE.format("`understudy methods` also lists the inputs and the supported detectors of each.")
     return "\n".join([*lines[1:], "", wrapped(advice)])
 
 
@@ -146,7 +146,7 @@ def _usual_weights(facts: Facts) -> Iterator[str]:
 
 
 def _serves(facts: Facts) -> Iterator[str]:
-    """Return the families it is available for, alone and across; terms where not all."""
+    """Return the families it is available for, alone and across; the terms if not all are available."""
     alike = {student: terms for student, teacher, terms in facts["served"] if student == teacher}
     unweighted = [family for family, terms in alike.items() if _unweighted(facts, family, terms)]
     note = f" (no weight: {', '.join(unweighted)})" if unweighted else ""
@@ -158,7 +158,7 @@ def _serves(facts: Facts) -> Iterator[str]:
 
 def _necks(facts: Facts) -> Iterator[str]:
     if facts["equal_necks"]:
-        yield _fact("necks", "the student's as wide as the teacher's (detector.neck_channels)")
+        yield _fact("necks", "student and teacher need the same width (detector.neck_channels)")
 
 
 def _grouped(facts: Facts, served: Mapping[str, Terms]) -> dict[str, list[str]]:
@@ -189,7 +189,7 @@ def _unweighted(facts: Facts, family: str, terms: Terms) -> list[str]:
 
 
 def _listing(groups: Mapping[str, list[str]], total: int, everything: str) -> str:
-    """Write the groups; the last one is not spelled out if it is all that remains."""
+    """Write the groups; the last one is not listed in full if it contains all the rest."""
     parts, left = [], total
     for number, (only, members) in enumerate(groups.items(), start=1):
         remaining = number == len(groups) and len(members) == left and len(members) > 2

@@ -1,4 +1,4 @@
-"""Distillation methods, one file each. A package of somebody else adds one by an entry point ``understudy.methods``."""
+"""Distillation methods, one file each. Other packages add methods by the entry point ``understudy.methods``."""
 
 from understudy.methods.base import Method
 from understudy.methods.bckd import BCKD
@@ -30,7 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "dist2": Dist2,
     "rank_mimicking": RankMimicking,
     "pfi": PFI,
-    # What they are compared with.
+    # Methods they are compared with.
     "hint": Hint,
     "pairwise": Pairwise,
     "nonlocal": NonLocal,
@@ -40,7 +40,7 @@ METHODS: dict[str, type[Method]] = {
     "fine_grained": FineGrained,
     "defeat": DeFeat,
     "soft_labels": SoftLabels,
-    # What came later.
+    # Later methods.
     "ld": LD,
     "cwd": CWD,
     "pkd": PKD,

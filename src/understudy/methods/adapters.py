@@ -1,4 +1,4 @@
-"""Adapters that several methods use; they are trained, and thrown away after training."""
+"""Adapters that several methods use; they are trained, and discarded after training."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ def channel_adapters(student: Sequence[int], teacher: Sequence[int], *, always: 
     Args:
         student: channels of the student, per level.
         teacher: channels of the teacher, per level.
-        always: build it also where the channels agree, instead of passing the features through.
+        always: whether to build it also if the channels agree, instead of passing the features through.
     """
     levels = zip(student, teacher, strict=True)
     return nn.ModuleList(

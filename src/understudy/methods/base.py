@@ -42,8 +42,8 @@ class Layers:
     def paired(self, own: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Pair the maps of all levels of both detectors: for each of the teacher's levels the student's and its own.
 
-        Layers of the teacher may need all of their levels. Where the student lacks a level, the teacher's own map takes
-        its place.
+        The teacher's layers may need all of their levels. At a level that the student lacks, the teacher's own map is
+        used.
         """
         of_stride = dict(zip(self.student.spec.strides, own, strict=True))
         levels = zip(self.teacher.spec.strides, theirs, strict=True)
@@ -64,8 +64,8 @@ class Method(nn.Module, ABC):
 
         options: Options
 
-    Config files, the command line and ``understudy methods`` read them from there. They are checked wherever they come
-    from, also in Python: ``Hint(student, teacher, adapter="always")``.
+    Config files, the command line and ``understudy methods`` read them from there. They are always checked, also in
+    Python: ``Hint(student, teacher, adapter="always")``.
 
     Args:
         student: the student's Spec. For detectors with other levels or classes: the reduced one of their pairing
@@ -83,8 +83,8 @@ class Method(nn.Module, ABC):
         weights: default weight of each term by the student's family, or by :data:`EVERY_FAMILY`.
         ramp_steps: steps over which the weights grow linearly from zero.
         source: the paper, and the origin of the weights.
-        reads: for each term what it reads, by the names in :data:`.READS`. The pairs of detectors that the method can
-            compare follow from it. In an instance: of its own terms, with its options.
+        reads: the inputs of each term, by the names in :data:`.READS`. They determine the pairs of detectors that the
+            method can compare. In an instance: those of its own terms, with its options.
         keeps: numbers of the convolutions whose feature maps inside the heads it reads (:meth:`.Detector.keeping`).
 
     Raises:
@@ -148,7 +148,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def reads_with(cls, options: Any) -> Mapping[str, tuple[str, ...]]:
-        """Return what each term reads with some options; a method whose options change it overrides this."""
+        """Return the inputs of each term for some options; overridden by methods whose options change them."""
         return cls.reads
 
     @classmethod
@@ -207,7 +207,7 @@ class Method(nn.Module, ABC):
             UserError: it was not given any.
         """
         if layers is None:
-            raise UserError(f"{self.name} reads the detectors themselves: pass the Layers as the fourth argument.")
+            raise UserError(f"{self.name} reads the layers of both detectors: call forward(..., layers=Layers(...)).")
         return layers
 
     def _chosen(self, terms: Sequence[str] | None) -> tuple[str, ...]:

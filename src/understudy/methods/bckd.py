@@ -10,7 +10,7 @@ from understudy.outputs import Outputs, Truth
 
 
 class BCKD(Method):
-    r"""The student learns the teacher's class scores and boxes at all anchors, most where the scores differ.
+    r"""The student imitates the teacher's class scores and boxes at all anchors, weighted by the gap between scores.
 
     Each element of the class loss is weighted by the difference of the two scores. The box of an anchor is weighted by
     the largest difference over the classes. Decoded boxes are compared, so the two detectors may have different box
@@ -34,8 +34,8 @@ class BCKD(Method):
     Evidence:
         paper: Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection.
         code: Formulas and reductions are the authors'.
-        ours: No gradient flows through the weight of a box, because ``location`` is to train boxes; the sources do not
-            mention it.
+        ours: No gradient flows through the weight of a box, because ``location`` should train boxes only. The sources
+            do not mention this.
         weight: 1 and 4 are the authors', for GFL. No weight is known for other families, so it must be given.
     """
 

@@ -1,6 +1,6 @@
-"""Which terms of a method can be computed for a pair of detectors: it follows from what they read.
+"""Which terms of a method can be computed for a pair of detectors, derived from the terms' inputs (``reads``).
 
-Every function returns reasons in words, each naming both sides; none where there is no obstacle.
+Every function returns reasons in words, each naming both sides; none if there is no obstacle.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ SAME_ANCHOR = 0.05
 """Share of its longer side, or one pixel, by which an edge of an anchor may differ: torchvision rounds its anchors."""
 
 FIRST_STAGE_STRIDE = 64
-"""Stride from which on the levels of a two-stage detector serve its first stage alone; FGD, MGD and PKD omit them."""
+"""Levels of a two-stage detector with at least this stride are for its first stage only; FGD, MGD and PKD omit them."""
 
 Reasons = list[str]
 
@@ -25,12 +25,12 @@ def differences(student: Spec, teacher: Spec, fact: Callable[[Spec], str]) -> Re
 
 
 def level_differences(student: Spec, teacher: Spec) -> Reasons:
-    """Features are compared cell by cell: both need the same levels."""
+    """Require the same levels, since features are compared cell by cell."""
     return differences(student, teacher, lambda spec: f"levels at strides {spec.strides}")
 
 
 def stage_differences(student: Spec, teacher: Spec) -> Reasons:
-    """Backbone stages are compared cell by cell: both need the same ones."""
+    """Require the same backbone stages, since they are compared cell by cell."""
     faults = differences(student, teacher, lambda spec: f"backbone stages at strides {spec.stage_strides}")
     if not (faults or student.stage_strides):
         return [f"the student {student.name} and the teacher {teacher.name} have no backbone stages in common"]
@@ -38,17 +38,17 @@ def stage_differences(student: Spec, teacher: Spec) -> Reasons:
 
 
 def not_dense(role: str, spec: Spec) -> Reasons:
-    """A term reads dense predictions of one detector."""
+    """Require dense predictions of one detector."""
     return [] if spec.dense else [f"the {role} {spec.name} has no dense predictions: it has {spec.predictions}"]
 
 
 def neither_dense(student: Spec, teacher: Spec) -> Reasons:
-    """A term reads dense predictions of both."""
+    """Require dense predictions of both detectors."""
     return not_dense("student", student) + not_dense("teacher", teacher)
 
 
 def score_differences(student: Spec, teacher: Spec) -> Reasons:
-    """Class scores are compared one by one: both must score the same classes."""
+    """Require scores of the same classes, since they are compared one by one."""
     return differences(student, teacher, lambda spec: spec.scored)
 
 
@@ -58,15 +58,15 @@ def anchors_per_cell(spec: Spec) -> str:
 
 
 def anchor_differences(student: Spec, teacher: Spec, *, raw: bool = False) -> Reasons:
-    """Predictions are compared anchor by anchor: both need the same number of them per cell, and the same ones.
+    """Require the same anchors in each cell, since predictions are compared anchor by anchor.
 
-    Anchors with a size must be the same boxes, up to rounding. Where scores or decoded boxes are compared, points may
-    lie anywhere in a cell.
+    Anchors with a size must be the same boxes, up to rounding. If scores or decoded boxes are compared, points may be
+    anywhere in a cell.
 
     Args:
         student: the student's Spec.
         teacher: the teacher's Spec.
-        raw: raw box outputs are compared, so points must lie at the same places, too.
+        raw: whether raw box outputs are compared, so that points must agree, too.
     """
     numbers = differences(student, teacher, anchors_per_cell)
     boxes = student.box_code == teacher.box_code and box_code(student).anchored
@@ -87,14 +87,14 @@ def anchor_differences(student: Spec, teacher: Spec, *, raw: bool = False) -> Re
 
 
 def prediction_differences(student: Spec, teacher: Spec) -> Reasons:
-    """Predictions are compared anchor by anchor: same levels, same classes, same anchors."""
+    """Require the same levels, classes and anchors, since predictions are compared anchor by anchor."""
     return neither_dense(student, teacher) or (
         level_differences(student, teacher) + score_differences(student, teacher) + anchor_differences(student, teacher)
     )
 
 
 def raw_box_differences(student: Spec, teacher: Spec) -> Reasons:
-    """Raw box outputs are compared one by one: same levels, same anchors at the same places, same box code."""
+    """Require the same levels, anchors, points and box code, since raw box outputs are compared one by one."""
     return neither_dense(student, teacher) or (
         level_differences(student, teacher)
         + anchor_differences(student, teacher, raw=True)
@@ -109,22 +109,22 @@ def levels_of_objects(student: Spec, teacher: Spec) -> int:
 
 
 def missing_levels(student: Spec, teacher: Spec) -> Reasons:
-    """A term reads levels of objects, and there are none."""
+    """Require a level that the second stage of a two-stage detector reads, too."""
     if levels_of_objects(student, teacher):
         return []
     return [
         f"the student {student.name} and the teacher {teacher.name} have only levels at strides {student.strides} in "
-        f"common, and the second stage of a two-stage detector reads none from stride {FIRST_STAGE_STRIDE} on"
+        f"common, and the second stage of a two-stage detector reads only levels below stride {FIRST_STAGE_STRIDE}"
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Readable:
-    """Something that a term can read.
+    """An input that a term can read.
 
     Attributes:
-        words: what it is, for listings.
-        obstacles: why a pair of detectors does not have it in a comparable form.
+        words: its description in listings.
+        obstacles: function that returns why it cannot be compared for a pair of detectors.
     """
 
     words: str
@@ -138,18 +138,18 @@ def _no_centerness(student: Spec, teacher: Spec) -> Reasons:
 READS: dict[str, Readable] = {
     "features": Readable("neck features", level_differences),
     "stages": Readable("backbone stages", stage_differences),
-    "class_logits": Readable("class scores, anchor by anchor", prediction_differences),
+    "class_logits": Readable("class scores per anchor", prediction_differences),
     "cell_scores": Readable(
-        "class scores, cell by cell",
+        "class scores per cell",
         lambda student, teacher: (
             neither_dense(student, teacher) or level_differences(student, teacher) + score_differences(student, teacher)
         ),
     ),
     "teacher_scores": Readable("the teacher's class scores", lambda student, teacher: not_dense("teacher", teacher)),
     "teacher_centerness": Readable("the teacher's centre-ness", _no_centerness),
-    "boxes": Readable("boxes, anchor by anchor", prediction_differences),
-    "box_raw": Readable("raw box outputs, anchor by anchor", raw_box_differences),
-    "predictions": Readable("the best boxes of both", neither_dense),
+    "boxes": Readable("boxes per anchor", prediction_differences),
+    "box_raw": Readable("raw box outputs per anchor", raw_box_differences),
+    "predictions": Readable("the best boxes of both detectors", neither_dense),
     "student_anchors": Readable("the student's anchors", lambda student, teacher: not_dense("student", student)),
     "objects": Readable("ground truth"),
     "assignment": Readable(
@@ -157,19 +157,19 @@ READS: dict[str, Readable] = {
     ),
     "layers": Readable("the layers of both detectors"),
 }
-"""Everything that a term can read, by its name in :attr:`.Method.reads`."""
+"""Every input that a term can read, by its name in :attr:`.Method.reads`."""
 
 OF_TRUTH = ("objects", "assignment")
-"""Names in :data:`READS` of the ground truth: a batch may leave a term that reads it nothing to compare."""
+"""Names in :data:`READS` of the ground truth. In a batch without suitable objects, terms that read it are zero."""
 
 
 def unreadable(reads: Sequence[str], student: Spec, teacher: Spec) -> Reasons:
-    """Return why a pair of detectors does not have what a term reads."""
+    """Return why a term with these inputs cannot be computed for a pair of detectors."""
     return [reason for name in reads for reason in READS[name].obstacles(student, teacher)]
 
 
 def _point(anchor: Sequence[float], stride: int) -> tuple[float, ...]:
-    """Return a cell around the centre of an anchor, which is all that counts of a point."""
+    """Return a cell around the centre of an anchor, since only the centre of a point counts."""
     middles = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
     return tuple(middle + half for half in (-stride / 2, stride / 2) for middle in middles)
 

@@ -13,7 +13,7 @@ from understudy.outputs import Outputs, Spec, TowerMaps, Truth, flatten_levels
 
 
 class CrossKD(Method):
-    r"""The student's head features pass through the rest of the teacher's head; its predictions are the target.
+    r"""The student's head features pass through the rest of the teacher's head; predictions must match the teacher's.
 
     A map inside each of the two towers of the student's head gets the mean and the deviation of the teacher's map,
     channel by channel, and runs through the rest of the teacher's frozen head. These crossed predictions, :math:`C`,
@@ -42,8 +42,8 @@ class CrossKD(Method):
             the maps cross are the authors'.
         ours: The divisor is at least 1. An empty box of the teacher adds 0 to a logarithm.
         weight: The authors', for RetinaNet, FCOS and GFL. For other families they must be given.
-        caution: Ignored anchors are in no sum. So unlabelled images, whose anchors are all ignored, take part in the
-            statistics of the maps alone. The authors clip the gradient of an FCOS (``optimizer.clip_norm=35``). It runs
+        caution: The sums omit ignored anchors. Unlabelled images, whose anchors are all ignored, therefore affect only
+            the statistics of the maps. The authors clip the gradient of an FCOS (``optimizer.clip_norm=35``). It runs
             the teacher's layers, so recorded outputs of the teacher are not enough.
     """
 
@@ -64,8 +64,8 @@ class CrossKD(Method):
         """The options of CrossKD."""
 
         convolution: int | None = None
-        """Number of the convolution, from 0, whose output before its ReLU crosses over. None is the authors' choice: 3,
-        and 2 for a detector with centre-ness (FCOS)."""
+        """Number of the convolution, counted from 0, whose output (before its ReLU) crosses over. None: the authors'
+        choice, 3, or 2 for a detector with centre-ness (FCOS)."""
 
     options: Options
 
@@ -76,15 +76,15 @@ class CrossKD(Method):
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Both need heads of one family with towers of the same width, since there is no adapter."""
-        if not (student.dense and teacher.dense):  # what it reads tells of it
+        """Require heads of one family with towers of the same width, since there is no adapter."""
+        if not (student.dense and teacher.dense):  # already refused because of `reads`
             return {}
         number, counts = _number(student, options), (len(student.tower_channels), len(teacher.tower_channels))
         reasons = differences(student, teacher, lambda spec: f"a head of the family {spec.family}")
         if not 0 <= number < min(counts):
             reasons.append(
                 f"the student {student.name} has {counts[0]} convolutions in each tower of its head, the teacher "
-                f"{teacher.name} {counts[1]}; both need number {number}, counted from 0"
+                f"{teacher.name} {counts[1]}; both need convolution {number}, counted from 0"
             )
         elif not reasons:
             reasons = differences(student, teacher, lambda spec: f"{spec.tower_channels[number]} channels in its head")

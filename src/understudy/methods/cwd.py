@@ -15,24 +15,24 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class CWD(Method):
-    r"""Every channel of the student responds in the same places of the image as the teacher's channel.
+    r"""The student's channels imitate the distribution of the teacher's responses over the cells of the image.
 
-    A softmax turns the map of each channel into a distribution over cells, and the two distributions are compared. How
-    strongly a channel responds is left to the student.
+    A softmax turns the map of each channel into a distribution over cells, and the two distributions are compared. The
+    strength of the response is not compared.
 
     .. math::
         L_\text{channel} = \sum_l \frac{\tau^2}{N C} \sum_{n, c} \sum_{h, w} p^T_l \log \frac{p^T_l}{p^S_l} \qquad
         p^S_l = \operatorname{softmax}_{h, w}\left(\frac{\phi_l(F^S_l)}{\tau}\right) \qquad
         p^T_l = \operatorname{softmax}_{h, w}\left(\frac{F^T_l}{\tau}\right)
 
-    :math:`\tau` is the temperature. :math:`\phi_l` is a 1x1 convolution where channels differ, thrown away after
-    training. With ``on=logits`` the class logits take the place of the features, without an adapter.
+    :math:`\tau` is the temperature. :math:`\phi_l` is a 1x1 convolution, used if channels differ and discarded after
+    training. With ``on=logits``, class logits are compared instead of features, without an adapter.
 
     Evidence:
         paper: Channel-wise Knowledge Distillation for Dense Prediction. The authors compare equal channels.
-        ours: The adapter where channels differ.
-        weight: 10 per level, and the temperature 1, are from other projects' configurations of RetinaNet, Faster R-CNN
-            and GFL; ours for FCOS and other families.
+        ours: The adapter, if channels differ.
+        weight: 10 per level and the temperature 1 are from other projects' configurations of RetinaNet, Faster R-CNN
+            and GFL. For FCOS and other families they are our choice.
         related: One published row for GFL compares class maps, as ``on=logits`` does.
     """
 
@@ -41,7 +41,7 @@ class CWD(Method):
     weights = {EVERY_FAMILY: {"channel": 10.0}}
     source = (
         "Shu et al., ICCV 2021; the weight is from other projects' configurations of RetinaNet, Faster R-CNN and GFL, "
-        "and for other families our choice"
+        "our choice for other families"
     )
     reads = {"channel": ("features",)}
 
@@ -62,12 +62,12 @@ class CWD(Method):
 
     @classmethod
     def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
-        """Return what the term reads: features, or class logits with ``on="logits"``."""
+        """Return the inputs of the term: features, or class logits with ``on="logits"``."""
         return {"channel": ("class_logits",)} if options.on == "logits" else cls.reads
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Name the option that helps where only the predictions differ."""
+        """Name the option that helps if only the predictions differ."""
         features, logits = (unreadable([read], student, teacher) for read in ("features", "class_logits"))
         helps = options.on == "logits" and logits and not features
         return {"channel": ["set methods.cwd.on=features to compare features"] if helps else []}

@@ -14,7 +14,7 @@ class DeFeat(Method):
     r"""The student imitates the teacher's features inside the objects and outside them, with separate weights.
 
     An object fills the cells of its box on the one level of its size. All other cells are background. A 3x3 convolution
-    per level, :math:`\phi_l`, adapts the student's features. It is thrown away after training.
+    per level, :math:`\phi_l`, adapts the student's features. It is discarded after training.
 
     .. math::
         L_\text{foreground} = \frac{1}{L} \sum_l \frac{1}{2 C |M_l|} \sum_{(n, h, w) \in M_l} \sum_c
@@ -29,23 +29,23 @@ class DeFeat(Method):
 
     Evidence:
         paper: Distilling Object Detectors via Decoupled Features, the terms of the neck.
-        code: Masks, adapter with its first weights, and reduction: half of a mean per element, to which the weights
+        code: Masks, adapter with its initial weights, and reduction: half of a mean per element, to which the weights
             belong. The authors clip the gradient at 35 (``optimizer.clip_norm=35``).
         ours: Levels are counted from stride 4 for a two-stage student, as the authors', and from stride 8 for others,
             whichever levels the teacher shares. So objects of less than 112 pixels are on stride 4 or 8, those of less
             than 224 on the next level. Unlabelled images, and the cells of objects of classes that the teacher lacks,
             are neither foreground nor background.
-        weight: 3 and 12 are the authors' for a Faster R-CNN on VOC, and ours for other families: the reduction depends
-            on no detector. The terms of the backbone, which have weight 0 there, are not implemented.
+        weight: 3 and 12 are the authors' for a Faster R-CNN on VOC, and ours for other families: the reduction does not
+            depend on the detector. The terms of the backbone, which have weight 0 there, are not implemented.
         related: The paper's third term, on the class scores of a Faster R-CNN's second stage, is not implemented: it
             needs both second stages on the teacher's proposals, and the record holds the first stage alone. Others
-            found it of no use.
+            report no gain from it.
     """
 
     name = "defeat"
     terms = ("foreground", "background")
     weights = {EVERY_FAMILY: {"foreground": 3.0, "background": 12.0}}
-    source = "Guo et al., CVPR 2021; reductions and weights from the authors' code, for other detectors ours"
+    source = "Guo et al., CVPR 2021; reductions and weights from the authors' code, our choice for other detectors"
     reads = dict.fromkeys(terms, ("features", "objects"))
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):

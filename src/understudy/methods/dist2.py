@@ -40,10 +40,10 @@ class Dist2(Method):
         paper: Dist2: Distribution-Guided Distillation for Object Detection. No paper, code or citation was found, only
             a poster. It gives the sum of these losses and the names of the strategies.
         unverified: The transform, ``di`` and the strategies are our reading of the poster.
-        ours: The average over the strategies, the weights and the ramp. ``di`` leaves out unlabelled images. Where the
-            teacher has levels that the student lacks, it gets its own maps there.
-        caution: ``fi`` is as large as the teacher's maps: look at its raw value in ``losses.csv``. We would clip the
-            gradient in long runs (``optimizer.clip_norm=35``). It runs the teacher's layers, so recorded outputs of the
+        ours: The average over the strategies, the weights and the ramp. ``di`` leaves out unlabelled images. At levels
+            that the student lacks, the teacher uses its own maps.
+        caution: ``fi`` is as large as the teacher's maps: check its raw value in ``losses.csv``. We recommend gradient
+            clipping in long runs (``optimizer.clip_norm=35``). It runs the teacher's layers, so recorded outputs of the
             teacher are not enough.
         related: docs/dist2.md has the statements of the poster, our reading, the swap test and our measurements.
     """
@@ -62,9 +62,9 @@ class Dist2(Method):
         """The options of Dist2."""
 
         strategies: Strategies = "All2All"
-        """One strategy, several, or ``"All2All"``, which is all four: N2N, B2B, B2N, N2B."""
+        """One strategy, several, or ``"All2All"`` for all four: N2N, B2B, B2N, N2B."""
         draw: Literal["all", "one"] = "all"
-        """``"all"`` strategies in every step, or ``"one"`` drawn at random: the same on average, with less memory."""
+        """``"all"`` strategies in every step, or ``"one"`` drawn at random: equal on average, with less memory."""
         supervision: Literal["truth", "teacher", "both"] = "truth"
         """The target of ``di``: the ``"truth"``; the detections of the ``"teacher"`` (a Faster R-CNN's proposals), in
         unlabelled images, too (in no source); or the sum of ``"both"``."""
@@ -81,16 +81,16 @@ class Dist2(Method):
 
     @classmethod
     def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
-        """Return what each term reads: stages of both only for B2B, the ground truth unless the teacher supervises."""
+        """Return the inputs of each term: stages of both only for B2B, ground truth unless the teacher supervises."""
         unread = set() if "B2B" in chosen(options.strategies) else {"stages"}
         unread |= {"objects"} if options.supervision == "teacher" else set()
         return {term: tuple(name for name in reads if name not in unread) for term, reads in cls.reads.items()}
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Every strategy needs a common stride; for ``di`` the classes must be the teacher's."""
+        """Require a common stride for every strategy and, for ``di``, the teacher's classes."""
         faults = misplaced(chosen(options.strategies), student, teacher)
-        objectness = student.objectness or teacher.objectness  # the scores do not tell which classes there are
+        objectness = student.objectness or teacher.objectness  # the scores do not depend on the classes
         return {"di": faults + ([] if objectness else score_differences(student, teacher)), "fi": faults}
 
     def forward(

@@ -127,7 +127,7 @@ def _stage_transform(own: int, theirs: int) -> nn.Sequential:
 
 
 def through_teacher(place: str, maps: Mapping[int, Tensor], teacher: "Detector", outputs: Outputs) -> Outputs:
-    """Run foreign maps through the rest of a teacher; gradient reaches them, and no weight of a frozen teacher.
+    """Run the student's maps through the rest of a frozen teacher; only the maps get a gradient.
 
     Args:
         place: where they enter: ``"B"`` before the neck, ``"N"`` before the head.

@@ -100,7 +100,7 @@ def _assigned(teacher: "Detector", outputs: Outputs, targets: list[Target], left
 
 def _with_labels_of_teacher(targets: list[Target], pairing: "Pairing | None") -> list[Target]:
     """Replace the labels, which number the common classes, by the teacher's own."""
-    # Equal numbers stay: also where an RPN's pair was given no names, and has fewer classes than the ground truth.
+    # Equal numbers stay, also for a pair of RPNs without class names, which has fewer classes than the ground truth.
     if pairing is None or pairing.teacher_labels == tuple(range(len(pairing.teacher_labels))):
         return targets
     return [

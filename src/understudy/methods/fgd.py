@@ -15,12 +15,12 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class FGD(Method):
-    r"""The student imitates the teacher under its attention, objects and background apart, and its global context.
+    r"""The student imitates the teacher's features (objects and background separately), its attention and its context.
 
     ``foreground`` and ``background`` compare features under the teacher's attention to cells and channels,
     ``attention`` compares the attention of both, and ``relation`` the features to which a block, :math:`R`, has added
-    the context of the whole map. A 1x1 convolution adapts the student's features where channels differ. It and the
-    blocks, one for each side, are trained, and thrown away after training.
+    the context of the whole map. A 1x1 convolution adapts the student's features if channels differ. The convolution
+    and the blocks, one for each side, are trained, and discarded after training.
 
     .. math::
         L_\text{foreground} = \sum_l \frac{1}{N'} \sum_{n, c, h, w} U_l A^T_l B^T_l \left(F^S_l - F^T_l\right)^2 \qquad
@@ -50,8 +50,8 @@ class FGD(Method):
             objects of classes that the teacher lacks. The other terms are averages over all images.
         weight: From the authors' configurations for RetinaNet, GFL, FCOS and two-stage detectors.
         caution: In the authors' results for pairs of one family, the student starts with the teacher's neck and head,
-            an option of the run here (``inherit=true``). Their FCOS result also changes the recipe beside the method.
-            Compare like with like.
+            an option of the run here (``inherit=true``). Their FCOS result also changes the training recipe. Compare
+            only runs with the same initialisation and recipe.
     """
 
     name = "fgd"

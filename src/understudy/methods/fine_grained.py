@@ -16,7 +16,7 @@ class FineGrained(Method):
 
     A cell counts if one of the student's anchors overlaps an object by more than a share of that object's best IoU.
     There the student's features, after a 3x3 convolution and a ReLU per level, :math:`\phi_l`, imitate the teacher's.
-    The adapters are thrown away after training.
+    The adapters are discarded after training.
 
     .. math::
         L_\text{feature} = \frac{1}{L} \sum_l \frac{1}{2 |M_l|} \sum_{(n, h, w) \in M_l} \sum_c
@@ -30,13 +30,14 @@ class FineGrained(Method):
 
     Evidence:
         paper: Distilling Object Detectors with Fine-grained Feature Imitation.
-        code: Adapter with its first weights, weight and reduction. The release imitates one level of one image per
+        code: Adapter with its initial weights, weight and reduction. The release imitates one level of one image per
             process, and clips the gradient at 10 (``optimizer.clip_norm=10``). Several levels and their mean are as in
             a port in DeFeat's repository.
-        ours: The best IoU of an object is the best over all levels, where the port gives each object one level by its
-            size. The anchors of an FCOS are points: squares with sides of 8 cells around them, as in ATSS, take their
-            place. The weight grows over 400 steps, where the release starts after 400.
-        weight: 0.01 is the authors' for a Faster R-CNN, and ours for the others: the reduction depends on no detector.
+        ours: The best IoU of an object is the best over all levels; the port gives each object one level by its size.
+            The anchors of an FCOS are points: squares with sides of 8 cells around them, as in ATSS, replace them. The
+            weight increases over 400 steps; the release starts after 400.
+        weight: 0.01 is the authors' for a Faster R-CNN, and ours for the others: the reduction does not depend on the
+            detector.
         caution: The ReLU is the release's, for a backbone's map. The values of a pyramid have both signs, and the port
             leaves it out there.
     """
@@ -46,15 +47,15 @@ class FineGrained(Method):
     terms = ("feature",)
     weights = {EVERY_FAMILY: {"feature": 0.01}}
     ramp_steps = 400
-    source = "Wang et al., CVPR 2019; weight and start from the authors' code, for other detectors ours"
+    source = "Wang et al., CVPR 2019; weight and start from the authors' code, our choice for other detectors"
     reads = {"feature": ("features", "student_anchors", "objects")}
 
     class Options(Method.Options):
         """The options of FineGrained."""
 
         share: Annotated[float, Field(ge=0, lt=1)] = 0.5
-        """A cell is imitated if an anchor's IoU with an object is above this share of the object's best; the paper's
-        is 0.5."""
+        """A cell is imitated if an anchor's IoU with an object is above this share of the object's best IoU; 0.5 in the
+        paper."""
 
     options: Options
 
@@ -76,7 +77,7 @@ class FineGrained(Method):
 
 
 def _adapter(student: int, teacher: int) -> nn.Module:
-    """Build a convolution with first weights near zero, as in the authors' code, and a ReLU."""
+    """Build a convolution with initial weights near zero, as in the authors' code, and a ReLU."""
     convolution = nn.Conv2d(student, teacher, kernel_size=3, padding=1)
     nn.init.normal_(convolution.weight, std=1e-4)
     nn.init.zeros_(cast(Tensor, convolution.bias))

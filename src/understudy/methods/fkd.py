@@ -17,12 +17,12 @@ _ONE_STAGE = {"feature": 4.2e-4, "channel": 2.4e-2, "spatial": 2.4e-2, "relation
 
 
 class FKD(Method):
-    r"""The student imitates the teacher's features under the attention of both, and their relations across the image.
+    r"""The student imitates the teacher's features, weighted by the attention of both, and their relations.
 
     ``feature`` compares the features under the mean attention of both detectors, ``channel`` their averages over cells,
     ``spatial`` their averages over channels, and ``relation`` the results of non-local blocks (see ``nonlocal``).
     Convolutions per level, :math:`\phi_l`, adapt the student's side: 3x3 for ``spatial``, 1x1 for the others. They are
-    thrown away after training.
+    discarded after training.
 
     .. math::
         L_\text{feature} = \sum_l \sqrt{\sum_{n, c, h, w} M_l \left(\phi_l(F^S_l) - F^T_l\right)^2}
@@ -42,16 +42,16 @@ class FKD(Method):
         L_\text{relation} = \sum_l \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|_2
 
     The norms run over the whole batch. :math:`M_l` is a constant, and :math:`\tau` the temperature. The factor with
-    :math:`B_l` is there only if ``weigh_channels`` holds. :math:`G_l` are the non-local blocks.
+    :math:`B_l` applies only with ``weigh_channels``. :math:`G_l` are the non-local blocks.
 
     Evidence:
         paper: Improve Object Detection with Feature-based Knowledge Distillation.
         code: The authors' repository has no code. Formulas, temperatures and weights are from copies of it. The
             teacher's non-local blocks are trained, too, as there.
-        ours: Where channels differ, the student's attention to channels is that of its adapted features.
-        weight: From copies of the authors' code. The norms are no averages, so the weights belong to a batch size; we
-            take it to be two images per process.
-        caution: Repeating the batch changes the values. We would clip the gradient in long runs
+        ours: If channels differ, the student's attention to channels is that of its adapted features.
+        weight: From copies of the authors' code. The norms are not averages, so the weights depend on the batch size;
+            we assume two images per process.
+        caution: Repeating the batch changes the values. We recommend gradient clipping in long runs
             (``optimizer.clip_norm=35``).
         related: ``nonlocal`` is the term ``relation`` alone.
     """
@@ -73,8 +73,8 @@ class FKD(Method):
         temperature: PositiveFloat | None = None
         """Temperature of both attentions. None: 0.5 for a two-stage student, 0.1 for others (the authors')."""
         weigh_channels: bool | None = None
-        """Weight the feature term by the attention to channels, too. None: not for a two-stage student (the authors').
-        Where channels differ, the student's attention is that of its adapted features (ours)."""
+        """Whether to weight the feature term by the attention to channels, too. None: yes, except for a two-stage
+        student (the authors'). If channels differ, the student's attention is that of its adapted features (ours)."""
 
     options: Options
 

@@ -13,11 +13,11 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class FRS(Method):
-    r"""The student imitates the teacher in the cells with high class scores of the teacher, labelled or not.
+    r"""The student imitates the teacher in cells where the teacher's class scores are high, labelled or not.
 
     The feature richness :math:`S_l` of a cell is the teacher's highest class score there. Under this weight the
     student's features imitate the teacher's (``feature``), after a 3x3 convolution per level, :math:`\phi_l`, which is
-    thrown away after training. The class scores imitate the teacher's likewise (``class``), and so do the raw box
+    discarded after training. The class scores imitate the teacher's likewise (``class``), and so do the raw box
     outputs if ``box`` has a weight.
 
     .. math::
@@ -40,16 +40,16 @@ class FRS(Method):
     Evidence:
         paper: Distilling Object Detectors with Feature Richness, Eq. 5 to 8. It prints neither weights nor ramp nor
             adapter.
-        code: Where the authors' code departs from the paper, this follows the code. The maximum runs over anchors, too.
-            The divisor is the sum of the mask over the whole batch of a process (``normaliser=image`` is Eq. 6 read
-            literally). The adapter is there although the channels agree. The weights grow linearly over 500 steps. A
-            two-stage detector is distilled in its first stage alone. ``box`` and ``centerness`` are from the authors'
-            development code, as are the definitions of the regions, which the paper's Table 4 names.
+        code: If the authors' code differs from the paper, this implementation follows the code. The maximum runs over
+            anchors, too. The divisor is the sum of the mask over the whole batch of a process (``normaliser=image`` is
+            Eq. 6 read literally). The adapter exists although the channels agree. The weights grow linearly over 500
+            steps. A two-stage detector is distilled in its first stage alone. ``box`` and ``centerness`` are from the
+            authors' development code, as are the definitions of the regions, which the paper's Table 4 names.
         ours: ``scores=cell``, for pairs with different anchors.
         weight: From the authors' configurations for RetinaNet, FCOS, GFL and Faster R-CNN. ``box`` has 0.2 for
             RetinaNet and 0.002 for GFL in their development code, and is off here by default.
         caution: A user of the authors' code could not reproduce the paper's results for FCOS; the report was never
-            answered. Scores of a few percent add up over many background cells: a ``threshold`` is worth a try.
+            answered. Scores of a few percent add up over many background cells; ``threshold`` excludes them.
     """
 
     name = "frs"
@@ -76,8 +76,8 @@ class FRS(Method):
         """Divide by the mask of the whole ``"batch"`` of a process (the authors' code) or of each ``"image"`` (Eq. 6
         read literally; the same on one process or several)."""
         threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
-        """None weights cells by richness. A score in 0..1 gives the cells above it the weight 1 and all others 0.
-        Where ``region`` needs a threshold, None is 0.1, as in the authors' ablation."""
+        """None: cells are weighted by richness. A score in 0..1: cells above it have the weight 1, all others 0. If
+        ``region`` needs a threshold, None stands for 0.1, as in the authors' ablation."""
         scores: Literal["anchor", "cell"] = "anchor"
         """The class term compares the scores of every ``"anchor"`` (the authors' way), or for each class the highest of
         a ``"cell"``, which needs no equal anchors (ours: it is in no paper)."""
@@ -96,7 +96,7 @@ class FRS(Method):
 
     @classmethod
     def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
-        """Return what each term reads: options decide about cells, centre-ness and the ground truth."""
+        """Return the inputs of each term; cells, centre-ness and the ground truth depend on the options."""
         more = ("teacher_centerness",) if options.centerness else ()
         more += () if options.region in richness.WITHOUT_TRUTH else ("assignment",)
         cells = {"class": ("cell_scores",)} if options.scores == "cell" else {}
@@ -104,7 +104,7 @@ class FRS(Method):
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Name the option that helps where the teacher has no centre-ness, or where only the anchors differ."""
+        """Name the option that helps if the teacher has no centre-ness, or if only the anchors differ."""
         none = options.centerness and not teacher.centerness
         central = ["set methods.frs.centerness=false"] if none else []
         anchors, cells = (unreadable([read], student, teacher) for read in ("class_logits", "cell_scores"))

@@ -14,7 +14,7 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class GID(Method):
-    r"""The student imitates the teacher in the boxes on which the two disagree most, labelled objects or not.
+    r"""The student imitates the teacher in the boxes on which the two disagree most, whether labelled or not.
 
     In each image these "general instances" are the ten boxes with the largest difference between the class scores of
     the two detectors. Each is the box of the detector with the higher score, and boxes that overlap a better one are
@@ -43,9 +43,9 @@ class GID(Method):
     Evidence:
         paper: General Instance Distillation for Object Detection: the general instances, the four terms, ten boxes per
             image and the adapter.
-        code: Reductions, sizes and weights are from the first author's later re-implementation, whose own text calls it
-            unfinished. It builds the adapter and never uses it; we use it, as in the paper.
-        ours: Where the detectors have different numbers of anchors per cell, the boxes are those of the best anchor of
+        code: Reductions, sizes and weights are from the first author's later re-implementation, which describes itself
+            as unfinished. It builds the adapter but never uses it; this implementation uses it, as in the paper.
+        ours: If the detectors have different numbers of anchors per cell, the boxes are those of the best anchor of
             each cell, and ``class`` and ``box`` cannot be computed. ``box`` is off for a GFL, whose sides are
             distributions. Box outputs in pixels (mmdet's FCOS) are divided by the stride.
         weight: The weights are those of a RetinaNet; for other families they are our choice.
@@ -59,7 +59,7 @@ class GID(Method):
         EVERY_FAMILY: {"feature": 5e-4, "relation": 40.0, "class": 0.1, "box": 1.0},
         "gfl": {"feature": 5e-4, "relation": 40.0, "class": 0.1, "box": 0.0},
     }
-    source = "Dai et al., CVPR 2021; reductions and weights from the re-implementation, for other detectors ours"
+    source = "Dai et al., CVPR 2021; reductions and weights from the re-implementation, our choice for other detectors"
     reads = {
         "feature": ("features", "predictions"),
         "relation": ("features", "predictions"),
@@ -71,7 +71,7 @@ class GID(Method):
         """The options of GID."""
 
         count: PositiveInt = 10
-        """Most boxes per image; 10 is the paper's."""
+        """Maximum number of boxes per image; 10 in the paper."""
 
     options: Options
 
@@ -82,7 +82,7 @@ class GID(Method):
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """One adapter needs the same channels on every level; smooth L1 needs sides that are numbers."""
+        """Require the same channels on every level for the one adapter, and sides that are numbers for smooth L1."""
         both = (student, teacher)
         one_adapter = f"all levels share one adapter, and the student {student.name} has the channels "
         one_adapter += f"{student.channels}, the teacher {teacher.name} {teacher.channels}"

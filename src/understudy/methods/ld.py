@@ -16,7 +16,7 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class LD(Method):
-    r"""The student learns how certain the teacher is of each side of a box, not only where it lies.
+    r"""The student imitates the teacher's distribution over the position of each box side, including its uncertainty.
 
     Both detectors predict each side as a distribution over distances, as a GFL does. :math:`D_r` is the divergence of
     the teacher's softened distributions from the student's at anchor :math:`r`, averaged over bins and sides.
@@ -45,7 +45,7 @@ class LD(Method):
         code: Reductions, temperatures and weights are the authors'. ``location`` and ``vlr`` are sums over anchors and
             images, divided by nothing that grows with them.
         ours: ``class`` is averaged over the anchors of all levels and of the batch of a process, as we read the code.
-            Where several objects claim an anchor of the region, the highest IoU counts.
+            If several objects claim an anchor of the region, the highest IoU counts.
         caution: ``location`` and ``vlr`` grow with the objects and with the batch, so their weights belong to few
             images per process.
         related: The paper's feature term, a mean squared error in the region of ``fine_grained`` with the weight 2, is
@@ -71,14 +71,14 @@ class LD(Method):
         """Divides the class logits; 2 is the authors'."""
         normaliser: Literal["sum", "positives"] = "sum"
         """``"sum"`` as in the authors' code, or divide ``location`` and ``vlr`` by the ``"positives"`` of the batch,
-        the anchors assigned to an object (ours). It needs weights some hundred times as large."""
+        the anchors assigned to an object (ours), which needs weights about a hundred times as large."""
 
     options: Options
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Both need sides that are distributions over the same bins, and more than one class."""
-        if not (student.dense and teacher.dense):  # what it reads tells of it
+        """Require sides that are distributions over the same bins, and more than one class."""
+        if not (student.dense and teacher.dense):  # already refused because of `reads`
             return {}
         if not (box_code(student).distributed and box_code(teacher).distributed):
             codes = f"the student {student.name} has {student.box_code}, the teacher {teacher.name} {teacher.box_code}"

@@ -24,7 +24,7 @@ SUMMARY = "Invalid method configuration:"
 
 
 def method_class(name: str) -> type[Method]:
-    """Find a method by its name in ``METHODS``, or a method of your own by ``package.module:Class``.
+    """Return a method by its name in ``METHODS``, or your own by ``package.module:Class``.
 
     Raises:
         UserError: there is no such method, or the class is not one.
@@ -49,7 +49,7 @@ def method_options(name: str) -> type[BaseModel]:
 
 @contextmanager
 def own_code(name: str, done: str) -> Generator[None]:
-    """Turn an exception in the code of a user's method into a message; an error of ours keeps its traceback."""
+    """Turn an exception in the code of a user's method into a message; errors in this package keep their traceback."""
     try:
         yield
     except UserError:
@@ -82,7 +82,7 @@ def resolve_options(entries: Entries, student: Spec) -> dict[str, dict[str, Any]
 def build_methods(entries: Entries, student: Spec, teacher: Spec) -> tuple[list[Method], dict[str, TermWeight]]:
     """Build the methods of a config, and the weight of every term by its name (``frs_feature``).
 
-    A term whose weight is 0 is not computed, and sets no requirement for the pair.
+    A term whose weight is 0 is not computed, and imposes no requirement on the pair.
 
     Args:
         entries: method name to its options, as in the ``methods`` section of a config.
@@ -132,7 +132,7 @@ def _imported(name: Any) -> Any:
     if not isinstance(name, str) or ":" not in name:
         raise UserError(_unknown(name))
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-        raise UserError(f"{name!r} is no import path; expected package.module:Class, e.g. own_method:ScoredFeatures")
+        raise UserError(f"{name!r}: not an import path; expected package.module:Class, e.g. own_method:ScoredFeatures")
     module, _, attribute = name.partition(":")
     try:
         with own_code(name, "imported"):
@@ -157,7 +157,7 @@ def _is_method(value: Any) -> bool:
 def _unknown(name: Any) -> str:
     if not isinstance(name, str):
         known = [each for each, method in METHODS.items() if method is name]
-        return f"a method is named by text, {shown(known[0] if known else 'frs')!r}; got {name!r}"
+        return f"a method's name is text, e.g. {shown(known[0] if known else 'frs')!r}; got {name!r}"
     parts = name.replace(",", " ").split()
     if len(parts) > 1:
         options = " ".join(f"--method {part}" for part in parts)
@@ -166,7 +166,7 @@ def _unknown(name: Any) -> str:
     close = closest(name, [*METHODS, *aliases])
     meant = ":".join(name.rsplit(".", 1)) if "." in name else aliases.get(close or "", close)
     hint = f"did you mean {meant!r}?" if meant else f"available: {', '.join(METHODS)}."
-    return f"there is no method {name!r}; {hint} A method of your own is named package.module:Class"
+    return f"there is no method {name!r}; {hint} For your own method use package.module:Class"
 
 
 def _checked(entries: Entries, student: Spec) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -197,13 +197,13 @@ def _checked(entries: Entries, student: Spec) -> tuple[dict[str, dict[str, Any]]
                 options[f"{term}_weight"] = defaults.get(term, unknown)
         if all(options[f"{term}_weight"] == 0 for term in method.all_terms()):
             weights = ", ".join(f"{term}_weight" for term in method.terms)
-            faults.append(f"methods.{name}: {weights}: all are 0, so it has no effect; leave it out")
+            faults.append(f"methods.{name} has no effect: {weights} are all 0; raise one or leave out {name}")
         resolved[name] = options
     return resolved, faults + _same_names(resolved)
 
 
 def _unweighted(name: str, student: Spec, weights: Mapping[str, float | None]) -> list[str]:
-    """Ask for the weights of terms that have none."""
+    """Describe the terms that have no weight, with the keys to set."""
     missing = [term for term, weight in weights.items() if weight is None]
     if not missing:
         return []
@@ -211,13 +211,13 @@ def _unweighted(name: str, student: Spec, weights: Mapping[str, float | None]) -
     keys = ", ".join(f"methods.{name}.{term}_weight" for term in missing)
     which = "the term is" if len(missing) == 1 else "each term is"
     return [
-        f"{name} has no default weight of {terms} for a student of the family {student.family}: set {keys} such that "
+        f"{name} has no default weight of {terms} for a student of the family {student.family}: set {keys} so that "
         f"{which} 10 to 30 % of the detection loss (losses.csv shows raw terms)"
     ]
 
 
 def _same_names(entries: Iterable[str]) -> list[str]:
-    """Find entries that are methods of the same name: their terms would have the same names, too."""
+    """Describe entries that are methods of the same name, since their terms have the same names, too."""
     by_name: dict[str, list[str]] = {}
     for entry in entries:
         by_name.setdefault(method_class(entry).name, []).append(entry)
@@ -230,7 +230,7 @@ def _same_names(entries: Iterable[str]) -> list[str]:
 
 
 def _misfits(name: str, wanted: Collection[str], obstacles: Mapping[str, str]) -> list[str]:
-    """Explain which terms cannot be computed, those of one reason together, and how the others can."""
+    """Describe the terms that cannot be computed, grouped by reason, and how to use the others."""
     blocked: dict[str, list[str]] = {}
     for term in wanted:
         if term in obstacles:

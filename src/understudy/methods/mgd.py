@@ -15,11 +15,11 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class MGD(Method):
-    r"""The student's features, with random cells hidden, must suffice to generate the whole of the teacher's.
+    r"""The teacher's features are generated from the student's, in which random cells are hidden.
 
     In every step random cells of the student's map are hidden. Two 3x3 convolutions with a ReLU between them,
-    :math:`G_l`, generate the teacher's map from the rest. A 1x1 convolution, :math:`\phi_l`, comes first where channels
-    differ. All of them are thrown away after training.
+    :math:`G_l`, generate the teacher's map from the rest. A 1x1 convolution, :math:`\phi_l`, comes first if channels
+    differ. All of them are discarded after training.
 
     .. math::
         L_\text{feature} = \sum_l \frac{1}{N} \sum_{n, c, h, w} \left(G_l\left(m_l \phi_l(F^S_l)\right) - F^T_l\right)^2
@@ -53,8 +53,8 @@ class MGD(Method):
         hidden: Annotated[float, Field(ge=0, lt=1)] | None = None
         """Probability that a cell is hidden. None: 0.45 for a two-stage student, 0.65 for others (the authors')."""
         levels: PositiveInt | None = None
-        """How many of the common levels are compared, from the finest. None: all; with a two-stage detector those
-        below stride 64 (the authors' four)."""
+        """Number of common levels to compare, counted from the finest. None: all; with a two-stage detector those below
+        stride 64 (the authors' four)."""
 
     options: Options
 

@@ -13,11 +13,11 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class NonLocal(Method):
-    r"""The student imitates what the teacher's features gather from all cells of an image for each cell.
+    r"""The student imitates the teacher's features after a non-local block, which relates all cells of an image.
 
     Each level of both feature pyramids passes through a non-local block, which adds to every cell a sum over all cells.
-    A 1x1 convolution, :math:`\phi_l`, maps the student's result to the teacher's channels. The blocks and the
-    convolutions are trained, the teacher's blocks, too, and thrown away after training.
+    A 1x1 convolution, :math:`\phi_l`, maps the student's result to the teacher's channels. The convolutions and the
+    blocks, including the teacher's, are trained, and discarded after training.
 
     .. math::
         L_\text{relation} = \sum_l \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|_2
@@ -34,10 +34,10 @@ class NonLocal(Method):
         code: The authors' repository has no code. Formula, block and weights are from copies of it, in which the
             teacher's block is trained, too. Inner channels and pooling are theirs at 256 channels.
         ours: A map smaller than the pooling becomes one cell.
-        weight: From copies of the authors' code. The norm is no average, so a weight belongs to a batch size; we take
-            it to be two images per process.
+        weight: From copies of the authors' code. The norm is not an average, so a weight depends on the batch size; we
+            assume two images per process.
         caution: Repeating the batch changes the value.
-        related: It is the term ``relation`` of ``fkd`` alone, which we take Dist2's "NonLocal" to be.
+        related: This is the term ``relation`` of ``fkd`` alone. We assume that it is Dist2's "NonLocal".
     """
 
     name = "nonlocal"
@@ -88,7 +88,7 @@ class NonLocalRelation(nn.Module):
 
 
 class NonLocalBlock(nn.Module):
-    """Add to each cell of a map a sum over all its cells. With its first weights, zero, the block changes nothing.
+    """Add to each cell of a map a sum over all its cells. With its initial weights, zero, the block changes nothing.
 
     Inner channels (a quarter on the two finest levels, then a half) and pooling (8, 4, then 2) are, at 256 channels,
     those of copies of the authors' code. A map smaller than the pooling becomes one cell (ours).

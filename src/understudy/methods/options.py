@@ -31,13 +31,13 @@ def options_model(method: type[Any]) -> type[BaseModel]:
         fields[f"{term}_weight"] = NonNegativeFloat | None, Field(None, description=meaning)
     for term in method.optional_terms:
         fields[f"{term}_weight"] = NonNegativeFloat, Field(0.0, description="0: this term is off.")
-    meaning = "Steps over which the weights grow from zero."
+    meaning = "Steps over which the weights increase linearly from zero."
     fields["ramp_steps"] = NonNegativeInt, Field(method.ramp_steps, description=meaning)
     return create_model(f"{method.__name__}Options", __base__=method.Options, **fields)
 
 
 def read_options(model: type[BaseModel], given: Mapping[Any, Any], name: str) -> tuple[BaseModel | None, list[str]]:
-    """Check options, and describe the wrong ones.
+    """Check options, and describe the invalid ones.
 
     Args:
         model: the options with their types.
@@ -59,7 +59,7 @@ def read_options(model: type[BaseModel], given: Mapping[Any, Any], name: str) ->
 
 
 def faults_of_class(method: type[Any]) -> Iterator[str]:
-    """Return what a class lacks to be a method; in a class of a user anything may be missing or of another type."""
+    """Return the faults of a class that is used as a method; any attribute may be missing or of another type."""
     facts = {fact: getattr(method, fact) for fact in _Facts.model_fields if hasattr(method, fact)}
     try:
         checked = _Facts.model_validate(facts)
@@ -74,7 +74,7 @@ def faults_of_class(method: type[Any]) -> Iterator[str]:
     terms = (*getattr(method, "terms", ()), *getattr(method, "optional_terms", ()))
     taken = {"terms", "ramp_steps", *(f"{term}_weight" for term in terms)}
     for option in taken & method.Options.model_fields.keys():
-        yield f"its option {option} needs another name: this one is taken"
+        yield f"its option {option} has a reserved name: rename it"
 
 
 def _faults_of_terms(facts: _Facts) -> Iterator[str]:
@@ -83,15 +83,15 @@ def _faults_of_terms(facts: _Facts) -> Iterator[str]:
     terms = {*facts.terms, *facts.optional_terms}
     weighted = {term for weights in facts.weights.values() for term in weights}
     if unknown := sorted(weighted - terms):
-        yield f"it has weights for {', '.join(unknown)}, and the terms {', '.join(facts.terms)}"
+        yield f"it has weights for {', '.join(unknown)}, but its terms are {', '.join(facts.terms)}"
     if unread := sorted(terms - facts.reads.keys()):
         yield f"reads has no entry for {', '.join(unread)}, e.g. reads = {{{unread[0]!r}: ('features',)}}"
     if unknown := sorted({name for names in facts.reads.values() for name in names} - READS.keys()):
-        yield f"reads names {', '.join(unknown)}; known are {', '.join(READS)}"
+        yield f"reads has the unknown inputs {', '.join(unknown)}; expected some of {', '.join(READS)}"
 
 
 def _fault(model: type[BaseModel], name: str, option: str, value: Any, detail: Any) -> str:
-    """Describe what is wrong with one option, by pydantic's detail."""
+    """Describe the fault of one option, from pydantic's detail."""
     reason = f"; {detail['ctx']['error']}" if detail["type"] in ("value_error", "assertion_error") else ""
     if not option:  # a fault of the options together
         return f"{name}{reason.replace(';', ':', 1) or ': ' + detail['msg']}"

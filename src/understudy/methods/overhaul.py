@@ -14,11 +14,11 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class Overhaul(Method):
-    r"""The student's backbone imitates the teacher's positive responses; negative ones only have to be low enough.
+    r"""The student's backbone imitates the teacher's positive responses; negative ones only need to be low enough.
 
-    The outputs of the backbone's stages are compared. A difference counts where the teacher's response is positive, or
-    the student's lies above a negative margin. A connector per stage, :math:`\phi_s`, a 1x1 convolution and a batch
-    normalisation, adapts the student's side. It is thrown away after training. The margin is the mean of the negative
+    The outputs of the backbone's stages are compared. A difference counts if the teacher's response is positive, or the
+    student's is above a negative margin. A connector per stage, :math:`\phi_s`, a 1x1 convolution and a batch
+    normalisation, adapts the student's side. It is discarded after training. The margin is the mean of the negative
     responses that the teacher's last batch normalisation of the stage implies.
 
     .. math::
@@ -52,7 +52,7 @@ class Overhaul(Method):
     aliases = ("ofd",)
     terms = ("feature",)
     weights = {EVERY_FAMILY: {"feature": 1e-5}}
-    source = "Heo et al., ICCV 2019, and the authors' code; the weight is theirs for segmentation, for detectors ours"
+    source = "Heo et al., ICCV 2019, and the authors' code; their weight for segmentation, our choice for detectors"
     reads = {"feature": ("stages", "layers")}
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):

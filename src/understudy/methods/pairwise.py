@@ -10,7 +10,7 @@ from understudy.outputs import Outputs, Truth
 
 
 class Pairwise(Method):
-    r"""The student imitates how similar the teacher's features of every two cells of an image are.
+    r"""The student imitates the similarities between the teacher's features of every two cells of an image.
 
     The cosine similarities of all pairs of cells of a level are compared. The channels need not agree, and there is no
     adapter. Large levels are max-pooled first, since memory grows with the square of the number of cells.
@@ -27,21 +27,21 @@ class Pairwise(Method):
         code: The reduction, and the lengths as constants. The authors pool to patches, too.
         ours: The levels of a detector, and ``max_cells``.
         weight: 1 is ours: no weight for detectors is known.
-        related: We take this method to be the "pa" of Dist2's tables.
+        related: We assume that this method is the "pa" of Dist2's tables.
     """
 
     name = "pairwise"
     aliases = ("pa",)
     terms = ("relation",)
     weights = {EVERY_FAMILY: {"relation": 1.0}}
-    source = "Liu et al., CVPR 2019, and the authors' code; the weight is ours: none for detectors is known"
+    source = "Liu et al., CVPR 2019, and the authors' code; the weight is our choice: none for detectors is known"
     reads = {"relation": ("features",)}
 
     class Options(Method.Options):
         """The options of Pairwise."""
 
         max_cells: PositiveInt = 1600
-        """A level with more cells is max-pooled to at most so many (ours). 1600 cells take 10 MB per image and
+        """Maximum number of cells of a level; larger levels are max-pooled (ours). 1600 cells take 10 MB per image and
         detector."""
 
     options: Options

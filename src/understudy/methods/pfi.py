@@ -12,11 +12,11 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class PFI(Method):
-    r"""The student imitates the teacher's features most where the predictions of the two differ most.
+    r"""The student imitates the teacher's features, weighted by the difference of the predictions in each cell.
 
     In every cell :math:`P` is the squared difference of the class logits :math:`z` and :math:`D` the squared difference
     of the features :math:`F`. Their product is squared, and averaged over images, cells and levels. A 1x1 convolution
-    per level, :math:`\phi_l`, maps the student's channels to the teacher's where they differ.
+    per level, :math:`\phi_l`, maps the student's channels to the teacher's if they differ.
 
     .. math::
         P_l = \frac{1}{A K} \sum_{a, k} \left(z^S_l - z^T_l\right)^2 \qquad
@@ -32,12 +32,12 @@ class PFI(Method):
         ours: The default is the squared product, from logits; no gradient is stopped but the teacher's. Two
             descriptions of the paper agree on it. Everything else that we found is an option. The options change the
             value by three orders of magnitude.
-        weight: 1.5 is that of two other implementations, for RetinaNets with ResNets on COCO. They reduce in another
-            way: the product is not squared (``power=1``). No weight is known for other families, so it must be given.
-            Choose it so that the term is 10 to 30 % of the detection loss (our advice).
-        caution: The value goes with the fourth power of either difference, so it varies between detectors more than
-            that of any other loss. It is below 0.1 where the squared differences are about 0.5. It was 20000 in a small
-            FCOS that we trained, whose finest features are about 7. Look at the raw value before trusting a weight.
+        weight: 1.5 is that of two other implementations, for RetinaNets with ResNets on COCO. Their reduction differs:
+            the product is not squared (``power=1``). No weight is known for other families, so it must be given. Choose
+            it so that the term is 10 to 30 % of the detection loss (our advice).
+        caution: The value grows with the fourth power of either difference, so it varies between detectors more than
+            that of any other loss. It is below 0.1 if the squared differences are about 0.5. It was 20000 in a small
+            FCOS that we trained, whose finest features are about 7. Check the raw value before choosing a weight.
     """
 
     name = "pfi"
@@ -53,19 +53,19 @@ class PFI(Method):
         """The options of PFI."""
 
         score: Literal["logit", "sigmoid"] = "logit"
-        """The predictions: each ``"logit"`` or its ``"sigmoid"``. With the weight 1.5 sigmoids make the term too small
-        to matter."""
+        """Form of the predictions: ``"logit"`` or ``"sigmoid"``. With the weight 1.5, sigmoids make the term too small
+        to have an effect."""
         power: Literal[1, 2] = 2
         """Exponent of the product of the two differences."""
         normaliser: Literal["mean", "norm"] = "mean"
         """The ``"mean"`` over images and cells, or their 2-``"norm"`` divided by their number, which shrinks as the
         batch grows. Two draft implementations take the norm, with power 1 and image by image."""
         detach: bool = False
-        """Stop the gradient through the difference of the predictions, which then only weights the cells. In no
-        source."""
+        """Whether to stop the gradient through the difference of the predictions, which then only weights the cells. In
+        no source."""
         adapter: Literal["auto", "always"] = "auto"
-        """A 1x1 convolution on the student's features: ``"auto"`` only where channels differ (our choice), ``"always"``
-        on every level (two draft implementations)."""
+        """A 1x1 convolution on the student's features: ``"auto"`` only if channels differ (our choice), ``"always"`` on
+        every level (two draft implementations)."""
 
     options: Options
 

@@ -14,10 +14,10 @@ from understudy.outputs import Outputs, Spec, Truth
 
 
 class PKD(Method):
-    r"""Every channel of the student correlates with the teacher's; the scale and offset of its values are free.
+    r"""The student's channels are trained to correlate with the teacher's; their scale and offset are free.
 
-    Each channel is standardised over the images and cells of the batch, then compared. A level gives one minus the
-    correlation, so the two may be detectors of different kinds. There is no adapter: both need the same channels.
+    Each channel is standardised over the images and cells of the batch, then compared. The loss of a level is one minus
+    the correlation, so the two may be detectors of different kinds. There is no adapter: both need the same channels.
 
     .. math::
         L_\text{feature} = \sum_l \frac{1}{2 N C H_l W_l} \sum_{n, c, h, w}
@@ -30,18 +30,18 @@ class PKD(Method):
     Evidence:
         paper: PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient.
         code: The reduction, the deviation, and the four finest levels. With a Faster R-CNN these are its levels below
-            stride 64, so with another detector on the other side there are only three.
+            stride 64, so a pair with another detector has only three.
         weight: From the authors' configurations for RetinaNet and Faster R-CNN. GFL's is from CrossKD's configuration,
             which adds this term to its own and compares all levels (``levels=5``). Ours for FCOS and other families.
-        caution: By the unbiased deviation, repeating the batch changes the value slightly.
+        caution: Because of the unbiased deviation, repeating the batch changes the value slightly.
     """
 
     name = "pkd"
     terms = ("feature",)
     weights = {"retinanet": {"feature": 10.0}, EVERY_FAMILY: {"feature": 6.0}}
     source = (
-        "Cao et al., NeurIPS 2022; weights from the authors' configurations of RetinaNet and Faster R-CNN, of GFL from "
-        "CrossKD's, which adds it to its own and compares all levels; for other families it is our choice"
+        "Cao et al., NeurIPS 2022; weights from the authors' configurations of RetinaNet and Faster R-CNN; for GFL "
+        "from CrossKD's, which combines the term with its own and compares all levels; our choice for other families"
     )
     reads = {"feature": ("features",)}
 
@@ -49,8 +49,8 @@ class PKD(Method):
         """The options of PKD."""
 
         levels: PositiveInt | None = None
-        """How many of the common levels are compared, from the finest. None: 4 (the authors'), but with a two-stage
-        detector none from stride 64 on, which are not among their 4."""
+        """Number of common levels to compare, counted from the finest. None: 4 (the authors'), with a two-stage
+        detector only those below stride 64, as theirs are."""
 
     options: Options
 

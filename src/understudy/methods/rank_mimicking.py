@@ -16,8 +16,8 @@ from understudy.outputs import Outputs, Spec, Truth
 class RankMimicking(Method):
     r"""The student ranks the anchors of each object as the teacher does.
 
-    The scores of the anchors assigned to an object become a softmax over these anchors. The student's is drawn to the
-    teacher's, so it learns which anchors the teacher prefers, and not how high their scores are.
+    The scores of the anchors assigned to an object become a softmax over these anchors. The student's softmax imitates
+    the teacher's, so the student learns which anchors the teacher prefers, not how high their scores are.
 
     .. math::
         p_a = \frac{\exp(s_a / \tau)}{\sum_{b \in A_m} \exp(s_b / \tau)} \qquad
@@ -34,10 +34,11 @@ class RankMimicking(Method):
             We follow second-hand sources: two other projects' implementations and summaries. They agree on the softmax
             over the positives of an object, on the divergence and on both averages.
         unverified: Whether the scores are sigmoids or logits (``score``). Logits make the loss about 30 times larger.
-            The term ``location`` is said to be in the paper.
+            According to the sources, the term ``location`` is in the paper.
         ours: The assignment is the student's; with equal anchors it is also the teacher's. One draft implementation
-            sorts the scores of both sides before the softmax, which loses which anchor is which; we do not. The
-            objectness of an RPN is ranked in the same way, though the paper is about one-stage detectors.
+            sorts the scores of both sides before the softmax, which loses the identity of the anchors; this
+            implementation does not. The objectness of an RPN is ranked in the same way, though the paper is about
+            one-stage detectors.
         weight: 4 for ``class`` is that of two other implementations for RetinaNet; we use it for all one-stage
             detectors. There is none for ``location``, nor for a Faster R-CNN.
         caution: Scores in 0..1 make a nearly flat softmax at temperature 1, so the loss is small by construction.

@@ -13,8 +13,8 @@ from understudy.outputs import Outputs, Spec, Truth
 class ScoreL2(Method):
     r"""The student imitates the teacher's features, each cell weighted by the teacher's highest class score.
 
-    It is the feature term of ``frs`` with another adapter and another average: two 1x1 convolutions with a ReLU between
-    them per level, :math:`\phi_l`, thrown away after training, and a mean over channels instead of a sum.
+    This is the feature term of ``frs`` with another adapter and another average: two 1x1 convolutions with a ReLU
+    between them per level, :math:`\phi_l`, discarded after training, and a mean over channels instead of a sum.
 
     .. math::
         L_\text{feature} = \sum_l \frac{1}{C \sum_{n, h, w} S_l} \sum_{n, c, h, w} S_l
@@ -26,7 +26,7 @@ class ScoreL2(Method):
         code: The feature term of the distillation in Ultralytics' YOLO toolkit, written from its formula.
         ours: The maximum runs over anchors, too. The adapter is as wide inside as the teacher's features. All common
             levels are compared; theirs are three.
-        weight: 6 is their default beside their own losses, and our choice for these detectors.
+        weight: 6 is their default, combined with their own losses, and our choice for these detectors.
         related: Divide a weight by the number of channels to compare it with one of ``frs_feature``.
     """
 
@@ -35,8 +35,8 @@ class ScoreL2(Method):
     terms = ("feature",)
     weights = {EVERY_FAMILY: {"feature": 6.0}}
     source = (
-        "the distillation of Ultralytics' YOLO, its feature term by its formula; the weight is their default beside "
-        "their own losses, and for these detectors our choice"
+        "the feature term of the distillation in Ultralytics' YOLO, from its formula; the weight is their default, "
+        "combined with their own losses, and our choice for these detectors"
     )
     reads = {"feature": ("features", "teacher_scores")}
 

@@ -37,12 +37,12 @@ class SoftLabels(Method):
     Evidence:
         paper: Hinton et al. (2015) compare softmaxes of classifiers at a temperature, by the Kullback-Leibler
             divergence times the squared temperature (``loss=kl``). Chen et al. (NeurIPS 2017) use it for two-stage
-            detectors, with a weight of 1.5 for the background class. They use the teacher's box as a bound that the
-            student's must not be worse than.
-        ours: No form for one-stage detectors is canonical. The cross-entropy of sigmoids, because one-stage detectors
-            score each class by itself and have no background class; the choice of anchors; the divisor; boxes that are
-            drawn to the teacher's without a bound. The options span what is in use. For a Faster R-CNN scores and boxes
-            are those of its RPN.
+            detectors, with a weight of 1.5 for the background class. They use the teacher's box as a bound: the
+            student's must not be worse.
+        ours: No form for one-stage detectors is canonical. Ours are the cross-entropy of sigmoids, because one-stage
+            detectors score each class separately and have no background class; the choice of anchors; the divisor; and
+            boxes that imitate the teacher's without a bound. The options cover the forms in use. For a Faster R-CNN,
+            scores and boxes are those of its RPN.
         weight: 1 and 1 are our choice.
     """
 
@@ -50,7 +50,7 @@ class SoftLabels(Method):
     aliases = ("kd",)
     terms = ("class", "box")
     weights = {EVERY_FAMILY: {"class": 1.0, "box": 1.0}}
-    source = "Hinton et al., 2015, and Chen et al., NeurIPS 2017, adapted to one-stage heads; the weights are ours"
+    source = "Hinton et al., 2015, and Chen et al., NeurIPS 2017, adapted to one-stage heads; weights are our choice"
     reads = {"class": ("class_logits", "assignment"), "box": ("boxes", "assignment")}
 
     class Options(Method.Options):
@@ -70,13 +70,13 @@ class SoftLabels(Method):
 
     @classmethod
     def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
-        """Return what each term reads: raw box outputs with ``boxes="raw"``."""
+        """Return the inputs of each term: raw box outputs with ``boxes="raw"``."""
         raw = {"box": ("boxes", "box_raw", "assignment")} if options.boxes == "raw" else {}
         return {**cls.reads, **raw}
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Refuse a softmax over a single class; where only raw boxes differ, name the option that helps."""
+        """Refuse a softmax over a single class; if only raw boxes differ, name the option that helps."""
         single = options.loss == "kl" and student.num_classes == 1
         only_raw = raw_box_differences(student, teacher) and not prediction_differences(student, teacher)
         softmax = f"a softmax over the one class of {student.name} and {teacher.name} is constant; use"

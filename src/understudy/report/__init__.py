@@ -1,4 +1,4 @@
-"""The HTML page about a few runs. :func:`report_on` makes all of it; the modules below make its parts."""
+"""The HTML page about a few runs. :func:`report_on` writes it; the modules of this package make its parts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ def report_on(
         page: the HTML file to write.
         table: the comparison, from :func:`understudy.compare.table.summarise`.
         title: of the page.
-        facts: what else a reader should know.
+        facts: further facts to show.
         images: number of validation images to show.
         device: on which the detectors run.
 

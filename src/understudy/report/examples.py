@@ -63,7 +63,7 @@ def view_examples(
 ) -> list[ExampleView]:
     """Run the best checkpoint of each run on the first images of a data set.
 
-    The first images are taken whatever the result, so that they represent the rest.
+    The first images are taken regardless of the result, so that they represent the rest.
 
     Raises:
         UserError: the checkpoint of a run cannot be read.

@@ -37,7 +37,7 @@ def write_report(
         page: the file to write; its folder is created if needed.
         runs: the runs of the table, from :func:`understudy.report.views.view_runs`.
         title: of the page.
-        facts: what else a reader needs to repeat or judge the runs; values are text, numbers or lists of them.
+        facts: further facts that are needed to repeat or judge the runs; values are text, numbers or lists of them.
         table: the comparison of the runs, from :func:`understudy.compare.table.summarise`.
         examples: images with detections, from :func:`understudy.report.examples.view_examples`.
         richness: of the teacher, from :func:`understudy.report.richness.view_richness`.

@@ -1,4 +1,4 @@
-"""The teacher's feature richness over validation images, and how much of it lies outside the labelled boxes."""
+"""The teacher's feature richness over validation images, and its share outside the labelled boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -31,7 +31,7 @@ class RunView:
         folder: the run folder.
         result: the content of ``result.json``; ``coco`` and ``per_class`` in 0..1.
         metrics: the columns of ``metrics.csv``, each (P,).
-        losses: the columns of ``losses.csv``, each (P,); nan where a row has no value.
+        losses: the columns of ``losses.csv``, each (P,); nan if a row has no value.
         environment: the content of ``environment.json``.
         config: the resolved config.
         config_text: the same as YAML.
@@ -110,7 +110,7 @@ def view_runs(table: Table) -> list[RunView]:
 
 
 def group_names(table: Table) -> list[str]:
-    """Return a unique name for each row: its own, and the detector where rows of several detectors share it."""
+    """Return a unique name for each row: its own, and the detector if rows of several detectors share it."""
     names = [row.name for row in table.rows]
     return [row.name if names.count(row.name) == 1 else f"{row.name}, {row.config.detector.name}" for row in table.rows]
 
