@@ -389,7 +389,7 @@ def test_pairs_that_cannot_be_served_are_refused_and_both_are_named():
         with pytest.raises(UserError, match=message):
             build_methods({"crosskd": {}}, student, replace(teacher, **differing))
     for convolution in (4, -1):
-        with pytest.raises(UserError, match=f"both need number {convolution}"):
+        with pytest.raises(UserError, match=f"both need convolution {convolution}, counted from 0"):
             build_methods({"crosskd": {"convolution": convolution}}, student, teacher)
     build_methods({"crosskd": {"convolution": 1}}, student, replace(teacher, tower_channels=(16, 16)))
 
