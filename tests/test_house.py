@@ -97,3 +97,16 @@ def test_families_are_named_in_their_table_and_in_their_own_files_alone():
 def test_no_file_is_overfull():
     lines = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in FILES.items()}
     assert {name: count for name, count in lines.items() if count > LINES} == {}
+
+
+def test_every_file_of_a_method_is_in_methods_and_has_its_test():
+    from understudy.methods import METHODS
+
+    tests = Path(__file__).with_name("methods")
+    for name, method in METHODS.items():
+        assert (tests / f"test_{name}.py").is_file(), f"add the reference test tests/methods/test_{name}.py"
+        assert method.__module__.startswith("understudy.methods."), name
+    files = {method.__module__.rpartition(".")[2] for method in METHODS.values()}
+    for name, file in FILES.items():
+        if room(name) == "methods" and "(Method):" in file.read_text(encoding="utf-8"):
+            assert file.stem in files, f"add the class in {name} to METHODS in methods/__init__.py"
