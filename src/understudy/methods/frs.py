@@ -15,10 +15,10 @@ from understudy.outputs import Outputs, Spec, Truth
 class FRS(Method):
     r"""The student imitates the teacher in cells where the teacher's class scores are high, labelled or not.
 
-    The feature richness :math:`S_l` of a cell is the teacher's highest class score there. Under this weight the
-    student's features imitate the teacher's (``feature``), after a 3x3 convolution per level, :math:`\phi_l`, which is
-    discarded after training. The class scores imitate the teacher's likewise (``class``), and so do the raw box
-    outputs if ``box`` has a weight.
+    The feature richness :math:`S_l` of a cell is the teacher's highest class score there. Weighted by it, the student's
+    features imitate the teacher's (``feature``), after a 3x3 convolution per level, :math:`\phi_l`, which is discarded
+    after training. The class scores imitate the teacher's in the same way (``class``), and so do the raw box outputs if
+    ``box`` has a weight.
 
     .. math::
         L_\text{feature} = \sum_l \frac{1}{N_l} \sum_{n, h, w} S_l \sum_c \left(\phi_l(F^S_l) - F^T_l\right)^2
@@ -38,7 +38,7 @@ class FRS(Method):
     entropy, not 0. A Faster R-CNN has the scores and boxes of its first stage.
 
     Evidence:
-        paper: Distilling Object Detectors with Feature Richness, Eq. 5 to 8. It prints neither weights nor ramp nor
+        paper: Distilling Object Detectors with Feature Richness, Eq. 5 to 8. It states neither weights nor ramp nor
             adapter.
         code: If the authors' code differs from the paper, this implementation follows the code. The maximum runs over
             anchors, too. The divisor is the sum of the mask over the whole batch of a process (``normaliser=image`` is
@@ -80,7 +80,7 @@ class FRS(Method):
         ``region`` needs a threshold, None stands for 0.1, as in the authors' ablation."""
         scores: Literal["anchor", "cell"] = "anchor"
         """The class term compares the scores of every ``"anchor"`` (the authors' way), or for each class the highest of
-        a ``"cell"``, which needs no equal anchors (ours: it is in no paper)."""
+        a ``"cell"``, which does not require equal anchors (ours, in no paper)."""
         centerness: bool = False
         """Multiply the scores by the teacher's centre-ness, which an FCOS has (the authors' development code)."""
         region: richness.Region = "richness"
