@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, generalized_box_iou_loss
+
 from understudy.networks.geometry import StrideAnchors, integral
 
 STRIDES = (8, 16, 32)
