@@ -1,7 +1,7 @@
 """Write everything that follows from the code: stored listings, the pages of the methods, the table of loss sizes.
 
-    python docs/generate.py              # all of it; a few minutes, most of them for the sizes of detectors and losses
-    python docs/generate.py --quick      # listings of methods and their pages alone; seconds
+    python docs/generate.py              # all of it; a minute or more, most of it for the sizes of detectors and losses
+    python docs/generate.py --quick      # listings of methods and their pages alone; seconds; not for a new method
 
 The suite compares the files with the code, and a test that fails names this command.
 """

@@ -163,7 +163,8 @@ def test_every_term_reaches_the_student_and_none_the_teacher_even_where_its_reco
         assert all(tensor.requires_grad for tensor in tensors(inputs.teacher))
         terms_of(method, inputs)[f"{name}_{term}"].backward()
         assert gradients(inputs.student) > 0, term
-        assert all(tensor.grad is None for tensor in tensors(inputs.teacher)), term
+        for tensor in tensors(inputs.teacher):
+            assert tensor.grad is None, f"{term}: detach the teacher (comparable in functional/precision.py)"
         if inputs.layers:
             assert all(parameter.grad is None for parameter in inputs.layers.teacher.parameters()), term
 
@@ -174,11 +175,14 @@ def test_images_without_objects(name, counts):
     pair = home(name)
     inputs, method = pair.inputs(counts), pair.made()
     terms = terms_of(method, inputs)
-    assert all(term.isfinite() and term.requires_grad for term in terms.values())
+    for key, term in terms.items():
+        assert term.isfinite(), key
+        assert term.requires_grad, f"{key} is a constant: multiply by 0 instead of returning a new tensor"
     sum(terms.values()).backward()
     for tensor in (*tensors(inputs.student), *method.parameters()):
         assert tensor.grad is None or tensor.grad.isfinite().all()
-    assert all(parameter.grad is not None for parameter in method.parameters())  # a process without objects, in DDP
+    for key, parameter in method.named_parameters():
+        assert parameter.grad is not None, f"{key} has no gradient: in DDP, a process without objects would wait"
 
 
 @EVERY
@@ -217,7 +221,9 @@ def test_bfloat16_agrees_to_one_percent(name):
     exact = terms_of(method, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = terms_of(method, inputs.rounded())
-    assert all(term.dtype == torch.float32 and term.isfinite() for term in rough.values())
+    for key, term in rough.items():
+        assert term.dtype == torch.float32, f"{key}: compute in float32 (functional/precision.py)"
+        assert term.isfinite(), key
     close = all(rough[term].item() == pytest.approx(exact[term].item(), rel=0.01, abs=1e-3) for term in exact)
     assert close == (name not in COARSE_IN_BFLOAT16)
 
@@ -229,7 +235,7 @@ def test_state_dict_round_trip(name):
     other.load_state_dict(method.state_dict())
     inputs = pair.inputs()
     before, after = terms_of(method.eval(), inputs), terms_of(other.eval(), inputs)
-    assert all(torch.equal(after[term], before[term]) for term in before)
+    assert after == before
 
 
 @OF_RECORDS
@@ -239,7 +245,8 @@ def test_a_record_without_image_sizes_is_one_without_padding(name):
     bare = replace(
         inputs, student=replace(inputs.student, image_sizes=None), teacher=replace(inputs.teacher, image_sizes=None)
     )
-    assert all(term.isfinite() for term in terms_of(pair.made(), bare).values())
+    for key, term in terms_of(pair.made(), bare).items():
+        assert term.isfinite(), key
 
 
 # --- pairs of detectors -----------------------------------------------------------------------------------------------
@@ -283,7 +290,8 @@ def test_a_pair_that_differs_is_served_or_refused_with_both_named(name, what):
     elif not runs_layers(method):
         (built,), _ = build_methods({name: weights}, student, teacher)
         terms = built(record(student, 1), record(teacher, 2), truth(student))
-        assert all(term.isfinite() for term in terms.values())
+        for key, term in terms.items():
+            assert term.isfinite(), key
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if runs_layers(METHODS[name])])
