@@ -14,7 +14,7 @@ import torch
 
 from understudy import Learner
 from understudy.checkpoints import FORMAT, STUDENT, write_checkpoint
-from understudy.detectors import BACKBONES, FAMILIES, Detector, build_detector, open_detector
+from understudy.detectors import FAMILIES, Detector, build_detector, open_detector
 from understudy.errors import UserError
 from understudy.export import export
 from understudy.networks import build_network
@@ -114,12 +114,20 @@ def round_trip(build_options: dict[str, Any], batch, folder: Path) -> None:
         torch.testing.assert_close(ours["scores"], other["scores"], rtol=1e-4, atol=1e-5)
 
 
-ONE_OF_EACH_KIND = ("resnet18", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf")
-OTHERS = [backbone for backbone in BACKBONES if backbone not in ONE_OF_EACH_KIND]
+ONE_OF_EACH_KIND = (
+    "resnet50",
+    "resnext50_32x4d",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+)
 ROUND_TRIPS = [
-    *itertools.product(FAMILIES, ONE_OF_EACH_KIND),
-    *zip(itertools.cycle(FAMILIES), OTHERS, strict=False),  # the code of a family does not depend on the backbone
+    *itertools.product(FAMILIES, ["resnet18"]),
+    *zip(itertools.cycle(FAMILIES), ONE_OF_EACH_KIND, strict=False),  # no family's code depends on the backbone
 ]
+"""Backbones of a kind differ in numbers alone, which ``networks/test_backbones.py`` compares with torchvision's."""
 
 
 @pytest.mark.parametrize(("family", "backbone"), ROUND_TRIPS)
