@@ -51,5 +51,5 @@ def test_the_shipped_teacher_knows_the_scenes(tmp_path):
 
 
 def test_a_seed_of_the_teachers_scenes_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--seed: expected a whole number from 0 to 999999, got 1000000"):
+    with pytest.raises(UserError, match="--seed: expected an integer from 0 to 999999, got 1000000"):
         demo.run_demo(tmp_path / "demo", seed=demo.TEACHER_SEED)

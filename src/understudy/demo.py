@@ -66,7 +66,7 @@ def run_demo(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not an empty folder. Choose another one: --output FOLDER.")
     if not 0 <= seed < TEACHER_SEED:
-        raise UserError(f"--seed: expected a whole number from 0 to {TEACHER_SEED - 1}, got {seed}.")
+        raise UserError(f"--seed: expected an integer from 0 to {TEACHER_SEED - 1}, got {seed}.")
 
     folders = train_all(output, seed, train_teacher, say)
     say("5/5  Measuring the speed and writing the report")

@@ -91,7 +91,7 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
 
 
 def _layer(name: str) -> str:
-    """The layer of a tensor; a layer is inherited completely or not at all."""
+    """Return the layer of a tensor; a layer is inherited completely or not at all."""
     return name.rpartition(".")[0]
 
 
@@ -100,7 +100,7 @@ def _neck(detector: Detector) -> tuple[Any, ...]:
 
 
 def _coarse_levels(detector: Detector) -> tuple[Any, ...]:
-    """The input of the coarsest levels, and whether a ReLU comes between two of them."""
+    """Return the input of the coarsest levels, and whether a ReLU comes between two of them."""
     made = getattr(getattr(detector.network.backbone, "fpn", None), "extra_blocks", None)
     if isinstance(made, LastLevelP6P7):
         return "on_output" if made.use_P5 else "on_input", True

@@ -233,7 +233,7 @@ def _network(found: ImportedDetector, partial: bool) -> tuple[torch.nn.Module, l
         ]
         hopeless = bool(shapes or not_finite)
         if faults and (hopeless or not partial):
-            advice = "" if hopeless else " Add --partial to import it anyway: missing weights get random values."
+            advice = "" if hopeless else " Add --partial to import it anyway: missing weights are randomly initialised."
             raise UserError.listing(f"The weights do not fit the detector, {found.build['name']}.{advice}", faults)
         network = plain_network(**found.build)
     except UserError:

@@ -142,7 +142,7 @@ def check_data(path: Path | str, contact_sheet: Path | str | None = None) -> Che
     path = Path(path)
     sheet = None if contact_sheet is None else Path(contact_sheet)
     if sheet is not None and sheet.suffix.lower() != ".png":
-        raise UserError(f"The contact sheet is a PNG file: expected a name that ends in .png, got {sheet}.")
+        raise UserError(f"The contact sheet must be a PNG file: expected a name that ends in .png, got {sheet}.")
     format, found = find_splits(path)
     report = CheckReport(path, format)
     drafts: dict[str, SplitDraft] = {}
@@ -180,7 +180,7 @@ def _summary(draft: SplitDraft) -> SplitSummary:
 
 
 def _named(split: str, faults: Iterable[Fault]) -> list[Fault]:
-    """The faults with the name of their split."""
+    """Return the faults with the name of their split."""
     return [fault._replace(where=f"{split}: {fault.where}") for fault in faults]
 
 
@@ -232,7 +232,7 @@ def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport) -> dict[
 
 
 def _inspect(record: Record) -> tuple[list[Fault], list[Fault]]:
-    """The faults and the warnings of one image and its boxes."""
+    """Return the faults and the warnings of one image and its boxes."""
     name = record.path.name
     if not record.path.is_file():
         return [Fault("image missing", name, f"{record.path} does not exist")], []

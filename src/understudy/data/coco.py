@@ -52,7 +52,7 @@ def read(file: Path, root: Path) -> SplitDraft:
 
 
 def _annotation_files(root: Path) -> list[Path]:
-    """The annotation files of a folder, by the most specific layout that is present."""
+    """Return the annotation files of a folder, by the most specific layout that is present."""
     folders = [folder for folder in (root / "annotations", root) if folder.is_dir()]
     for folder in folders:
         if files := sorted(folder.glob("instances_*.json")):
@@ -68,7 +68,7 @@ def _annotation_files(root: Path) -> list[Path]:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Whether a JSON file of any name begins like COCO; a whole file may be too large to read for that."""
+    """Return whether a JSON file of any name begins like COCO; a whole file may be too large to read for that."""
     with file.open("rb") as stream:
         start = stream.read(65536)
     return start.lstrip().startswith(b"{") and any(key in start for key in (b'"images"', b'"annotations"'))
@@ -105,7 +105,7 @@ def _load(file: Path) -> dict[str, list]:
 
 
 def _image_root(file: Path, root: Path, images: list) -> Path:
-    """The folder of the images: of the usual places, the one where most of a sample of the file names exist."""
+    """Return the folder of the images: of the usual places, the one where most of a sample of the file names exist."""
     name = _split_name(file)
     names = list(dict.fromkeys([name, name.rstrip("0123456789")]))
     candidates = [base / inner for base in (root, root / "images") for inner in names]
@@ -226,7 +226,7 @@ def _box(bbox: object) -> Box | None:
 
 
 def _area(area: object) -> float | None:
-    """The annotated area; None if it is not a usable number (then that of the box is used)."""
+    """Return the annotated area; None if it is not a usable number (then that of the box is used)."""
     return float(area) if isinstance(area, int | float) and 0 <= area < 1e18 else None
 
 

@@ -95,7 +95,7 @@ def _draw_objects(image: Image.Image, record: Record, classes: Sequence[str], sc
 
 
 def _in_tile(box: Sequence[float], scale: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A box at the tile's scale, clipped such that all four sides are visible."""
+    """Return a box at the tile's scale, clipped such that all four sides are visible."""
     right, bottom = size[0] - 1, size[1] - 1
     x1, x2 = (min(max(value * scale, 0), right) for value in box[0::2])
     y1, y2 = (min(max(value * scale, 0), bottom) for value in box[1::2])
@@ -103,7 +103,7 @@ def _in_tile(box: Sequence[float], scale: float, size: tuple[int, int]) -> tuple
 
 
 def _colour(label: int, ignored: bool) -> tuple[int, int, int]:
-    """A dark, saturated colour; steps of the golden ratio separate the hues of consecutive labels."""
+    """Return a dark, saturated colour; steps of the golden ratio separate the hues of consecutive labels."""
     if ignored:
         return _IGNORED_COLOUR
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.9, 0.75)

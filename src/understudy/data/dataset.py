@@ -94,7 +94,7 @@ def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = ()) -> Det
 
 
 def _files_without_labels(path: Path) -> list[Path]:
-    """The image files of a data set's training split, or of a folder that is not a data set."""
+    """Return the image files of a data set's training split, or of a folder that is not a data set."""
     try:
         names = splits(path)
     except UserError:
@@ -162,7 +162,7 @@ def shortened(faults: list[Fault], limit: int = _LISTED_FAULTS) -> list[str]:
 
 
 def _find_split(path: Path, split: str) -> tuple[Format, str, Callable[[], SplitDraft]]:
-    """The format, the split's own name and its reader."""
+    """Return the format, the split's own name and its reader."""
     if path.is_dir() and (path / split).is_file():  # an annotation file, not a name
         format, found = find_splits(path / split, root=path)
         name, read = next(iter(found.items()))

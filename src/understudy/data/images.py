@@ -79,7 +79,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def is_rotated(image: Image.Image) -> bool:
-    """Whether the EXIF orientation rotates or mirrors the stored pixels."""
+    """Return whether the EXIF orientation rotates or mirrors the stored pixels."""
     return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
 
 

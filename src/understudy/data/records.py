@@ -234,7 +234,7 @@ def safe_path(root: Path, name: str) -> Path | None:
 
 
 def _is_possible(parts: list[str]) -> bool:
-    """Whether file systems accept these names; the calls that follow would raise otherwise."""
+    """Return whether file systems accept these names; the calls that follow would raise otherwise."""
     try:
         encoded = [part.encode() for part in parts]
     except UnicodeEncodeError:

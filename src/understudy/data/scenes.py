@@ -35,7 +35,7 @@ def _arc(radius: float, start: float, end: float, centre: tuple[float, float] = 
 
 
 def _spikes(count: int, inner: float) -> NDArray[np.float64]:
-    """A star with ``count`` points and notches at radius ``inner``; one point is at the top."""
+    """Return a star with ``count`` points and notches at radius ``inner``; one point is at the top."""
     angles = np.radians(-90 + np.arange(2 * count) * 180 / count)
     radii = np.where(np.arange(2 * count) % 2 == 0, 1.0, inner)
     return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -196,7 +196,7 @@ def draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], list[tuple
 
 
 def _place(rng: Generator, name: str, size: int, drawn: list[_Drawn]) -> Array | None:
-    """The mask (size, size) of a shape at a place where it covers little of the others; None after eight attempts."""
+    """Return the mask (size, size) of a shape where it covers little of the others; None after eight attempts."""
     for _ in range(8):
         diameter = size * np.exp(rng.uniform(np.log(0.2), np.log(0.5)))
         centre = rng.uniform(0.3 * diameter, size - 0.3 * diameter, 2)  # up to a fifth is outside the image
@@ -208,7 +208,7 @@ def _place(rng: Generator, name: str, size: int, drawn: list[_Drawn]) -> Array |
 
 
 def _mask(rng: Generator, shape: Shape, diameter: float, centre: NDArray[np.float64], size: int) -> Array:
-    """A slightly rotated and stretched shape, as the coverage (0..1) of every pixel of the image (size, size)."""
+    """Return a slightly rotated and stretched shape, as the coverage (0..1) of every pixel (size, size)."""
     angle = np.radians(rng.uniform(-15, 15))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     stretch = np.array([rng.uniform(0.85, 1.15), 1.0])
@@ -245,7 +245,7 @@ def _paint(rng: Generator, canvas: Array, mask: Array) -> None:
 
 
 def _background(rng: Generator, size: int) -> Array:
-    """A blotchy background (size, size, 3) with lines, polygons and dots, none of which resembles a class."""
+    """Return a blotchy background (size, size, 3) with lines, polygons and dots, none of which resembles a class."""
     ground = np.full((size, size, 3), rng.uniform(60, 190) + rng.uniform(-35, 35, 3), dtype=np.float32)
     for cells, strength in ((3, 32), (9, 16), (32, 8)):
         # Mostly brightness, a little colour.
@@ -270,7 +270,7 @@ def _background(rng: Generator, size: int) -> Array:
 
 
 def _box(visible: NDArray[np.bool_]) -> list[int]:
-    """The box (x, y, width, height) in whole pixels around the visible pixels."""
+    """Return the box (x, y, width, height) in whole pixels around the visible pixels."""
     rows, columns = np.nonzero(visible)
     left, top = int(columns.min()), int(rows.min())
     return [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]

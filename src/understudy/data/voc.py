@@ -43,7 +43,7 @@ class _Layout(NamedTuple):
 
 
 def _year_folders(path: Path) -> list[Path]:
-    """The folders that have an `Annotations` folder: `path` itself, or folders in it or in its VOCdevkit."""
+    """Return the folders that have an `Annotations` folder: `path` itself, or folders in it or in its VOCdevkit."""
     if _annotation_folder(path):
         return [path]
     below = sorted([*path.glob("VOC*"), *path.glob("VOCdevkit/VOC*")])
@@ -58,7 +58,7 @@ def _annotation_folder(path: Path) -> Path | None:
 
 
 def _xml_folder(folder: Path) -> Path | None:
-    """The XML files' folder of a split: an inner Annotations folder, or the split's own folder beside the images."""
+    """Return the folder of a split's XML files: an inner Annotations folder, or the split's own folder."""
     return _annotation_folder(folder) or (folder if next(folder.glob("*.xml"), None) else None)
 
 
@@ -151,7 +151,7 @@ def _class_names(tree: ElementTree.Element | str) -> Iterable[str]:
 
 
 def _image_path(layout: _Layout, stem: str, tree: ElementTree.Element) -> Path:
-    """The image of an annotation: the file of the same name, otherwise the file that the annotation names."""
+    """Return the image of an annotation: the file of the same name, otherwise the file that the annotation names."""
     for suffix in (".jpg", ".jpeg", ".png", *sorted(SUFFIXES)):
         for spelled in (suffix, suffix.upper()):
             if (path := layout.images / f"{stem}{spelled}").is_file():

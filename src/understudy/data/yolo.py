@@ -62,7 +62,7 @@ def _splits_of_lists(root: Path, lists: list[Path]) -> dict[str, Callable[[], Sp
 
 
 def _describes_data(file: Path) -> bool:
-    """Whether a YAML file in the folder describes the data set, and is not a config or a list of hyper-parameters."""
+    """Return whether a YAML file in the folder describes the data set; it may be a config or hyper-parameters."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, ValueError):
@@ -113,14 +113,14 @@ def _load_yaml(file: Path) -> dict:
 
 
 def _class_names(names: object) -> tuple[str, ...]:
-    """The classes of a YAML file's `names`; empty if it is not valid."""
+    """Return the classes of a YAML file's `names`; empty if it is not valid."""
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[label] for label in range(len(names))]
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _yaml_root(file: Path, content: dict) -> Path:
-    """The folder that a YAML file's `path` names, relative to the file or as given; otherwise the file's own folder.
+    """Return the folder named by a YAML file's `path`, relative to the file or as given; otherwise the file's own.
 
     Published YAML files often name a folder of the author's machine.
     """
@@ -130,7 +130,7 @@ def _yaml_root(file: Path, content: dict) -> Path:
 
 
 def _places(file: Path, content: dict, values: list[str]) -> list[Path]:
-    """The folders or lists of one split. Roboflow writes `../train/images` for train/images beside the file."""
+    """Return the folders or lists of one split. Roboflow writes `../train/images` for train/images beside the file."""
     root = _yaml_root(file, content)
     places = []
     for value in values:
@@ -175,7 +175,7 @@ def _read(
 
 
 def _image_paths(place: Path, root: Path, draft: SplitDraft) -> list[Path]:
-    """The images of a folder and its subfolders, sorted, or those that a list names."""
+    """Return the images of a folder and its subfolders, sorted, or those that a list names."""
     if place.is_dir():
         return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not place.is_file():
@@ -195,7 +195,7 @@ def _image_paths(place: Path, root: Path, draft: SplitDraft) -> list[Path]:
 
 
 def _label_file(image: Path) -> Path:
-    """The label file of an image: in the `labels` folder that mirrors its `images` folder, otherwise beside it."""
+    """Return the label file of an image: in the `labels` folder parallel to its `images` folder, or beside it."""
     head, found, tail = str(image.with_suffix(".txt")).rpartition("/images/")
     mirrored = Path(f"{head}/labels/{tail}")
     return mirrored if found and mirrored.is_file() else image.with_suffix(".txt")
@@ -221,7 +221,7 @@ def _numbered_classes(every: list[list[Path]], root: Path) -> tuple[str, ...]:
 
 
 def _text(file: Path) -> str:
-    """The text of a label file; an image without a label file has no objects."""
+    """Return the text of a label file; an image without a label file has no objects."""
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 

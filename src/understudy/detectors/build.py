@@ -211,7 +211,7 @@ def _check_options(
 
 
 def _is_backbone(family: Family, name: str) -> bool:
-    """Whether a family can be built with this backbone; ResNeXts beyond the listed ones can, too."""
+    """Return whether a family can be built with this backbone; ResNeXts beyond the listed ones can, too."""
     if family.backbones is not None:
         return name in family.backbones
     return name in BACKBONES or bool(re.fullmatch(r"resnext(50|101|152)_\d+x\d+d", name))
@@ -233,7 +233,7 @@ def _setting_faults(family: Family, conventions: str, settings: Mapping[str, Any
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of a setting's default; one that is None by default takes anything."""
+    """Return whether a value is of the kind of a setting's default; one that is None by default takes anything."""
     kinds: dict[type, type | tuple[type, ...]] = {float: (int, float), tuple: (list, tuple)}
     kind = kinds.get(type(default), type(default))
     return default is None or (isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool))

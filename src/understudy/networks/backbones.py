@@ -51,7 +51,7 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
         self.eval()
 
     def train(self, mode: bool = True) -> "EvalBatchNorm2d":
-        """Stay in evaluation mode, whatever the mode of the rest of the network."""
+        """Stay in evaluation mode, regardless of the mode of the rest of the network."""
         return super().train(False)
 
 

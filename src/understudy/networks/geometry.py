@@ -17,7 +17,7 @@ PADDING = 32
 
 
 class StrideAnchors(nn.Module):
-    """Lay anchors at multiples of each level's stride, whatever the size of the image.
+    """Lay anchors at multiples of each level's stride, for any size of the image.
 
     torchvision's generator rounds the sides of the anchors and divides the image's size by the number of cells. This
     one does neither. It is called in the same way.

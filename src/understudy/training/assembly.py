@@ -44,7 +44,7 @@ class AssembledRun:
         loader: batches of the training split.
         validate: the callback that writes the result at the end.
         checkpoints: the callback that handles Ctrl-C.
-        facts: what was found out about the run, for ``environment.json``.
+        facts: facts about the run, for ``environment.json``.
         notes: lines for the user.
         resumed: whether the run continues from its last checkpoint.
     """

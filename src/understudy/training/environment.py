@@ -1,4 +1,4 @@
-"""The environment of a run: what its numbers depend on beside the config."""
+"""The environment of a run: what its numbers depend on in addition to the config."""
 
 import os
 import platform
@@ -53,7 +53,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the package's Git checkout; None if it is installed otherwise."""
+    """Return the commit of the package's Git checkout; None if it is installed otherwise."""
     here = Path(__file__).parent
     try:
         found = subprocess.run(

@@ -126,7 +126,7 @@ class RunFolder:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes files and prints: the only process, or rank 0 of a distributed run."""
+    """Return whether this process writes files and prints: the only process, or rank 0 of a distributed run."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"]) == 0
     return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

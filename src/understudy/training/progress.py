@@ -77,6 +77,6 @@ class ShowProgress(L.Callback):
 
 
 def _losses_in_one_line(engine: "Engine") -> str:
-    """The last step's losses; distillation terms unweighted, with their weights."""
+    """Return the last step's losses; distillation terms unweighted, with their weights."""
     weights = {name: f" x {weight:.4g}" for name, weight in engine.term_weights.items()}
     return "  ".join(f"{name} {value:.4g}{weights.get(name, '')}" for name, value in engine.losses.items())
