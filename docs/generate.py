@@ -78,8 +78,7 @@ def method_page(facts: Mapping[str, Any]) -> str:
     lines += ["| key | default | meaning |", "|---|---|---|"]
     for option in facts["options"]:
         default = "required" if option["default"] is None else f"`{option['default']}`"
-        meaning = markdown(option["meaning"]).replace("None", "null")
-        lines.append(f"| `{option['name']}` | {default} | {meaning} ({option['expected']}) |")
+        lines.append(f"| `{option['name']}` | {default} | {markdown(option['meaning'])} ({option['expected']}) |")
     return "\n".join(lines).replace("|  |", "| |") + "\n"
 
 

@@ -10,9 +10,7 @@ from torch import Tensor
 from understudy.errors import UserError
 from understudy.functional.precision import at_least_float32
 from understudy.networks.geometry import boxes_around, centres, integral
-from understudy.networks.geometry import paired_giou as paired_giou
-from understudy.networks.geometry import paired_iou as paired_iou
-from understudy.outputs import Outputs, Spec, Truth
+from understudy.outputs import Outputs, Spec, Truth, anchors_per_level
 
 LARGEST_GROWTH = math.log(1000 / 16)
 """A side grows at most by a factor of 62.5 from its anchor's: the limit of torchvision's and mmdet's coders."""
@@ -189,7 +187,7 @@ class Positives(Places):
 
 def split_levels(per_anchor: Tensor, outputs: Outputs) -> tuple[Tensor, ...]:
     """Split (N, R), in the order level, row, column, anchor, into the levels of a record."""
-    return per_anchor.split([math.prod(logits.shape[1:4]) for logits in outputs.class_logits], dim=1)
+    return per_anchor.split(anchors_per_level(outputs), dim=1)
 
 
 def chosen(mask: Tensor, outputs: Outputs) -> Places:

@@ -57,7 +57,7 @@ class Learner(nn.Module):
 
     @property
     def terms_with_truth(self) -> tuple[str, ...]:
-        """Names of the terms that read the ground truth; they are zero in a batch without suitable objects."""
+        """Names of the terms that read the ground truth; they may be zero in a batch without suitable objects."""
         return tuple(
             f"{method.name}_{term}"
             for method in self.methods

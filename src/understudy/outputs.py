@@ -11,6 +11,7 @@ Letters used in every shape of this package::
     M objects of one image      L levels                Q queries
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -203,6 +204,16 @@ def flatten_levels(levels: Sequence[Tensor]) -> Tensor:
         torch.Size([1, 60, 3])
     """
     return torch.cat([level.flatten(1, 3) for level in levels], dim=1)
+
+
+def flat_anchors(outputs: Outputs) -> list[Tensor]:
+    """Return the anchors of every level (H * W * A, 4), in the order row, column, anchor."""
+    return [anchors.flatten(0, 2) for anchors in outputs.anchors]
+
+
+def anchors_per_level(outputs: Outputs) -> list[int]:
+    """Count the anchors of every level; R is their sum."""
+    return [math.prod(logits.shape[1:4]) for logits in outputs.class_logits]
 
 
 def unflatten_levels(flat: Tensor, level_sizes: Sequence[tuple[int, int]], num_anchors: int) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """The common ground of two detectors: levels of equal stride and classes of the same name."""
 
 import difflib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from understudy.errors import UserError
-from understudy.outputs import Outputs, QueryOutputs, Spec, Target, Truth
+from understudy.outputs import Outputs, QueryOutputs, Spec, Target, Truth, anchors_per_level
 from understudy.text import listed
 
 MOST_HINTS = 12
@@ -45,7 +44,7 @@ class Selection:
 
     def record(self, outputs: Outputs) -> Outputs:
         """Reduce a record to this part. Nothing is copied for whole levels and for consecutive classes."""
-        anchors = _anchors_per_level(outputs)
+        anchors = anchors_per_level(outputs)
         return replace(
             outputs,
             stages=list(_chosen(outputs.stages, self.stages)) if outputs.stages else [],
@@ -121,7 +120,7 @@ class Pairing:
         """
         gt_index = truth.gt_index
         if outputs.class_logits:
-            gt_index = _of_levels(gt_index, _anchors_per_level(outputs), self.student_part.levels)
+            gt_index = _of_levels(gt_index, anchors_per_level(outputs), self.student_part.levels)
         if not self.unknown:
             return replace(truth, gt_index=gt_index)
         images = [
@@ -284,10 +283,6 @@ def _of_classes(logits: Tensor, labels: tuple[int, ...] | None) -> Tensor:
     if labels == tuple(range(first, last)):
         return logits[..., first:last]
     return logits.index_select(-1, torch.tensor(labels, device=logits.device))
-
-
-def _anchors_per_level(outputs: Outputs) -> list[int]:
-    return [math.prod(logits.shape[1:4]) for logits in outputs.class_logits]
 
 
 def _of_levels(flat: Tensor, anchors: Sequence[int], levels: Sequence[int]) -> Tensor:

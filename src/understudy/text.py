@@ -78,6 +78,12 @@ def mismatch(name: str, wanted: str, value: Any, annotation: Any) -> str:
     return f"{name}: expected {wanted}{separator} got {shown(value)}{_meant(annotation, value)}"
 
 
+def shell_lines(command: str, width: int) -> str:
+    """Wrap a command to lines of at most `width` characters that a shell reads as one."""
+    lines = textwrap.wrap(command, width - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(f"  {line}" for line in lines)
+
+
 def closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Find the name most similar to a wrong one; case, dashes and underscores are ignored.
 

@@ -1,7 +1,4 @@
-"""Every family on a backbone of each kind, and every backbone: built, trained, evaluated, exported and loaded again.
-
-And what these are made of: backbones, their normalisation, torchvision's own builders, and the sizes that are listed.
-"""
+"""Every family, and a backbone of each kind: built, trained, evaluated, exported and loaded again."""
 
 import importlib.util
 import itertools

@@ -53,16 +53,6 @@ def look_up(config: Mapping[str, Any] | None, path: str, default: Any = None) ->
     return value
 
 
-def find_all(value: Any, key: str) -> list[Any]:
-    """Return every value of a key, anywhere in a nested config, in order."""
-    if isinstance(value, Mapping):
-        found = [value[key]] if key in value else []
-        return found + [one for inner in value.values() for one in find_all(inner, key)]
-    if isinstance(value, list | tuple):
-        return [one for inner in value for one in find_all(inner, key)]
-    return []
-
-
 def modernised(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the keys of a 2.x config that are read here as in 3.x; a config of 3.x stays as it is."""
     model = dict(look_up(config, "model", {}))
@@ -102,8 +92,9 @@ def normalisation(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def image_scale(config: Mapping[str, Any] | None) -> tuple[int, int] | None:
     """Return the shorter and the longer side of a test image in pixels; None: not in the config."""
-    resizes = [step for step in _steps(config) if last_name(step.get("type")) == "Resize"]
-    for scale in find_all(_steps(config), "img_scale") + find_all(resizes, "scale"):
+    steps = _steps(config)
+    resizes = [step for step in steps if last_name(step.get("type")) == "Resize"]
+    for scale in [step.get("img_scale") for step in steps] + [step.get("scale") for step in resizes]:
         scale = scale[0] if isinstance(scale, list) and scale and isinstance(scale[0], list | tuple) else scale
         if isinstance(scale, list | tuple) and len(scale) == 2 and all(isinstance(side, int) for side in scale):
             return min(scale), max(scale)

@@ -112,7 +112,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all; see :func:`understudy.training.folder.write_atomically`."""
+    """Write a checkpoint whole or not at all; see :func:`understudy.files.write_atomically`."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     write_atomically(file, buffer.getvalue())

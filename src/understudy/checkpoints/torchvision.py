@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from understudy.checkpoints.class_names import NO_CLASS, category_ids, torchvision_categories
+from understudy.checkpoints.class_names import NO_CLASS, category_ids, coco_categories, torchvision_categories
 from understudy.checkpoints.import_options import SUMMARY, ImportedDetector, ImportOptions, fits, unsupported
 from understudy.errors import UserError
 from understudy.networks import PUBLISHED, build_network
+from understudy.networks.published import ZERO_EPS
 
 _CLASS_LOGITS = "head.classification_head.cls_logits"
 _CLASS_SCORES = "roi_heads.box_predictor.cls_score"
 _LARGE, _SMALL = "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"
-_FROZEN = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 _COCO_OUTPUTS = 91
 _SETTINGS = {"norm_eps": 1e-5, "shorter_side": 800, "longer_side": 1333}
 
@@ -50,7 +50,7 @@ def from_torchvision(state: Mapping[str, Tensor], options: ImportOptions, file_n
         names, ids = _sigmoid_classes(weights, options, assumptions)
     build: dict[str, Any] = {"name": f"torchvision/{name}", "num_classes": len(names)}
     build |= _known_settings(options)
-    if name in _FROZEN and "norm_eps" not in build:
+    if name in ZERO_EPS and "norm_eps" not in build:
         assumptions.append(
             "eps of its frozen batch normalisation is 0, as in the published weights (--set norm_eps=1e-5)"
         )
@@ -154,9 +154,7 @@ def _named_outputs(options: ImportOptions, outputs: int, classes: int, assumptio
         whole = len(names) == outputs and (outputs == classes or names[0] == "__background__")
         if whole or len(names) == classes:
             return names
-        if outputs != _COCO_OUTPUTS or names != list(
-            dict.fromkeys(n for n in torchvision_categories() if n not in NO_CLASS)
-        ):
+        if outputs != _COCO_OUTPUTS or names != list(coco_categories().values()):
             raise UserError(f"--classes has {len(names)} names, the file has {classes} classes.")
     elif outputs != _COCO_OUTPUTS:
         raise UserError(

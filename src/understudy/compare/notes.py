@@ -8,7 +8,7 @@ from understudy.compare.rows import Row, plain_candidates
 from understudy.compare.runs import differences
 from understudy.config import DistillConfig
 from understudy.files import read_rows
-from understudy.methods.weighting import LEAST, MOST
+from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
 from understudy.text import percent
 from understudy.training.folder import RunFolder
 
@@ -82,9 +82,9 @@ def _gradient_notes(rows: Sequence[Row]) -> Iterator[str]:
         share = statistics.median(shares)
         note = f"{row.name}: {share:.0%} of the student's gradient came from distillation (median over the run)."
         if row.plain and row.mean() <= row.plain.mean():
-            if share > MOST:
+            if share > LARGEST_SHARE:
                 note += " The student's own losses had almost no effect: lower the weights of the largest terms."
-            elif share < LEAST:
+            elif share < SMALLEST_SHARE:
                 note += " Distillation had almost no effect: raise its weights."
         yield note
 

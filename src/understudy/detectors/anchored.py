@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from understudy.outputs import Outputs, Target
+from understudy.outputs import Outputs, Target, flat_anchors
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def match_by_overlap(matcher: Callable[[Tensor], Tensor], outputs: Outputs, targ
         outputs: the record.
         targets: ground truth per image.
     """
-    anchors = torch.cat([anchors.flatten(0, 2) for anchors in outputs.anchors])
+    anchors = torch.cat(flat_anchors(outputs))
     gt_index = anchors.new_full((len(targets), len(anchors)), -1, dtype=torch.int64)
     for row, target in zip(gt_index, targets, strict=True):
         if len(target["boxes"]):

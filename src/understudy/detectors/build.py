@@ -1,6 +1,5 @@
 """Build detectors by name, and open existing ones."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from understudy.detectors.families import FAMILIES, Family, family_of
 from understudy.errors import UserError
 from understudy.networks import PUBLISHED, build_network
 from understudy.networks.backbones import BACKBONES, NORMS
-from understudy.text import listed
+from understudy.text import closest, listed
 
 
 def detector_names() -> list[str]:
@@ -178,8 +177,8 @@ def _check_options(
     if name in PUBLISHED:
         faults.append(f"{name} is for torchvision's published weights: import them with `understudy import FILE`")
     elif family is None or not _is_backbone(family, name.removeprefix(f"{family.name}_")):
-        close = difflib.get_close_matches(name, detector_names(), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "`understudy detectors` lists all detectors"
+        close = closest(name, detector_names())
+        hint = f"did you mean {close!r}?" if close else "`understudy detectors` lists all detectors"
         faults.append(f"there is no detector {name!r}; {hint}")
     if num_classes < 1:
         faults.append(f"num_classes: expected at least 1 (the background is not counted), got {num_classes}")

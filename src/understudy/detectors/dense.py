@@ -12,13 +12,13 @@ from torchvision.models.detection.image_list import ImageList
 
 from understudy.detectors.base import Detector
 from understudy.detectors.towers import Towers, entered, halves, recorded, tower_channels
-from understudy.outputs import Outputs, Target, TowerMaps, flatten_levels, unflatten_levels
+from understudy.outputs import Outputs, Target, TowerMaps, flat_anchors, unflatten_levels
 
 
 class DenseDetector(Detector):
     """Open a detector with a prediction for each anchor of each cell, built as torchvision builds its own.
 
-    A family adds its assignment, its loss, its boxes, and the outputs that no other family has.
+    A family adds its assignment, its boxes, and the outputs that no other family has.
 
     Args:
         network: a torchvision detector, or one built in its style: ``backbone`` (with ``body`` and ``fpn``, or any
@@ -100,28 +100,22 @@ class DenseDetector(Detector):
     @torch.no_grad()
     def detect(self, outputs: Outputs, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Apply score threshold, best candidates per level, NMS, best overall; see :meth:`.Detector.detect`."""
-        flat_anchors = [anchors.flatten(0, 2) for anchors in outputs.anchors]
         return self.network.postprocess_detections(
-            self._per_level(outputs), [flat_anchors] * len(image_sizes), [tuple(size) for size in image_sizes]
+            self._per_level(outputs), [flat_anchors(outputs)] * len(image_sizes), [tuple(size) for size in image_sizes]
         )
 
     def _per_level(self, outputs: Outputs) -> dict[str, list[Tensor]]:
+        """Lay out the record as the network does: by its own names, each level (N, H * W * A, X), in float32."""
         return {
             "cls_logits": [logits.flatten(1, 3).float() for logits in outputs.class_logits],
             "bbox_regression": [box.flatten(1, 3).float() for box in outputs.box_raw],
         }
 
-    def _library_loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
-        raw = {
-            "cls_logits": flatten_levels(outputs.class_logits).float(),
-            "bbox_regression": flatten_levels(outputs.box_raw).float(),
-            **{f"bbox_{name}": value.float().unsqueeze(-1) for name, value in self._library_extra(outputs).items()},
-        }
-        anchors = torch.cat([anchors.flatten(0, 2) for anchors in outputs.anchors])
+    def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
+        """Compute the losses of the network's own head by name."""
+        raw = {name: torch.cat(levels, dim=1) for name, levels in self._per_level(outputs).items()}
+        anchors = torch.cat(flat_anchors(outputs))
         return self.network.head.compute_loss(list(targets), raw, [anchors] * len(targets), list(gt_index))
-
-    def _library_extra(self, outputs: Outputs) -> dict[str, Tensor]:
-        return {}
 
     @property
     def _has_neck(self) -> bool:

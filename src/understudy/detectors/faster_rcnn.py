@@ -1,6 +1,5 @@
 """Faster R-CNN (Ren et al., NeurIPS 2015) with a feature pyramid, opened over torchvision's class."""
 
-import math
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from understudy.detectors.anchored import apply_deltas, match_by_overlap
 from understudy.detectors.base import PROBE_SIZE, Detector, evaluating
 from understudy.detectors.dense import DenseDetector
 from understudy.errors import UserError
-from understudy.networks.faster_rcnn import MMDetFasterRCNN, object_boxes
-from understudy.outputs import Outputs, Target, flatten_levels
+from understudy.networks.faster_rcnn import MMDetFasterRCNN, rpn_targets
+from understudy.outputs import Outputs, Target, anchors_per_level, flat_anchors, flatten_levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +83,8 @@ class FasterRCNNDetector(DenseDetector):
         the same samples as ``network(images, targets)``.
         """
         rpn, heads = self.network.rpn, self.network.roi_heads
-        anchors = torch.cat([anchors.flatten(0, 2) for anchors in outputs.anchors])
-        labels = [(row >= 0).float().masked_fill(row == -2, -1) for row in gt_index]
-        matched = [object_boxes(target["boxes"], row) for target, row in zip(targets, gt_index, strict=True)]
+        anchors = torch.cat(flat_anchors(outputs))
+        labels, matched = rpn_targets(targets, gt_index)
         loss_objectness, loss_rpn_box_reg = rpn.compute_loss(
             flatten_levels(outputs.class_logits).flatten(0, 1).float(),
             flatten_levels(outputs.box_raw).flatten(0, 1).float(),
@@ -134,10 +132,9 @@ class FasterRCNNDetector(DenseDetector):
         rpn = self.network.rpn
         boxes = flatten_levels(self.decode(outputs))
         objectness = flatten_levels(outputs.class_logits).float()
-        counts = [math.prod(logits.shape[1:4]) for logits in outputs.class_logits]
         sizes = [tuple(size) for size in image_sizes or _image_sizes(outputs)]
         with _training(rpn, training):
-            return rpn.filter_proposals(boxes, objectness, sizes, counts)[0]
+            return rpn.filter_proposals(boxes, objectness, sizes, anchors_per_level(outputs))[0]
 
     def roi(self, features: Sequence[Tensor], proposals: Sequence[Tensor]) -> RoIOutputs:
         """Run the second stage on given proposals. Gradients reach the features, not the proposals.
@@ -188,8 +185,7 @@ class MMDetFasterRCNNDetector(FasterRCNNDetector):
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """Match anchors by IoU; those outside an image's own padding are ignored. See :meth:`Detector.assign`."""
-        levels = [anchors.flatten(0, 2) for anchors in outputs.anchors]
-        return torch.stack(self.network.rpn.assign(levels, targets, outputs.image_sizes))
+        return torch.stack(self.network.rpn.assign(flat_anchors(outputs), targets, outputs.image_sizes))
 
     def _roi_loss(
         self, class_logits: Tensor, deltas: Tensor, labels: list[Tensor], wanted: Sequence[Tensor]

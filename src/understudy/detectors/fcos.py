@@ -1,22 +1,24 @@
 """FCOS (Tian et al., ICCV 2019), opened over torchvision's class."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
+from torchvision.ops import box_area
 
 from understudy.detectors.base import Detector
 from understudy.detectors.dense import DenseDetector
 from understudy.networks.fcos import MMDetFCOS
-from understudy.outputs import Outputs, Target
+from understudy.networks.geometry import centres, distances_to_sides
+from understudy.outputs import Outputs, Target, anchors_per_level, flat_anchors
 
 
 class FCOSDetector(DenseDetector):
     """Open a torchvision ``FCOS``.
 
     ``box_raw`` are distances to the four sides in strides, ``extra["centerness"]`` (N, R) the centre-ness logits.
+    Its focal, GIoU and centre-ness loss are each summed over the batch and divided by the positives of the batch.
     """
 
     family = "fcos"
@@ -25,13 +27,12 @@ class FCOSDetector(DenseDetector):
     def _extra(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"centerness": raw["bbox_ctrness"].squeeze(-1)}
 
-    def _library_extra(self, outputs: Outputs) -> dict[str, Tensor]:
-        return {"ctrness": outputs.extra["centerness"]}
-
     def _per_level(self, outputs: Outputs) -> dict[str, list[Tensor]]:
-        counts = [math.prod(logits.shape[1:4]) for logits in outputs.class_logits]
         centerness = outputs.extra["centerness"].float().unsqueeze(-1)
-        return {**super()._per_level(outputs), "bbox_ctrness": list(centerness.split(counts, dim=1))}
+        return {
+            **super()._per_level(outputs),
+            "bbox_ctrness": list(centerness.split(anchors_per_level(outputs), dim=1)),
+        }
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
@@ -41,21 +42,20 @@ class FCOSDetector(DenseDetector):
         side is within the range of the point's level: 4 to 8 strides, open at the finest and the coarsest level. Of
         several objects the smallest wins.
         """
-        anchors = torch.cat([anchors.flatten(0, 2) for anchors in outputs.anchors])
-        points = (anchors[:, :2] + anchors[:, 2:]) / 2
+        anchors, counts = torch.cat(flat_anchors(outputs)), anchors_per_level(outputs)
+        points = centres(anchors)[:, None]
         strides = anchors[:, 2] - anchors[:, 0]
         nearest, farthest = strides * 4, strides * 8
-        nearest[: math.prod(outputs.anchors[0].shape[:3])] = 0
-        farthest[-math.prod(outputs.anchors[-1].shape[:3]) :] = float("inf")
+        nearest[: counts[0]] = 0
+        farthest[-counts[-1] :] = float("inf")
 
         gt_index = anchors.new_full((len(targets), len(anchors)), -1, dtype=torch.int64)
         for row, target in zip(gt_index, targets, strict=True):
             boxes = target["boxes"]
             if not len(boxes):
                 continue
-            low, high = boxes[None, :, :2], boxes[None, :, 2:]
-            sides = torch.cat([points[:, None] - low, high - points[:, None]], dim=-1)  # (R, M, 4)
-            off_centre = (points[:, None] - (low + high) / 2).abs().amax(-1)
+            sides = distances_to_sides(points, boxes)  # (R, M, 4)
+            off_centre = (points - centres(boxes)).abs().amax(-1)
             reach = sides.amax(-1)
             matches = (
                 (sides.amin(-1) > 0)
@@ -63,15 +63,10 @@ class FCOSDetector(DenseDetector):
                 & (reach > nearest[:, None])
                 & (reach < farthest[:, None])
             )
-            areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
             # torchvision prefers small objects by 1e8 - area in float32; the same arithmetic gives the same ties.
-            preference, index = (matches * (1e8 - areas)).max(dim=1)
+            preference, index = (matches * (1e8 - box_area(boxes))).max(dim=1)
             row.copy_(index.masked_fill(preference < 1e-5, -1))
         return gt_index
-
-    def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
-        """Focal, GIoU and centre-ness loss, each summed over the batch and divided by the positives of the batch."""
-        return self._library_loss(outputs, targets, gt_index)
 
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Lay the distances around each point; see :meth:`Detector.decode`."""
@@ -82,19 +77,17 @@ class FCOSDetector(DenseDetector):
 
 
 class MMDetFCOSDetector(FCOSDetector):
-    """Open a :class:`.MMDetFCOS`. ``box_raw`` are distances in pixels."""
+    """Open a :class:`.MMDetFCOS`. ``box_raw`` are distances in pixels.
+
+    The losses are those of :meth:`.MMDetFCOSHead.compute_loss`.
+    """
 
     box_code = "distances in pixels"
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """Match points to objects by :meth:`.MMDetFCOS.assign`; see :meth:`Detector.assign`."""
-        levels = [anchors.flatten(0, 2) for anchors in outputs.anchors]
-        return torch.stack(self.network.assign(levels, targets))
-
-    def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
-        """Focal, IoU and centre-ness loss of the batch; see :meth:`.MMDetFCOSHead.compute_loss`."""
-        return self._library_loss(outputs, targets, gt_index)
+        return torch.stack(self.network.assign(flat_anchors(outputs), targets))
 
 
 OPENERS: dict[type[nn.Module], type[Detector]] = {

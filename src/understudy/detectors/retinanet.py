@@ -10,11 +10,14 @@ from understudy.detectors.anchored import apply_deltas, match_by_overlap
 from understudy.detectors.base import Detector
 from understudy.detectors.dense import DenseDetector
 from understudy.networks.retinanet import MMDetRetinaNet
-from understudy.outputs import Outputs, Target
+from understudy.outputs import Outputs, Target, flat_anchors
 
 
 class RetinaNetDetector(DenseDetector):
-    """Open a torchvision ``RetinaNet``. ``box_raw`` are deltas to anchors; its IoU matcher assigns."""
+    """Open a torchvision ``RetinaNet``. ``box_raw`` are deltas to anchors; its IoU matcher assigns.
+
+    Its focal and L1 loss are each summed over an image, divided by its positives, and averaged over images.
+    """
 
     family = "retinanet"
     box_code = "deltas"
@@ -23,27 +26,18 @@ class RetinaNetDetector(DenseDetector):
         """Match anchors by IoU, with the network's own thresholds; see :meth:`Detector.assign`."""
         return match_by_overlap(self.network.proposal_matcher, outputs, targets)
 
-    def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
-        """Focal and L1 loss, each summed over an image, divided by its positives, averaged over images."""
-        return self._library_loss(outputs, targets, gt_index)
-
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Apply the deltas to the anchors; see :meth:`Detector.decode`."""
         return apply_deltas(self.network.head.regression_head.box_coder, outputs)
 
 
 class MMDetRetinaNetDetector(RetinaNetDetector):
-    """Open a :class:`.MMDetRetinaNet`."""
+    """Open a :class:`.MMDetRetinaNet`, whose losses are those of :meth:`.MMDetRetinaNetHead.compute_loss`."""
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """Match anchors by IoU; those outside an image's own padding are ignored. See :meth:`Detector.assign`."""
-        levels = [anchors.flatten(0, 2) for anchors in outputs.anchors]
-        return torch.stack(self.network.assign(levels, targets, outputs.image_sizes))
-
-    def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
-        """Focal and L1 loss of the batch; see :meth:`.MMDetRetinaNetHead.compute_loss`."""
-        return self._library_loss(outputs, targets, gt_index)
+        return torch.stack(self.network.assign(flat_anchors(outputs), targets, outputs.image_sizes))
 
 
 OPENERS: dict[type[nn.Module], type[Detector]] = {

@@ -1,10 +1,11 @@
 """The arithmetic of the methods: pure functions on tensors, without state.
 
-Every function computes in at least float32 (half precision is promoted), states its reduction, and names the paper and
-equation it implements. The letters in shapes are those of :mod:`understudy.outputs`.
+Every loss is computed in at least float32 (half precision is promoted). Each function states its reduction, and names
+the paper and equation it implements. The letters in shapes are those of :mod:`understudy.outputs`.
 """
 
 from understudy.functional.crossing import align_scale, total_centerness, true_centerness
+from understudy.functional.detections import soft_detection_loss
 from understudy.functional.distributions import (
     atss_thresholds,
     side_divergence,
@@ -28,7 +29,6 @@ from understudy.functional.features import (
     squared_loss_per_image,
     standardised,
 )
-from understudy.functional.imitation import soft_detection_loss
 from understudy.functional.instances import (
     disagreements,
     distance_relation_loss,

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, distance_box_iou
 
 from understudy.functional.precision import above_zero, comparable
+from understudy.networks.geometry import centres
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -76,8 +77,7 @@ def atss_thresholds(anchors: Sequence[Tensor], boxes: Tensor, counted: Tensor, c
         (M,), 0 for an object without candidates.
     """
     flat = torch.cat(list(anchors))
-    centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-    distances = ((flat[:, :2] + flat[:, 2:]) / 2 - centres).square().sum(-1)  # (M, R)
+    distances = (centres(flat) - centres(boxes)[:, None]).square().sum(-1)  # (M, R)
     distances = distances.masked_fill(~counted, torch.inf)
     nearest, start = [], 0
     for level in distances.split([len(level) for level in anchors], dim=1):
@@ -98,9 +98,6 @@ def valuable_region(
     boxes: Tensor,
     image: Tensor,
     counted: Tensor,
-    *,
-    lowest: float = 0.25,
-    candidates: int = 9,
 ) -> Tensor:
     """Weight the anchors around the objects that are not assigned to them, but useful for their sides.
 
@@ -113,16 +110,14 @@ def valuable_region(
         boxes: (M, 4), xyxy, the objects of all images.
         image: (M,) int64, the image of each object.
         counted: (N, R) bool; ignored anchors are False and get no weight.
-        lowest: lower end of the region, as a share of the threshold.
-        candidates: number of candidates of an object per level, for its threshold.
 
     Returns:
         (N, R), 0..1; 0 outside the region.
     """
     flat, own = torch.cat(list(anchors)), counted[image]
-    threshold = atss_thresholds(anchors, boxes, own, candidates)[:, None]
+    threshold = atss_thresholds(anchors, boxes, own)[:, None]
     nearness = distance_box_iou(boxes, flat)
-    region = (nearness >= lowest * threshold) & (nearness < threshold) & own
+    region = (nearness >= threshold / 4) & (nearness < threshold) & own
     weights = box_iou(boxes, flat) * region
     nothing = torch.zeros(counted.shape, device=flat.device, dtype=weights.dtype)
     return nothing.scatter_reduce(0, image[:, None].expand_as(weights), weights, "amax")

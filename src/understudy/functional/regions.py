@@ -9,6 +9,7 @@ from torchvision.ops import box_iou
 
 from understudy.functional.features import channel_attention, spatial_attention
 from understudy.functional.precision import at_least_float32, comparable, same_shape
+from understudy.networks.geometry import centres
 from understudy.outputs import Outputs, Target, Truth, unflatten_levels
 
 FINEST_SIDE = 56.0
@@ -31,7 +32,7 @@ def widened_points(anchors: Sequence[Tensor], strides: Sequence[int]) -> list[Te
     Returns:
         Per level (H, W, A, 4).
     """
-    middles = [(level[..., :2] + level[..., 2:]) / 2 for level in anchors]
+    middles = [centres(level) for level in anchors]
     halves = [POINT_CELLS * stride / 2 for stride in strides]
     return [torch.cat([each - half, each + half], dim=-1) for each, half in zip(middles, halves, strict=True)]
 

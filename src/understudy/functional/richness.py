@@ -1,6 +1,6 @@
 """Weight maps from a teacher's class scores, and losses under them (FRS)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from understudy.functional.precision import at_least_float32, comparable
+from understudy.networks.geometry import centres
 from understudy.outputs import Outputs, Truth, unflatten_levels
 
 Normaliser = Literal["batch", "image"]
@@ -133,7 +134,7 @@ def richness_masks(
 
 def _within(anchors: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """Return whether the middle of a cell's anchors (H, W, A, 4) lies in one of an image's boxes (X, 4): (N, H, W)."""
-    middles = (anchors[:, :, :1, :2] + anchors[:, :, :1, 2:]) / 2
+    middles = centres(anchors[:, :, :1])
     inside = [((middles > each[:, :2]) & (middles < each[:, 2:])).all(-1).any(-1) for each in boxes]
     return torch.stack(inside)
 
@@ -225,29 +226,7 @@ def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, normalis
 
 
 WEIGHTED = {"feature": weighted_feature_loss, "class": weighted_class_loss, "box": weighted_box_loss}
-
-
-def over_levels(
-    loss: Callable[[Tensor, Tensor, Tensor, Normaliser], Tensor],
-    student: Iterable[Tensor],
-    teacher: Iterable[Tensor],
-    weights: Iterable[Tensor],
-    normaliser: Normaliser = "batch",
-) -> Tensor:
-    """Sum one of the losses above over levels, each divided by its own weights (Eq. 6 and 7).
-
-    Args:
-        loss: the loss of one level.
-        student: what it compares, level by level.
-        teacher: likewise.
-        weights: (N, H, W), level by level.
-        normaliser: as in :func:`weighted_feature_loss`.
-
-    Returns:
-        A scalar.
-    """
-    levels = zip(student, teacher, weights, strict=True)
-    return torch.stack([loss(own, theirs, weight, normaliser) for own, theirs, weight in levels]).sum()
+"""The loss of one level for each term of FRS (Eq. 6 and 7), divided by the weights of the level."""
 
 
 def _centerness(outputs: Outputs, wanted: bool) -> Sequence[Tensor | None]:

@@ -6,12 +6,12 @@ The table is printed from stored sizes, so that it appears at once; see :mod:`.s
 import inspect
 import json
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from understudy.errors import UserError
-from understudy.text import as_yaml, listed, wrapped
+from understudy.listing.methods import plain
+from understudy.text import as_yaml, listed, shell_lines, wrapped
 
 STORED = Path(__file__).with_name("detectors.json")
 """Parameters and multiply-adds by family and backbone; ``python docs/generate.py`` computes them."""
@@ -78,13 +78,7 @@ def explain(name: str, overrides: Sequence[str] = ()) -> str:
         f"({IMAGE[0]} x {IMAGE[1]} pixels, {num_classes} classes)",
         "ImageNet": _imagenet(backbone, config.detector.width_mult),
     }
-    command = textwrap.wrap(
-        " ".join(["understudy train run=runs/teacher data=DATA", f"detector={name}", *keys]),
-        76,
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    command = " ".join(["understudy train run=runs/teacher data=DATA", f"detector={name}", *keys])
     return "\n".join(
         [
             *(wrapped(fact, f"{f'{title}:':10}", hanging=10, width=WIDTH) for title, fact in facts.items()),
@@ -93,7 +87,7 @@ def explain(name: str, overrides: Sequence[str] = ()) -> str:
             wrapped("Keys of every detector (neck_channels, width_mult, norm, ...): `understudy config`", width=WIDTH),
             "",
             "Example:",
-            " \\\n".join(f"  {line}" for line in command),
+            shell_lines(command, WIDTH),
         ]
     )
 
@@ -137,7 +131,7 @@ def _settings(family: str) -> list[str]:
 def _setting_lines(family: str, conventions: str) -> list[str]:
     from understudy.detectors.build import builder_of, builder_settings
 
-    document = re.sub(r":\w+:`|`", "", inspect.getdoc(builder_of(family, conventions)) or "")
+    document = plain(inspect.getdoc(builder_of(family, conventions)) or "")
     meanings = dict(re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", document, flags=re.MULTILINE))
     lines = []
     for setting, default in builder_settings(family, conventions).items():

@@ -99,7 +99,7 @@ def _options(name: str) -> list[Facts]:
             "name": option,
             "default": None if field.is_required() else as_yaml(field.default),
             "expected": expected(field.annotation, field.metadata),
-            "meaning": " ".join((field.description or "").split()),
+            "meaning": " ".join((field.description or "").split()).replace("None", "null"),  # as configs write it
             "own": option in own,
         }
         for option, field in (weights | own).items()

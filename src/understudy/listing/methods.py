@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from understudy.text import terminal_width, wrapped
+from understudy.text import shell_lines, terminal_width, wrapped
 
 Facts = Mapping[str, Any]
 Terms = Sequence[str]
@@ -255,8 +255,7 @@ def _options(facts: Facts) -> Iterator[str]:
     for option in facts["options"]:
         missing = option["default"] is None
         yield f"  methods.{facts['name']}.{option['name']}={'...' if missing else option['default']}"
-        meaning = plain(option["meaning"]).replace("None", "null")  # as configs write it
-        yield wrapped(f"{meaning} ({option['expected']}{'; required' if missing else ''})", "      ")
+        yield wrapped(f"{plain(option['meaning'])} ({option['expected']}{'; required' if missing else ''})", "      ")
 
 
 def _examples(facts: Facts) -> Iterator[str]:
@@ -265,12 +264,7 @@ def _examples(facts: Facts) -> Iterator[str]:
     command = ["understudy distill ...", f"--method {name}"]
     command += [f"methods.{name}.{each['name']}=..." for each in facts["options"] if each["default"] is None]
     if any(facts["weights"].values()):
-        yield _command(command)
+        yield shell_lines(" ".join(command), terminal_width())
     if _families_without(facts):
-        yield _command([*command, *(f"methods.{name}.{term}_weight=..." for term in facts["terms"])])
-
-
-def _command(words: list[str]) -> str:
-    """Write a command in lines that a shell reads as one."""
-    lines = textwrap.wrap(" ".join(words), terminal_width() - 6, break_long_words=False, break_on_hyphens=False)
-    return "  " + " \\\n      ".join(lines)
+        command += [f"methods.{name}.{term}_weight=..." for term in facts["terms"]]
+        yield shell_lines(" ".join(command), terminal_width())

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from understudy.boxes import chosen, paired_giou, split_levels
+from understudy.boxes import chosen, split_levels
 from understudy.functional import gap_weighted_loss, score_gap
 from understudy.methods.base import Layers, Method
+from understudy.networks.geometry import paired_giou
 from understudy.outputs import Outputs, Truth
 
 

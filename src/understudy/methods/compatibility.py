@@ -1,6 +1,7 @@
 """Which terms of a method can be computed for a pair of detectors, derived from the terms' inputs (``reads``).
 
-Every function returns reasons in words, each naming both sides; none if there is no obstacle.
+Most functions return reasons in words, which name both sides, or the one that lacks something; none if there is no
+obstacle.
 """
 
 from collections.abc import Callable, Sequence
@@ -109,8 +110,8 @@ def levels_of_objects(student: Spec, teacher: Spec) -> int:
 
 
 def missing_levels(student: Spec, teacher: Spec) -> Reasons:
-    """Require a level that the second stage of a two-stage detector reads, too."""
-    if levels_of_objects(student, teacher):
+    """Require a level that the second stage of a two-stage detector reads, too; of pairs with the same levels."""
+    if level_differences(student, teacher) or levels_of_objects(student, teacher):
         return []
     return [
         f"the student {student.name} and the teacher {teacher.name} have only levels at strides {student.strides} in "
@@ -160,7 +161,7 @@ READS: dict[str, Readable] = {
 """Every input that a term can read, by its name in :attr:`.Method.reads`."""
 
 OF_TRUTH = ("objects", "assignment")
-"""Names in :data:`READS` of the ground truth. In a batch without suitable objects, terms that read it are zero."""
+"""Names in :data:`READS` of the ground truth. In a batch without suitable objects, terms that read it may be zero."""
 
 
 def unreadable(reads: Sequence[str], student: Spec, teacher: Spec) -> Reasons:

@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from understudy.boxes import box_code, paired_giou, paired_iou
+from understudy.boxes import box_code
 from understudy.functional import align_scale, gap_weighted_loss, softened_divergence, total_centerness
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import differences
+from understudy.networks.geometry import paired_giou, paired_iou
 from understudy.outputs import Outputs, Spec, TowerMaps, Truth, flatten_levels
 
 
@@ -129,5 +130,4 @@ class CrossKD(Method):
 
 
 def _number(student: Spec, options: CrossKD.Options) -> int:
-    usual = 2 if student.centerness else 3
-    return usual if options.convolution is None else options.convolution
+    return (2 if student.centerness else 3) if options.convolution is None else options.convolution

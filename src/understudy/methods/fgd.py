@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from understudy.functional import area_weights, attention_loss, context_loss, focal_loss, sizes_of_images
 from understudy.methods.adapters import channel_adapters
 from understudy.methods.base import Layers, Method
-from understudy.methods.compatibility import level_differences, levels_of_objects, missing_levels
+from understudy.methods.compatibility import levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -93,8 +93,7 @@ class FGD(Method):
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
         """Require a level to compare."""
-        absent = [] if level_differences(student, teacher) else missing_levels(student, teacher)
-        return dict.fromkeys(cls.terms, absent)
+        return dict.fromkeys(cls.terms, missing_levels(student, teacher))
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -124,7 +125,8 @@ class FRS(Method):
             "class": (map(cell, student.class_logits), map(cell, teacher.class_logits)),
             "box": (student.box_raw, teacher.box_raw),
         }
-        return {
-            f"frs_{term}": richness.over_levels(richness.WEIGHTED[term], *compared[term], masks, options.normaliser)
-            for term in self.terms
-        }
+        terms = {}
+        for term in self.terms:
+            loss, levels = richness.WEIGHTED[term], zip(*compared[term], masks, strict=True)
+            terms[f"frs_{term}"] = torch.stack([loss(*level, options.normaliser) for level in levels]).sum()
+        return terms

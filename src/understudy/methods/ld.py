@@ -12,7 +12,7 @@ from understudy.functional import side_divergence, softened_divergence, valuable
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import differences
-from understudy.outputs import Outputs, Spec, Truth
+from understudy.outputs import Outputs, Spec, Truth, flat_anchors
 
 
 class LD(Method):
@@ -101,8 +101,7 @@ class LD(Method):
             terms["ld_location"] = (trust * self._sides(student, teacher, found)).sum() / divisor
         if "vlr" in self.terms:
             boxes = torch.cat([target["boxes"] for target in truth.targets])
-            anchors = [level.flatten(0, 2) for level in student.anchors]
-            weight = valuable_region(anchors, boxes, found.image, truth.gt_index > -2)
+            weight = valuable_region(flat_anchors(student), boxes, found.image, truth.gt_index > -2)
             region = chosen(weight > 0, student)
             sides = self._sides(student, teacher, region)
             terms["ld_vlr"] = (region.of_flat(weight, student) * sides).sum() / 4 / divisor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from understudy.functional import shown_cells, squared_loss_per_image
 from understudy.methods.adapters import channel_adapters
 from understudy.methods.base import Layers, Method
-from understudy.methods.compatibility import level_differences, levels_of_objects, missing_levels
+from understudy.methods.compatibility import levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -70,8 +70,7 @@ class MGD(Method):
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
         """Require a level to compare, unless ``levels`` names them."""
-        chosen = options.levels is not None or level_differences(student, teacher)
-        return {} if chosen else {"feature": missing_levels(student, teacher)}
+        return {"feature": missing_levels(student, teacher) if options.levels is None else []}
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, ValidationError, create_model
 
+from understudy.methods.compatibility import READS
 from understudy.text import closest, expected, mismatch
 
 
@@ -78,8 +79,6 @@ def faults_of_class(method: type[Any]) -> Iterator[str]:
 
 
 def _faults_of_terms(facts: _Facts) -> Iterator[str]:
-    from understudy.methods.compatibility import READS
-
     terms = {*facts.terms, *facts.optional_terms}
     weighted = {term for weights in facts.weights.values() for term in weights}
     if unknown := sorted(weighted - terms):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from understudy.functional import correlation_loss
 from understudy.methods.base import EVERY_FAMILY, Layers, Method
-from understudy.methods.compatibility import differences, level_differences, levels_of_objects, missing_levels
+from understudy.methods.compatibility import differences, levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -62,7 +62,7 @@ class PKD(Method):
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
         """Require a level to compare, and equal channels in each: there is no adapter."""
         compared = _compared(student, teacher, options.levels)
-        absent = [] if compared or level_differences(student, teacher) else missing_levels(student, teacher)
+        absent = missing_levels(student, teacher) if options.levels is None else []
         channels = differences(student, teacher, lambda spec: f"the channels {spec.channels[:compared]}")
         return {"feature": [*absent, *(f"{fault}; use hint or mgd, which adapt the channels" for fault in channels)]}
 

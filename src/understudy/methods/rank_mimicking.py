@@ -6,10 +6,11 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from understudy.boxes import Positives, paired_iou, positives
+from understudy.boxes import Positives, positives
 from understudy.functional import rank_loss
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import EVERY_FAMILY, Layers, Method
+from understudy.networks.geometry import paired_iou
 from understudy.outputs import Outputs, Spec, Truth
 
 

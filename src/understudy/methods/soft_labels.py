@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from understudy.boxes import Positives, chosen, paired_giou, positives
+from understudy.boxes import Positives, chosen, positives
 from understudy.functional import soft_label_loss
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import EVERY_FAMILY, Layers, Method
 from understudy.methods.compatibility import prediction_differences, raw_box_differences
+from understudy.networks.geometry import paired_giou
 from understudy.outputs import Outputs, Spec, Truth
 
 

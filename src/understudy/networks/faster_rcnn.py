@@ -131,13 +131,15 @@ class MMDetRPN(RegionProposalNetwork):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Label the anchors 1 (object), 0 (background) or -1 (ignored), and return the target box of each."""
         matched = self.assign(anchors[:1], targets, [tuple(target["image_size"].tolist()) for target in targets])
-        labels = [(index >= 0).float().masked_fill(index == -2, -1) for index in matched]
-        return labels, [object_boxes(target["boxes"], index) for target, index in zip(targets, matched, strict=True)]
+        return rpn_targets(targets, matched)
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Compute cross-entropy and L1 loss, each summed over the drawn anchors and divided by their number."""
+        """Compute cross-entropy and L1 loss, each summed over the drawn anchors and divided by their number.
+
+        An image without positives, or without negatives, counts as one anchor more.
+        """
         drawn = self.fg_bg_sampler(labels)
         count = sum(max(int(mask.sum()), 1) for masks in drawn for mask in masks)
         positive, negative = (torch.cat(masks) for masks in drawn)
@@ -273,9 +275,24 @@ class MMDetRoIHeads(RoIHeads):
         return boxes, scores, labels
 
 
-def object_boxes(boxes: Tensor, gt_index: Tensor) -> Tensor:
-    """Return the box of each anchor's object, (R, 4); without an object, any box."""
-    return boxes[gt_index.clamp(min=0)] if len(boxes) else boxes.new_zeros(len(gt_index), 4)
+def rpn_targets(
+    targets: Sequence[dict[str, Tensor]], matched: Sequence[Tensor] | Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what the RPN should predict at the anchors of each image.
+
+    Args:
+        targets: per image ``boxes`` (M, 4).
+        matched: per image (R,), number of the object, -1 background, -2 ignored.
+
+    Returns:
+        Per image labels (R,), 1 object, 0 background, -1 ignored, and boxes (R, 4); without an object, any box.
+    """
+    labels, boxes = [], []
+    for target, index in zip(targets, matched, strict=True):
+        own = target["boxes"]
+        labels.append((index >= 0).float().masked_fill(index == -2, -1))
+        boxes.append(own[index.clamp(min=0)] if len(own) else own.new_zeros(len(index), 4))
+    return labels, boxes
 
 
 def build_mmdet(

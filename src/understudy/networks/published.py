@@ -18,6 +18,9 @@ PUBLISHED = (
 )
 """Detectors for which torchvision publishes weights: its own builders, named ``torchvision/<builder>``."""
 
+ZERO_EPS = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")
+"""Builders whose frozen batch normalisation has an epsilon of 0."""
+
 
 def build_published(
     name: str,
@@ -35,7 +38,8 @@ def build_published(
         name: one of ``PUBLISHED``.
         num_classes: classes K, without background. A RetinaNet and an FCOS have K logits, a Faster R-CNN K + 1.
         norm_eps: of the frozen batch normalisation; None: torchvision's value with its published weights, 0 in the
-            first RetinaNet and Faster R-CNN on ResNet-50, 1e-5 in the others.
+            first RetinaNet and Faster R-CNN on ResNet-50, 1e-5 in the others. Ignored by the ``_v2`` detectors, whose
+            batch normalisation was trained.
         shorter_side: in pixels; None: the builder's own, 320 for the Faster R-CNN named 320 and 800 for the others.
         longer_side: in pixels; None: the builder's own, 640 and 1333.
         image_mean: per channel, of images in 0..1.
@@ -43,7 +47,7 @@ def build_published(
     """
     builder = name.removeprefix("torchvision/")
     if norm_eps is None:
-        norm_eps = 0.0 if builder in ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn") else 1e-5
+        norm_eps = 0.0 if builder in ZERO_EPS else 1e-5
     options: dict[str, Any] = {"image_mean": list(image_mean), "image_std": list(image_std)}
     if shorter_side is not None:
         options["min_size"] = shorter_side

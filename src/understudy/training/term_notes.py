@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 
-from understudy.methods.weighting import MOST
+from understudy.methods.weighting import LARGEST_SHARE
 from understudy.training.console import say
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class NoteTerms(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
         """Warn if a share of the gradient was measured in this step and is too large."""
-        if self.said or engine.share is None or engine.share <= MOST or not trainer.is_global_zero:
+        if self.said or engine.share is None or engine.share <= LARGEST_SHARE or not trainer.is_global_zero:
             return
         self.said = True
         weighted = {name: engine.losses[name] * weight for name, weight in engine.term_weights.items()}
