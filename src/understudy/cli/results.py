@@ -1,0 +1,101 @@
+"""Commands that measure finished runs and checkpoints."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from understudy.cli.app import AsJson, CheckpointPath, app, example, show, show_result
+from understudy.errors import UserError
+
+
+@app.command(epilog=example("understudy evaluate runs/student", "understudy evaluate runs/student photos --json"))
+def evaluate(
+    checkpoint: CheckpointPath,
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", show_default=False, help="Data set; default: that of the training run."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of the training run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a detector with the metrics of COCO and VOC.
+
+    Prints COCO's 12 metrics and VOC's AP50, then AP and AP50 per class.
+    """
+    from understudy import evaluation
+
+    with redirect_stdout(sys.stderr):  # libraries print progress
+        result = evaluation.evaluate(checkpoint, data, split=split)
+    show_result(result, as_json)
+
+
+@app.command(epilog=example("understudy swap runs/teacher runs/student"))
+def swap(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Run folder or checkpoint.")],
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder (its last.ckpt) or checkpoint.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", show_default=False, help="Data set; default: that of the student's run."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of that run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a teacher on a student's feature maps.
+
+    The feature maps are used directly if the shapes match, and through the
+    transforms that the method dist2 trained.
+    """
+    from understudy.analysis.swap import swap_test
+
+    with redirect_stdout(sys.stderr):  # libraries print progress
+        result = swap_test(teacher, student, data, split=split)
+    show_result(result, as_json)
+
+
+@app.command(epilog=example("understudy predict runs/student holiday.jpg -o found"))
+def predict(
+    checkpoint: CheckpointPath,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or data set.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder.")],
+    score: Annotated[float, typer.Option(help="Lowest score of a drawn box, 0 to 1.")] = 0.3,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split, if SOURCE is a data set.")] = "val",
+) -> None:
+    """Detect objects in images and draw them.
+
+    Writes the detections in COCO's format and the images with their boxes.
+    """
+    if not 0 <= score <= 1:
+        raise UserError(f"--score: expected a number from 0 to 1, got {score:g}")
+    from understudy.evaluation import prediction
+
+    detections = prediction.predict(checkpoint, source, output, score, split=split)
+    print(f"{len(detections)} detections: {output / 'detections.json'}; images with boxes: {output / 'images'}")
+
+
+@app.command(epilog=example("understudy compare runs/teacher runs/plain runs/student --html compare.html"))
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
+    ] = None,
+) -> None:
+    """Compare finished runs.
+
+    Prints AP, size and speed, and the share of the gap to the teacher that each
+    distilled student closes.
+    """
+    from understudy.compare import table as results
+
+    table = results.summarise(runs)
+    show(table)
+    if html:
+        from understudy.report import report_on
+
+        print(f"\nPage: {report_on(html, table)}")

@@ -1,0 +1,76 @@
+"""Commands that check data and train detectors."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from understudy.cli.app import OVERRIDABLE, ConfigFile, Overrides, app, example, print_folder, show
+
+
+@app.command(epilog=example("understudy check photos --sheet sheet.png"))
+def check(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data set: COCO, VOC or YOLO.")],
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
+    ] = None,
+) -> None:
+    """Check a data set and report all faults at once.
+
+    The exit code is 2 if there are faults.
+    """
+    from understudy.data.check import check_data
+
+    report = check_data(data, sheet)
+    show(report)
+    if not report.ok:
+        raise typer.Exit(2)
+
+
+@app.command(
+    context_settings=OVERRIDABLE,
+    epilog=example(
+        "understudy train run=runs/teacher data=photos", "understudy train -c teacher.yaml schedule.epochs=24"
+    ),
+)
+def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Train a detector: a teacher, or a student without a teacher."""
+    import understudy
+    from understudy.config import TrainConfig, load_config
+
+    print_folder(understudy.train(load_config(TrainConfig, config, overrides or [])))
+
+
+@app.command(
+    context_settings=OVERRIDABLE,
+    epilog=example(
+        "understudy distill run=runs/student data=photos teacher=runs/teacher \\",
+        "    detector=retinanet_resnet18 --method frs methods.frs.threshold=0.1",
+    ),
+)
+def distill(
+    config: ConfigFile = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="NAME",
+            help="Method to use; may be repeated. Its options in FILE apply; other methods in FILE are ignored.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a student with a teacher and distillation methods."""
+    import understudy
+    from understudy.config import DistillConfig, load_config
+
+    print_folder(understudy.distill(load_config(DistillConfig, config, overrides or [], method or [])))
+
+
+@app.command(epilog=example("understudy resume runs/student"))
+def resume(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")]) -> None:
+    """Continue an interrupted run exactly where it stopped."""
+    import understudy
+
+    print_folder(understudy.resume(run))
