@@ -65,7 +65,7 @@ def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:
     if any(len(row.runs) > 1 for row in rows):
         yield "± is the standard deviation over runs that differ in the seed only."
     for row in rows:
-        sides = [side.name for side in (row.plain, row) if side and len(side.runs) == 1] if row.plain else []
+        sides = [side.name for side in (row.plain, row) if len(side.runs) == 1] if row.plain else []
         if sides:
             yield (
                 f"{row.name}: there is only one run of {' and '.join(sides)}. AP also varies with the seed: confirm "
