@@ -181,7 +181,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "fkd": [{"weigh_channels": True}, {"weigh_channels": False}, {"temperature": 0.3}],
     "fgd": [{"temperature": 2.0}],
-    "crosskd": [{"convolution": 0}],
+    "crosskd": [{"convolution": 1}],
     "gid": [{"count": 3}],
     "fine_grained": [{"share": 0.7}],
     "pairwise": [{"max_cells": 10}],
