@@ -133,5 +133,4 @@ class CrossKD(Method):
 
 
 def _index(student: Spec, options: CrossKD.Options) -> int:
-    """Return the index of the convolution whose output crosses over; detectors count from 0, papers from 1."""
-    return (options.convolution or (2 if student.centerness else 3)) - 1
+    return (options.convolution or (2 if student.centerness else 3)) - 1  # detectors count from 0, papers from 1
