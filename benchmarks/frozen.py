@@ -168,7 +168,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "cwd": [{"on": "logits"}, {"temperature": 4.0}],
     "pkd": [{"levels": 2}],
     "mgd": [{"hidden": 0.3}, {"levels": 2}],
-    "pfi": [{"power": 1}, {"normaliser": "norm"}, {"score": "sigmoid"}, {"detach": True}, {"adapter": "always"}],
+    "pfi": [{"power": 2}, {"normaliser": "norm"}, {"score": "sigmoid"}, {"detach": True}, {"adapter": "always"}],
     "ld": [{"normaliser": "positives"}, {"temperature": 5.0, "class_temperature": 1.0}],
     "soft_labels": [{"loss": "kl", "temperature": 2.0}, {"boxes": "raw"}, {"anchors": "all"}],
     "rank_mimicking": [{"score": "logit", "temperature": 2.0}],
