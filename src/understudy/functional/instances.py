@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes, roi_align
+from torchvision.ops import clip_boxes_to_image, nms, roi_align
 
 from understudy.functional.precision import at_least_float32, comparable
 
@@ -18,7 +18,7 @@ REGION_CELLS = 10
 
 INSTANCE_CANDIDATES, INSTANCE_OVERLAP, INSTANCE_SIDE = 3000, 0.3, 10.0
 """Constants of GID's instances (the first author's re-implementation): number of candidates, the IoU above which a box
-suppresses a worse one, and the shortest side in pixels."""
+suppresses a worse one, and the length in pixels that both sides must exceed."""
 
 
 def scored_boxes(class_logits: Sequence[Tensor], boxes: Sequence[Tensor], per_cell: bool) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def general_instances(
     boxes = torch.where((surer > 0)[:, None], teacher_boxes, student_boxes)
     distance, best = surer.abs().topk(min(INSTANCE_CANDIDATES, len(surer)))
     boxes = clip_boxes_to_image(boxes[best], image_size)
-    large = remove_small_boxes(boxes, INSTANCE_SIDE)
+    large = (boxes[:, 2:] - boxes[:, :2] > INSTANCE_SIDE).all(1)
     boxes = boxes[large]
     return boxes[nms(boxes, distance[large].to(boxes.dtype), INSTANCE_OVERLAP)[:count]]
 
@@ -170,9 +170,8 @@ def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def distance_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compare the distances between the features of boxes with the teacher's.
 
-    The relation term of GID (Dai et al., CVPR 2021): Euclidean distances of all pairs, divided by the mean of the
-    detector's distances above zero; smooth L1 (beta 1) between the two detectors, summed over ordered pairs and divided
-    by their number, G * (G - 1).
+    The relation term of GID (Dai et al., CVPR 2021): Euclidean distances of all pairs of boxes, divided by the
+    detector's mean distance; smooth L1 (beta 1) between the two detectors, averaged over the G * (G - 1) ordered pairs.
 
     Args:
         student: (G, D), the boxes of the whole batch.
@@ -247,5 +246,5 @@ def _relative_distances(features: Tensor) -> Tensor:
     # Without matrix products: they lose small distances, and their gradient at zero is not zero.
     features = at_least_float32(features)
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    mean = distances.sum() / (len(features) * (len(features) - 1))
     return distances / mean.clamp(min=1e-12)

@@ -29,14 +29,14 @@ class BCKD(Method):
         \operatorname{BCE}(p, q) = -q \log p - (1 - q) \log(1 - p)
 
     :math:`R` are the anchors of the levels to which an object of the batch is assigned, without those that are ignored.
-    :math:`P` is the number of anchors of the batch that are assigned to an object, at least 1. :math:`z` are class
-    logits and :math:`b` decoded boxes.
+    :math:`P` is the number of anchors of the batch that are assigned to an object, where a labelled image without any
+    counts as one. :math:`z` are class logits and :math:`b` decoded boxes.
 
     Evidence:
         paper: Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection.
-        code: Formulas and reductions are the authors'.
-        ours: No gradient flows through the weight of a box, because ``location`` should train boxes only. The sources
-            do not mention this.
+        code: Formulas and reductions are the authors'. As there, gradient flows through the weight of a class score,
+            and none through that of a box.
+        ours: An unlabelled image adds nothing to :math:`P`.
         weight: 1 and 4 are the authors', for GFL. No weight is known for other families, so it must be given.
     """
 
@@ -54,7 +54,7 @@ class BCKD(Method):
         # Selected before anything is computed: values of ignored anchors must not reach the gradient, either.
         counted = chosen(_counted(student, truth), student)
         own, theirs = counted.of(student.class_logits), counted.of(teacher.class_logits)
-        divisor = (truth.gt_index >= 0).sum().clamp(min=1)
+        divisor = torch.maximum((truth.gt_index >= 0).sum(1), truth.labelled).sum().clamp(min=1)
         terms = {}
         if "class" in self.terms:
             terms["bckd_class"] = gap_weighted_loss(own, theirs).sum() / divisor

@@ -36,8 +36,8 @@ class Overhaul(Method):
 
     Evidence:
         paper: A Comprehensive Overhaul of Feature Distillation.
-        code: Written for classification and segmentation. We follow its reduction, connector, margin and weights of the
-            stages, each twice that of the one before and 1 for the last.
+        code: Written for classification and segmentation. We follow its reduction, connector with its initial weights,
+            margin, and weights of the stages: each is twice that of the one before, and 1 for the last.
         ours: The authors read both networks before the last ReLU of a stage, but the stages of a detector end after it,
             where a negative response is only a zero. So a zero of the teacher stands for the expected negative
             response, which is the margin itself (theirs keep a value between the margin and zero), and the student's
@@ -62,6 +62,8 @@ class Overhaul(Method):
             nn.Sequential(nn.Conv2d(own, theirs, 1, bias=False), nn.BatchNorm2d(theirs))
             for own, theirs in zip(student.stage_channels, teacher.stage_channels, strict=True)
         )
+        for convolution, _ in self.connectors:
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out")  # as in the authors' code
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
