@@ -58,12 +58,8 @@ class Overhaul(Method):
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):
         super().__init__(student, teacher, **options)
-        self.connectors = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(own, theirs, 1, bias=False), nn.BatchNorm2d(theirs))
-            for own, theirs in zip(student.stage_channels, teacher.stage_channels, strict=True)
-        )
-        for convolution, _ in self.connectors:
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out")  # as in the authors' code
+        channels = zip(student.stage_channels, teacher.stage_channels, strict=True)
+        self.connectors = nn.ModuleList(_connector(own, theirs) for own, theirs in channels)
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
@@ -76,6 +72,12 @@ class Overhaul(Method):
             for stage, (connector, own, theirs, margin) in enumerate(stages)
         ]
         return {"overhaul_feature": torch.stack(losses).sum()}
+
+
+def _connector(student: int, teacher: int) -> nn.Sequential:
+    convolution = nn.Conv2d(student, teacher, 1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out")  # as in the authors' code
+    return nn.Sequential(convolution, nn.BatchNorm2d(teacher))
 
 
 @torch.no_grad()
