@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import understudy
-from understudy.config import DistillConfig, load_config
+from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import UserError
 from understudy.training.assembly import resolve_config
 
@@ -102,3 +102,17 @@ def test_a_resolved_config_has_absolute_paths(tmp_path, monkeypatch):
     assert config.detector.backbone_weights == str(tmp_path / "weights.pt")
     named = load_config(DistillConfig, keys, {"detector.backbone_weights": "IMAGENET1K_V1"})
     assert resolve_config(named).detector.backbone_weights == "IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("detector", "optimizer", "expected"),
+    [
+        ("faster_rcnn_resnet18", "sgd", 0.02),
+        ("fcos_resnet18", "sgd", 0.01),
+        ("faster_rcnn_resnet18", "adamw", 1e-4),
+        ("faster_rcnn_resnet18", "{name: sgd, lr: 0.003}", 0.003),
+    ],
+)
+def test_the_default_learning_rate_is_a_fact_of_the_family(detector, optimizer, expected):
+    config = load_config(TrainConfig, None, ["run=a", "data=b", f"detector={detector}", f"optimizer={optimizer}"])
+    assert resolve_config(config).optimizer.lr == expected

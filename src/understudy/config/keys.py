@@ -195,29 +195,40 @@ class OptimizerConfig(Section):
     """The optimizer and its learning rate."""
 
     DEFAULTS: ClassVar[dict[str, dict[str, float]]] = {
-        "sgd": {"lr": 0.01, "weight_decay": 1e-4},
+        "sgd": {"weight_decay": 1e-4},  # the learning rate depends on the detector; see training/assembly.py
         "adamw": {"lr": 1e-4, "weight_decay": 0.05},
     }
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
     lr: Auto[PositiveFloat] = Field(
         _FILLED_IN,
-        description="Learning rate for `reference_batch` images per step; null: sgd 0.01, adamw 0.0001.",
+        description="Learning rate for `reference_batch` images per step; null: sgd 0.01 (Faster R-CNN 0.02), adamw "
+        "0.0001.",
         examples=[0.01],
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
     weight_decay: Auto[NonNegativeFloat] = Field(_FILLED_IN, description="Weight decay; null: sgd 0.0001, adamw 0.05.")
+    bias_lr_mult: PositiveFloat = Field(
+        1.0, description="Factor of the learning rate of biases, apart from those of normalisation layers."
+    )
+    bias_decay_mult: NonNegativeFloat = Field(
+        1.0, description="Factor of the weight decay of biases, apart from those of normalisation layers."
+    )
     scale_lr: bool = Field(
         True,
         description="Whether to multiply the learning rate by (images per step over all processes) / "
         "`reference_batch`.",
     )
     reference_batch: PositiveInt = Field(16, description="Images per step that `lr` refers to.")
-    clip_norm: PositiveFloat | None = Field(None, description="Maximum norm of the gradient; null: no clipping.")
+    clip_norm: PositiveFloat | None = Field(
+        None,
+        description="Maximum norm of the gradient of all trained weights together, including those of the methods; "
+        "null: no clipping.",
+    )
 
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the learning rate and the weight decay, which depend on the optimizer."""
+        """Fill in the defaults that depend on the optimizer."""
         return _where_null(values, cls.DEFAULTS.get(values.get("name", "sgd"), {}))
 
 
@@ -234,11 +245,16 @@ class ScheduleConfig(Section):
     epochs: Auto[PositiveInt] = Field(
         _FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
     )
+    warmup: Literal["linear", "constant"] = Field(
+        "linear",
+        description="Learning rate during the warm-up: linear increases it from `warmup_factor` to 1, constant keeps "
+        "it at `warmup_factor`.",
+    )
     warmup_steps: NonNegativeInt = Field(
-        500, description="Steps of the linear warm-up of the learning rate, limited to a tenth of the run."
+        500, description="Steps of the warm-up of the learning rate, limited to a tenth of the run."
     )
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.001, description="Learning rate at the start of the warm-up, relative to the one at its end."
+        0.001, description="Learning rate at the start of the warm-up, relative to the one after it."
     )
 
     @classmethod

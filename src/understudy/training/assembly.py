@@ -16,6 +16,7 @@ from understudy.checkpoints import build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
 from understudy.data import DetectionData, open_data, open_unlabelled, training_loader
 from understudy.detectors import Detector, build_detector
+from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.inheritance import Inheritance, inherit
 from understudy.learner import Learner
@@ -104,7 +105,7 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
 
 
 def resolve_config(config: TrainConfig) -> TrainConfig:
-    """Return the config with absolute paths and the default of ``data.unlabelled_batch`` filled in.
+    """Return the config with absolute paths and the defaults of ``optimizer.lr`` and ``data.unlabelled_batch``.
 
     The options of the methods are resolved by :func:`assemble`, since their defaults depend on the student.
     """
@@ -116,6 +117,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()
+    if config.optimizer.lr is None and (family := family_of(config.detector.name)):
+        changes["optimizer"] = config.optimizer.model_copy(update={"lr": family.sgd_lr})
     weights = config.detector.backbone_weights
     if weights and Path(weights).exists():
         changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})

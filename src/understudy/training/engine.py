@@ -16,6 +16,7 @@ from understudy.detectors import Detector
 from understudy.errors import RunError
 from understudy.learner import Learner
 from understudy.methods.weighting import TermWeight, weighted_sum
+from understudy.training.optimizing import parameter_groups
 from understudy.training.schedule import LearningRate
 
 SHARE_EVERY = 50
@@ -97,16 +98,19 @@ class Engine(L.LightningModule):
             self.teacher.to(self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer (SGD or AdamW), and the learning rate as a function of the step."""
+        """Return the optimizer (SGD or AdamW), and the learning rate as a function of the step.
+
+        Lightning clips the norm over all parameters of the optimizer: those of the student and of the methods.
+        """
         options = self.config.optimizer
         lr = options.lr
         if options.scale_lr:
             lr *= self.config.batch_size * self.trainer.world_size / options.reference_batch
-        parameters = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
+        groups = parameter_groups(self.learner, options, lr)
         if options.name == "sgd":
-            optimizer = torch.optim.SGD(parameters, lr, momentum=options.momentum, weight_decay=options.weight_decay)
+            optimizer = torch.optim.SGD(groups, lr, momentum=options.momentum, weight_decay=options.weight_decay)
         else:
-            optimizer = torch.optim.AdamW(parameters, lr, weight_decay=options.weight_decay)
+            optimizer = torch.optim.AdamW(groups, lr, weight_decay=options.weight_decay)
         factor = LearningRate(self.config.schedule, self.steps_per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor.at)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
