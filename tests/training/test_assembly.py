@@ -52,6 +52,7 @@ MISTAKES = [
     ({"data.unlabelled_batch": 2}, r"data.unlabelled_batch=2 has no effect without unlabelled images"),
     ({"teacher": "nowhere"}, r"nowhere does not exist"),
     ({"batch_size": 9}, r"8 images in split 'train', fewer than one batch of 9"),
+    ({"data.shorter_side_mode": "range"}, r"range needs a smallest and a largest size, got data.shorter_side=64"),
     ({"strategy": "warp"}, r"strategy=warp .* is not available on this machine"),
 ]
 
@@ -76,6 +77,38 @@ def test_one_split_may_be_named_twice(tiny, scenes, tmp_path):
     keys = {"data.path": file, "data.train": "train", "data.val": "train", "schedule.epochs": 1}
     run = understudy.train(tiny, run=tmp_path / "run", **keys)
     assert json.loads((run / "result.json").read_text())["images"] == 8
+
+
+@pytest.fixture
+def some_empty(scenes, tmp_path) -> Path:
+    """The scenes, two of whose training images have no objects, and one of them only a crowd."""
+    folder = shutil.copytree(scenes, tmp_path / "some_empty")
+    content = json.loads((folder / "instances_train.json").read_text())
+    first, second, third = (image["id"] for image in content["images"][:3])
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] not in (first, second)]
+    for row in content["annotations"]:
+        row["iscrowd"] = int(row["image_id"] == third)
+    (folder / "instances_train.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_images_without_objects_are_left_out_on_request(tiny, some_empty, tmp_path, capsys):
+    keys = {**tiny, "data.path": some_empty, "batch_size": 1, "schedule.epochs": 1, "log_every": 1}
+    run = understudy.train(keys, run=tmp_path / "run", **{"data.skip_empty": True})
+    note = "data.skip_empty: 3 of the 8 training images have no objects and are left out"
+    assert capsys.readouterr().err.splitlines()[0] == note
+    assert len((run / "losses.csv").read_text().splitlines()) == 1 + 5
+    run = understudy.train(keys, run=tmp_path / "all")
+    assert "skip_empty" not in capsys.readouterr().err
+    assert len((run / "losses.csv").read_text().splitlines()) == 1 + 8
+
+
+def test_a_data_set_without_objects_is_an_error_with_and_without_the_empty_images(tiny, scenes, tmp_path):
+    folder = shutil.copytree(scenes, tmp_path / "empty")
+    content = json.loads((folder / "instances_train.json").read_text())
+    (folder / "instances_train.json").write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(UserError, match=r"none of the 8 images has an annotated object to train on"):
+        understudy.train(tiny, run=tmp_path / "run", **{"data.path": folder, "data.skip_empty": True})
 
 
 def test_a_ramp_that_is_longer_than_the_run_is_noted(tiny, trained, tmp_path, capsys):

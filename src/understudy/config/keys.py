@@ -123,8 +123,21 @@ class DataConfig(Section):
         description="Shorter side of an image in pixels; with several sizes, each training image uses a random one "
         "and evaluation uses the last.",
     )
+    shorter_side_mode: Literal["choice", "range"] = Field(
+        "choice",
+        description="Sizes of training images: choice (one of `shorter_side`) or range (any integer from the smallest "
+        "to the largest of them).",
+    )
     longer_side: Pixels = Field(1333, description="Maximum length of an image's longer side in pixels.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
+    group_by_aspect: bool = Field(
+        False,
+        description="Whether a batch has only images that are higher than wide, or only others, as in mmdet; saves "
+        "padding.",
+    )
+    skip_empty: bool = Field(
+        False, description="Whether to leave out training images without objects, as mmdet's `filter_empty_gt`."
+    )
     workers: NonNegativeInt = Field(
         2, description="Number of processes that load images; 0: load them in the training process."
     )
@@ -173,6 +186,11 @@ class DetectorConfig(Section):
     image_std: ThreePositive = Field(
         (0.229, 0.224, 0.225),
         description="Standard deviation of red, green and blue (0 to 1) that each image is divided by.",
+    )
+    channel_order: Literal["rgb", "bgr"] = Field(
+        "rgb",
+        description="Order of the colours that `backbone_weights` expects: bgr for weights from Caffe, whose first "
+        "convolution is rearranged, so that the detector takes RGB images in any case.",
     )
     conventions: Literal["torchvision", "mmdet"] = Field(
         "torchvision",
