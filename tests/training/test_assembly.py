@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from data_sets import write_voc
 
 import understudy
+from understudy.cli import main
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import UserError
 from understudy.training.assembly import resolve_config
@@ -149,3 +151,30 @@ def test_a_resolved_config_has_absolute_paths(tmp_path, monkeypatch):
 def test_the_default_learning_rate_is_a_fact_of_the_family(detector, optimizer, expected):
     config = load_config(TrainConfig, None, ["run=a", "data=b", f"detector={detector}", f"optimizer={optimizer}"])
     assert resolve_config(config).optimizer.lr == expected
+
+
+def test_a_run_on_two_years_of_voc(tiny, tmp_path, capsys):
+    for year, lists in (("VOC2007", {"trainval": "ab", "test": "cb"}), ("VOC2012", {"trainval": "abc"})):
+        write_voc(tmp_path / year, {name: list(stems) for name, stems in lists.items()})
+    years = f"[{tmp_path / 'VOC2007'}, {tmp_path / 'VOC2012'}]"
+    keys = {**tiny, "data.path": years, "data.train": "trainval", "data.val": "test", "schedule.epochs": 1}
+    keys |= {"batch_size": 1, "log_every": 1, "run": tmp_path / "run"}
+    main_exits(["train", *(f"{key}={value}" for key, value in keys.items())])
+    assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == 1 + 5
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["images"] == 2
+    assert load_config(TrainConfig, tmp_path / "run" / "config.yaml").data.path == [
+        tmp_path / "VOC2007",
+        tmp_path / "VOC2012",
+    ]
+    capsys.readouterr()
+    main_exits(["evaluate", str(tmp_path / "run")])
+    assert "2 images" in capsys.readouterr().out
+    main_exits(["check", str(tmp_path / "VOC2007"), str(tmp_path / "VOC2012")])
+    assert "VOC2012/trainval" in capsys.readouterr().out
+
+
+def main_exits(arguments: list[str]) -> None:
+    """Run a command that succeeds."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert not stop.value.code

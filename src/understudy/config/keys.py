@@ -112,12 +112,13 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The images and how they are loaded."""
 
-    path: FilePath = Field(
-        description="Data set: a folder in COCO, VOC or YOLO format (detected automatically), or a COCO JSON file.",
+    path: FilePath | Annotated[list[FilePath], Field(min_length=1)] = Field(
+        description="Data set: a folder in COCO, VOC or YOLO format (detected automatically), or a COCO JSON file; "
+        "several are used as one.",
         examples=["path/to/photos"],
     )
-    train: Text = Field("train", description="Training split.")
-    val: Text = Field("val", description="Validation split.")
+    train: Text = Field("train", description="Training split, or several joined by +.")
+    val: Text = Field("val", description="Validation split, or several joined by +.")
     shorter_side: Annotated[list[Pixels], Field(min_length=1), BeforeValidator(one_as_list)] = Field(
         [800],
         description="Shorter side of an image in pixels; with several sizes, each training image uses a random one "

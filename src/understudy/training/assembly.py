@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
-from understudy.data import DetectionData, open_data, open_unlabelled, training_loader
+from understudy.data import DetectionData, as_paths, open_data, open_unlabelled, training_loader
 from understudy.detectors import Detector, build_detector
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
@@ -112,7 +112,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
 
     The options of the methods are resolved by :func:`assemble`, since their defaults depend on the student.
     """
-    data: dict[str, Any] = {"path": config.data.path.resolve()}
+    paths = [path.resolve() for path in as_paths(config.data.path)]
+    data: dict[str, Any] = {"path": paths[0] if len(paths) == 1 else paths}
     if config.data.unlabelled is not None:
         data["unlabelled"] = config.data.unlabelled.resolve()
         if config.data.unlabelled_batch is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from understudy.checkpoints import FORMAT, build_options
 from understudy.config import TrainConfig
-from understudy.data import Batch, DetectionData, derived_seed
+from understudy.data import Batch, DetectionData, derived_seed, shown_location
 from understudy.detectors import Detector
 from understudy.errors import RunError
 from understudy.learner import Learner
@@ -153,7 +153,8 @@ class Engine(L.LightningModule):
             raise RunError(
                 f"Step {self.global_step}: {', '.join(broken)}. Possible remedies: lower optimizer.lr, set "
                 "optimizer.clip_norm=35, raise schedule.warmup_steps, use precision=32, or run `understudy check "
-                f"{self.config.data.path}` to find invalid boxes. Steps after the last checkpoint were not saved."
+                f"{shown_location(self.config.data.path)}` to find invalid boxes. Steps after the last checkpoint were "
+                "not saved."
             )
 
     def _check_zero(self, objects: bool) -> None:
