@@ -207,7 +207,7 @@ def test_a_student_on_a_backbone_for_bgr_images_is_resumed_and_exported(tiny, tm
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tmp_path):
-    """With losses that are divided per image: RetinaNet's, and FRS' with the normaliser of an image."""
+    """A whole run; test_processes.py has every family and method."""
     teacher = confident("retinanet_mobilenet_v2")
     keys = {
         **tiny,
@@ -220,7 +220,7 @@ def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tm
         "optimizer.lr": 0.01,
         "schedule.epochs": 1,
         "optimizer.clip_norm": 350,
-        "methods": json.dumps({"frs": {"normaliser": "image", "class_weight": 200, "ramp_steps": 0}}),
+        "methods": json.dumps({"frs": {"class_weight": 200, "ramp_steps": 0}}),
         "log_every": 1,
     }
     one, two = tmp_path / "one", tmp_path / "two"

@@ -12,6 +12,7 @@ from understudy.functional import side_divergence, softened_divergence, valuable
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import differences
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, Truth, flat_anchors
 
 
@@ -44,7 +45,7 @@ class LD(Method):
         paper: Localization Distillation for Dense Object Detection; for GFL.
         code: Reductions, temperatures and weights are the authors'. ``location`` and ``vlr`` are sums over anchors and
             images, divided by nothing that grows with them.
-        ours: ``class`` is averaged over the anchors of all levels and of the batch of a process, as we read the code.
+        ours: ``class`` is averaged over the anchors of all levels and of the batch, as we read the code.
             If several objects claim an anchor of the region, the highest IoU counts.
         caution: ``location`` and ``vlr`` grow with the objects and with the batch, so their weights belong to few
             images per process.
@@ -93,7 +94,7 @@ class LD(Method):
         """Compute ``ld_location`` and ``ld_vlr``, summed over anchors, and ``ld_class``, averaged over them."""
         found = positives(truth, student)
         own = at_least_float32(found.of(student.class_logits))
-        count = max(len(own), 1)
+        count = averaged_over_processes(own.new_tensor(len(own)))
         divisor = count if self.options.normaliser == "positives" else 1
         terms = {}
         if "location" in self.terms:
