@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms, roi_align
 
 from understudy.functional.precision import at_least_float32, comparable
+from understudy.networks.processes import averaged_over_processes
 
 USUAL_SIDE, USUAL_STRIDE = 224.0, 16
 """An object of this side is pooled from the level of this stride (Lin et al., CVPR 2017, Eq. 1)."""
@@ -150,7 +151,7 @@ def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute the squared difference of the features of boxes.
 
     The feature term of GID (Dai et al., CVPR 2021), with the reduction of the first author's re-implementation: summed
-    over channels, averaged over boxes and their cells.
+    over channels, averaged over boxes and their cells. The number of boxes is averaged over processes.
 
     Args:
         student: (G, C, S, S), adapted to the teacher's channels.
@@ -164,7 +165,7 @@ def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     own, theirs = comparable(student, teacher, "regions")
     squares = (own - theirs).square().sum(1)
-    return squares.sum() / max(squares.numel(), 1)
+    return squares.sum() / averaged_over_processes(squares.new_tensor(squares.numel()))
 
 
 def distance_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -198,7 +199,8 @@ def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compare the class scores of some anchors with the teacher's.
 
     The class part of GID's response term (Dai et al., CVPR 2021), as in the first author's re-implementation: binary
-    cross-entropy with the teacher's scores as soft targets, summed over classes, averaged over anchors.
+    cross-entropy with the teacher's scores as soft targets, summed over classes, averaged over anchors (their number
+    over processes).
 
     Args:
         student: (P, K) logits.
@@ -212,14 +214,14 @@ def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     own, theirs = comparable(student, teacher, "class logits")
     entropy = F.binary_cross_entropy_with_logits(own, theirs.sigmoid(), reduction="sum")
-    return entropy / max(len(student), 1)
+    return entropy / averaged_over_processes(own.new_tensor(len(own)))
 
 
 def response_box_loss(student: Tensor, teacher: Tensor, beta: float = 0.1) -> Tensor:
     """Compare the raw box outputs of some anchors with the teacher's.
 
     The box part of GID's response term (Dai et al., CVPR 2021), as in the first author's re-implementation: smooth L1,
-    summed over the numbers of a box, averaged over anchors.
+    summed over the numbers of a box, averaged over anchors (their number over processes).
 
     Args:
         student: (P, D).
@@ -233,7 +235,7 @@ def response_box_loss(student: Tensor, teacher: Tensor, beta: float = 0.1) -> Te
         ValueError: the shapes differ.
     """
     own, theirs = comparable(student, teacher, "box outputs")
-    return F.smooth_l1_loss(own, theirs, reduction="sum", beta=beta) / max(len(student), 1)
+    return F.smooth_l1_loss(own, theirs, reduction="sum", beta=beta) / averaged_over_processes(own.new_tensor(len(own)))
 
 
 def _aligned(features: Tensor, boxes: list[Tensor], stride: int) -> Tensor:

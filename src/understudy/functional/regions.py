@@ -10,6 +10,7 @@ from torchvision.ops import box_iou
 from understudy.functional.features import channel_attention, spatial_attention
 from understudy.functional.precision import at_least_float32, comparable, same_shape
 from understudy.networks.geometry import centres
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Target, Truth, unflatten_levels
 
 FINEST_SIDE = 56.0
@@ -126,8 +127,8 @@ def imitation_loss(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
     """Compute half of the squared difference of two feature maps, averaged over some cells.
 
     FGFI's imitation loss (Wang et al., CVPR 2019), for one level: summed over channels, averaged over the chosen cells
-    of the whole batch, halved. Divided by the number of channels it is the loss of DeFeat (Guo et al., CVPR 2021) for
-    one kind of cell, as its authors' code reduces it.
+    of the whole batch (their number averaged over processes), halved. Divided by the number of channels it is the loss
+    of DeFeat (Guo et al., CVPR 2021) for one kind of cell, as its authors' code reduces it.
 
     Args:
         student: (N, C, H, W), adapted to the teacher's channels.
@@ -143,7 +144,7 @@ def imitation_loss(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
     own, theirs = comparable(student, teacher)
     _check_cells(cells, own)
     # Chosen before the square, and not by a product with 0: values of other cells, even NaN, must give no gradient.
-    return torch.where(cells[:, None], own - theirs, 0).square().sum() / (2 * cells.sum()).clamp(min=1)
+    return torch.where(cells[:, None], own - theirs, 0).square().sum() / averaged_over_processes(2 * cells.sum())
 
 
 def area_weights(truth: Truth, size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from understudy.boxes import chosen, split_levels
 from understudy.functional import gap_weighted_loss, score_gap
 from understudy.methods.base import Layers, Method
 from understudy.networks.geometry import paired_giou
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Truth
 
 
@@ -54,7 +55,7 @@ class BCKD(Method):
         # Selected before anything is computed: values of ignored anchors must not reach the gradient, either.
         counted = chosen(_counted(student, truth), student)
         own, theirs = counted.of(student.class_logits), counted.of(teacher.class_logits)
-        divisor = torch.maximum((truth.gt_index >= 0).sum(1), truth.labelled).sum().clamp(min=1)
+        divisor = averaged_over_processes(torch.maximum((truth.gt_index >= 0).sum(1), truth.labelled).sum())
         terms = {}
         if "class" in self.terms:
             terms["bckd_class"] = gap_weighted_loss(own, theirs).sum() / divisor
@@ -67,6 +68,7 @@ class BCKD(Method):
 
 
 def _counted(outputs: Outputs, truth: Truth) -> Tensor:
-    """Choose the anchors of levels that have an object, except the ignored ones: (N, R) bool."""
+    """Choose the anchors of levels that have an object in some process, except the ignored ones: (N, R) bool."""
     parts = split_levels(truth.gt_index, outputs)
-    return torch.cat([(part > -2) & (part >= 0).any() for part in parts], dim=1)
+    used = averaged_over_processes(torch.stack([(part >= 0).sum() for part in parts]), least=0) > 0
+    return torch.cat([(part > -2) & any_object for part, any_object in zip(parts, used, strict=True)], dim=1)

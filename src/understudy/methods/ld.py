@@ -18,6 +18,7 @@ from understudy.functional import (
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import differences
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, Truth, flat_anchors
 
 
@@ -116,7 +117,8 @@ class LD(Method):
         """Compute ``ld_location`` and ``ld_vlr``, sums over anchors; ``ld_class`` and ``ld_feature``, sums of means."""
         found = positives(truth, student)
         own = at_least_float32(found.of(student.class_logits))
-        divisor = max(len(own), 1) if self.options.normaliser == "positives" else 1
+        counts = own.new_tensor(found.per_level)  # of each level
+        divisor = averaged_over_processes(counts.sum()) if self.options.normaliser == "positives" else 1
         terms = {}
         if "location" in self.terms:
             trust = own.detach().amax(-1).sigmoid()
@@ -130,12 +132,13 @@ class LD(Method):
         if "class" in self.terms:
             theirs, temperature = found.of(teacher.class_logits), self.options.class_temperature
             levels = (softened_divergence(own, theirs, temperature) / own.shape[-1]).split(found.per_level)
-            terms["ld_class"] = torch.stack([level.sum() / max(len(level), 1) for level in levels]).sum()
+            terms["ld_class"] = (torch.stack([level.sum() for level in levels]) / averaged_over_processes(counts)).sum()
         if "feature" in self.terms:
             masks = imitated_cells(student.anchors, truth.targets)
-            levels = zip(student.features, teacher.features, masks, found.per_level, strict=True)
+            used = averaged_over_processes(counts, least=0) > 0
+            levels = zip(student.features, teacher.features, masks, used, strict=True)
             # A mean over channels too, and not halved. A level without positives does not count, as in the code.
-            losses = [2 / own.shape[1] * imitation_loss(own, *others) * (count > 0) for own, *others, count in levels]
+            losses = [2 / own.shape[1] * imitation_loss(own, *others) * used for own, *others, used in levels]
             terms["ld_feature"] = torch.stack(losses).sum()
         return terms
 
