@@ -7,6 +7,7 @@ from pathlib import Path
 from understudy.compare.rows import Row, plain_candidates
 from understudy.compare.runs import differences
 from understudy.config import DistillConfig
+from understudy.data import shown_location
 from understudy.files import read_rows
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
 from understudy.text import percent
@@ -22,7 +23,9 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
 def _ap_note(rows: Sequence[Row]) -> Iterator[str]:
     images = rows[0].runs[0].evaluation.images
     data, split = rows[0].runs[0].measured_on
-    yield f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {data}."
+    yield (
+        f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {shown_location(data)}."
+    )
 
 
 def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:

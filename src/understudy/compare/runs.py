@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.data import as_paths, shown_location
 from understudy.errors import UserError
 from understudy.evaluation import Evaluation
 from understudy.training.folder import RunFolder
@@ -40,7 +41,7 @@ class Run:
     parameters: int
     epoch: int
     train_seconds: float | None
-    measured_on: tuple[str, str]
+    measured_on: tuple[str | list[str], str]
 
     @property
     def experiment(self) -> str:
@@ -121,31 +122,39 @@ def _read_run(folder: Path) -> Run:
         raise UserError(f"{folder}: its config.yaml or result.json is damaged ({error!r})") from error
 
 
-def _measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, str]:
+def _measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str | list[str], str]:
     """Return data set and split of a result: those of the run, unless the result names others."""
     path, split = result.get("measured_on") or (config["data"]["path"], config["data"]["val"])
-    return str(Path(path).resolve()), split
+    paths = [str(each.resolve()) for each in as_paths(path)]
+    return paths[0] if len(paths) == 1 else paths, split
 
 
 def _budget(run: Run) -> dict[str, Any]:
     """Collect the settings that two runs must share for a fair comparison."""
     config = run.config
     data, optimizer, schedule = config.data, config.optimizer, config.schedule
+    measured_path, measured_split = run.measured_on
     return {
-        "training images": f"{data.path.resolve()} {data.train}",
-        "validation images": " ".join(run.measured_on),
+        "training images": f"{shown_location([path.resolve() for path in as_paths(data.path)])} {data.train}",
+        "validation images": f"{shown_location(measured_path)} {measured_split}",
         "shorter side": data.shorter_side,
+        "mode of the shorter side": data.shorter_side_mode,
         "longer side": data.longer_side,
         "flip": data.flip,
+        "grouping by aspect ratio": data.group_by_aspect,
+        "images without objects": "left out" if data.skip_empty else "used",
         "unlabelled images per step": data.unlabelled_batch or 0,
         "epochs": schedule.epochs,
         "schedule": schedule.name,
+        "warm-up": [schedule.warmup, schedule.warmup_steps, schedule.warmup_factor],
         "batch size": config.batch_size,
         "devices": config.devices,
         "machines": config.num_nodes,
         "optimizer": optimizer.name,
         "learning rate": optimizer.lr,
         "weight decay": optimizer.weight_decay,
+        "factors of biases": [optimizer.bias_lr_mult, optimizer.bias_decay_mult],
+        "largest norm of the gradient": optimizer.clip_norm,
         "precision": config.precision,
         "epochs between evaluations": config.evaluate_every,
     }
