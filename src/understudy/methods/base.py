@@ -141,8 +141,15 @@ class Method(nn.Module, ABC):
         return (*cls.terms, *cls.optional_terms)
 
     @classmethod
-    def default_weights(cls, student: Spec) -> Mapping[str, float]:
-        """Return the default weight of each term for a student; terms without one are absent."""
+    def default_weights(cls, student: Spec, options: Any = None) -> Mapping[str, float]:
+        """Return the default weight of each term for a student; terms without one are absent.
+
+        Overridden by methods whose options change the size of a term (PFI).
+
+        Args:
+            student: the student's Spec.
+            options: an instance of ``Options``, or of a model with its fields; None: the default options.
+        """
         own = cls.weights.get(student.family, cls.weights.get(EVERY_FAMILY, {}))
         return student.default_weights.get(cls.name, own)
 
