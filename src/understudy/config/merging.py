@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import ValidationError
 
+from understudy.config.describing import all_keys
 from understudy.config.faults import faults_of, not_key_value
 from understudy.config.keys import Section, TrainConfig, names_as_options, one_as_list, repeated
 from understudy.config.paths import (
@@ -62,7 +63,8 @@ def load_config(
     values = read_yaml(Path(source)) if isinstance(source, str | Path) else source
     values = values.model_dump() if isinstance(values, TrainConfig) else values or {}
     overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
-    if recipe := _recipe_of(overrides) or values.get("recipe"):
+    recipe = _recipe_of(overrides, values)
+    if recipe is not None and not _is_complete(cls, values):
         draft.add_recipe(recipe)
     draft.add(values, written=written)
     if methods:
@@ -191,12 +193,18 @@ class _Draft:
                 node = node[place]
 
 
-def _recipe_of(overrides: Mapping[str, Any] | Sequence[str]) -> Any:
-    """Return the recipe that overrides name, the last if several do; None if they name none."""
-    if isinstance(overrides, Mapping):
-        return overrides.get("recipe")
-    named = [text for key, _, text in (argument.partition("=") for argument in overrides) if key == "recipe"]
-    return None if not named or NULL.match(named[-1]) else named[-1]
+def _recipe_of(overrides: Mapping[str, Any] | Sequence[str], values: Mapping[str, Any]) -> Any:
+    """Return the recipe that overrides name, else that of the source; None: no recipe."""
+    if not isinstance(overrides, Mapping):
+        pairs = (argument.partition("=") for argument in overrides)
+        overrides = {key: None if NULL.match(text) else text for key, _, text in pairs}
+    return overrides["recipe"] if "recipe" in overrides else values.get("recipe")
+
+
+def _is_complete(cls: type[TrainConfig], values: Mapping[str, Any]) -> bool:
+    """Return whether a source states every key, as a run's own config does, so that its recipe has no effect."""
+    stated = {".".join(path) for path, _ in _assignments(cls, values, ())}
+    return all(key.name in stated for key in all_keys(cls))
 
 
 def _assignments(cls: type[Section], mapping: Mapping[str, Any], prefix: tuple[str, ...]) -> list[Assignment]:

@@ -8,8 +8,8 @@ from understudy.text import shell_lines, terminal_width, wrapped
 
 ADVICE = (
     "AP in percent as printed (-: not printed, or not available to us), and ours where measured. `understudy recipes "
-    "NAME` explains a recipe: settings, sources and their contradictions, teacher, commands. `understudy recipes check` "
-    "builds the detectors and methods of all."
+    "NAME` explains a recipe: settings, sources and their contradictions, teacher, commands. `understudy recipes "
+    "check` builds the detectors and methods of all."
 )
 
 
