@@ -78,3 +78,14 @@ def test_boxes_are_stretched_from_the_image_without_its_padding_where_that_is_kn
     values = [method(each, teacher, truth(BIG))["fgd_foreground"].item() for each in (student, whole, unknown)]
     assert values[1] == values[2]
     assert values[0] != values[1]
+
+
+def test_cells_of_objects_are_not_computed_for_terms_that_do_not_need_them(monkeypatch):
+    def refused(*_):
+        raise AssertionError("area_weights was called")
+
+    monkeypatch.setattr("understudy.methods.fgd.area_weights", refused)
+    method = FGD(BIG, BIG, terms=("attention", "relation"))
+    assert set(method(record(BIG, 1), record(BIG, 2), truth(BIG))) == {"fgd_attention", "fgd_relation"}
+    with pytest.raises(AssertionError, match="was called"):
+        FGD(BIG, BIG, terms=("background",))(record(BIG, 1), record(BIG, 2), truth(BIG))

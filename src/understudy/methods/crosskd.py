@@ -58,6 +58,7 @@ class CrossKD(Method):
         "gfl": {"class": 1.0, "box": 4.0},
     }
     source = "Wang et al., CVPR 2024; weights and convolutions from the authors' code"
+    checked = "authors' code, jbwang1997/CrossKD @87e156a: crossing run on the same tensors, losses read"
     reads = {
         "class": ("class_logits", "assignment", "layers"),
         "box": ("class_logits", "boxes", "assignment", "layers"),
@@ -132,5 +133,4 @@ class CrossKD(Method):
 
 
 def _index(student: Spec, options: CrossKD.Options) -> int:
-    """Return the index of the convolution whose output crosses over; detectors count from 0, papers from 1."""
-    return (options.convolution or (2 if student.centerness else 3)) - 1
+    return (options.convolution or (2 if student.centerness else 3)) - 1  # detectors count from 0, papers from 1

@@ -53,6 +53,7 @@ class Dist2(Method):
     weights = {EVERY_FAMILY: {"di": 1.0, "fi": 1.0}}
     ramp_steps = 500
     source = "Dist2, a poster of Alibaba DAMO (no paper found); weights and ramp are our choice"
+    checked = "our reading of a poster: no paper and no authors' code were found"
     reads = {
         "di": ("features", "stages", "teacher_scores", "objects", "layers"),
         "fi": ("features", "stages", "layers"),

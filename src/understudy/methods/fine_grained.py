@@ -47,6 +47,10 @@ class FineGrained(Method):
     weights = {EVERY_FAMILY: {"feature": 0.01}}
     ramp_steps = 400
     source = "Wang et al., CVPR 2019; weight and start from the authors' code, our choice for other detectors"
+    checked = (
+        "authors' code, twangnh/Distilling-Object-Detectors @c6583f3: read; pyramid levels: ggjy/DeFeat.pytorch "
+        "@c46a793"
+    )
     reads = {"feature": ("features", "student_anchors", "objects")}
 
     class Options(Method.Options):

@@ -64,6 +64,9 @@ class FRS(Method):
     }
     ramp_steps = 500
     source = "Du et al., NeurIPS 2021, Eq. 4-8; weights and ramp from the authors' configurations"
+    checked = (
+        "authors' code, duzhixing/FRS @decd60c: read; box, centre-ness and regions: duzhixing/mmdetection @839517c"
+    )
     reads = {
         "feature": ("features", "teacher_scores"),
         "class": ("class_logits",),

@@ -60,6 +60,7 @@ class GID(Method):
         "gfl": {"feature": 5e-4, "relation": 40.0, "class": 0.1, "box": 0.0},
     }
     source = "Dai et al., CVPR 2021; reductions and weights from the re-implementation, our choice for other detectors"
+    checked = "authors' code, the unfinished re-implementation daixinghome/Distill_GID_detectron2 @9118c54: read"
     reads = {
         "feature": ("features", "predictions"),
         "relation": ("features", "predictions"),

@@ -71,6 +71,7 @@ class LD(Method):
     optional_terms = ("feature",)
     weights = {"gfl": {"location": 0.25, "vlr": 0.25, "class": 10.0}}
     source = "Zheng et al., CVPR 2022; reductions, temperatures and weights from the authors' code"
+    checked = "authors' code, HikariTJU/LD @4287990: location, class and feature run on the same tensors, vlr read"
     reads = {
         "location": ("class_logits", "boxes", "assignment"),
         "vlr": ("boxes", "student_anchors", "assignment"),
@@ -115,8 +116,7 @@ class LD(Method):
         """Compute ``ld_location`` and ``ld_vlr``, sums over anchors; ``ld_class`` and ``ld_feature``, sums of means."""
         found = positives(truth, student)
         own = at_least_float32(found.of(student.class_logits))
-        count = max(len(own), 1)
-        divisor = count if self.options.normaliser == "positives" else 1
+        divisor = max(len(own), 1) if self.options.normaliser == "positives" else 1
         terms = {}
         if "location" in self.terms:
             trust = own.detach().amax(-1).sigmoid()

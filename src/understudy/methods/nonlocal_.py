@@ -51,6 +51,7 @@ class NonLocal(Method):
         "faster_rcnn": {"relation": 7e-5},
     }
     source = "Zhang & Ma, ICLR 2021, one term; weights from copies of the authors' code"
+    checked = "authors' code, from copies, and open-mmlab/mmrazor @90c7af1: read"
     reads = {"relation": ("features",)}
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):

@@ -49,6 +49,10 @@ class PFI(Method):
         "Li et al., AAAI 2022 (PFI), from second-hand sources; the weight is that of two other implementations for "
         "RetinaNet"
     )
+    checked = (
+        "other implementations, drafts in open-mmlab/mmrazor and neuralmagic/sparseml @1c04a01: read; the paper's "
+        "text was not available"
+    )
     reads = {"feature": ("features", "class_logits")}
 
     class Options(Method.Options):

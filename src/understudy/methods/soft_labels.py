@@ -52,6 +52,7 @@ class SoftLabels(Method):
     terms = ("class", "box")
     weights = {EVERY_FAMILY: {"class": 1.0, "box": 1.0}}
     source = "Hinton et al., 2015, and Chen et al., NeurIPS 2017, adapted to one-stage heads; weights are our choice"
+    checked = "the paper, for loss=kl (Hinton et al., 2015, section 2); the default for one-stage detectors is ours"
     reads = {"class": ("class_logits", "assignment"), "box": ("boxes", "assignment")}
 
     class Options(Method.Options):
