@@ -13,7 +13,7 @@ from understudy.text import as_yaml, listed
 GROUPS = {
     "detector.name": "detector",
     "detector.neck_channels": "channels",
-    "detector.width_mult": "width of the backbone",
+    "detector.width_mult": "width",
     "inherit": "inheritance",
     "optimizer.clip_norm": "gradient clip",
     "schedule.epochs": "epochs",
@@ -33,7 +33,7 @@ VALUES = {"detector", "channels", "inheritance", "gradient clip", "epochs", "ima
 """Groups whose values a note states."""
 
 MOST = 4
-"""Differences that a note names."""
+"""Most differences that a note names."""
 
 
 def recipe_notes(row: Row) -> Iterator[str]:
@@ -46,16 +46,15 @@ def recipe_notes(row: Row) -> Iterator[str]:
         return
     differences, recipe = min(
         ((_differences(row, config, recipe), recipe) for recipe in candidates),
-        key=lambda pair: (_family(pair[1].config["detector"]["name"]) != _family(config.detector.name), len(pair[0])),
+        key=lambda pair: _distance(config, *pair),
     )
     if not differences:
         yield f"{row.name}: the settings are those of the recipe {recipe.name}."
         return
-    which = "its recipe" if config.recipe == recipe.name else "the closest published recipe"
-    yield (
-        f"{row.name} differs from {which}, {recipe.name}, in {listed(differences, MOST)}: its published gain need "
-        "not carry over."
-    )
+    which = "the recipe" if config.recipe == recipe.name else "the closest recipe,"
+    several = len(differences) > MOST  # then without their values, to stay in a line
+    named = [difference.partition(" (")[0] if several else difference for difference in differences]
+    yield f"{row.name} differs from {which} {recipe.name} in {listed(named, MOST)}."
 
 
 def _candidates(config: DistillConfig) -> list[Recipe]:
@@ -85,6 +84,12 @@ def _differences(row: Row, config: DistillConfig, recipe: Recipe) -> list[str]:
             found["teacher"] = f"teacher ({own}, not {value})"
     order = ["detector", "teacher", *GROUPS.values()]
     return [found[group] for group in sorted(found, key=order.index)]
+
+
+def _distance(config: DistillConfig, differences: list[str], recipe: Recipe) -> tuple[bool, int, int]:
+    """Return how far a recipe is from a run; of equally close ones the shortest name is that of the main table."""
+    other_family = _family(recipe.config["detector"]["name"]) != _family(config.detector.name)
+    return other_family, len(differences), len(recipe.name)
 
 
 def _family(detector: str) -> str | None:
