@@ -70,13 +70,10 @@ def _candidates(config: DistillConfig) -> list[Recipe]:
 
 def _differences(row: Row, config: DistillConfig, recipe: Recipe) -> list[str]:
     """Return the differences in words, the most important first; each group of keys once."""
-    mine, wanted = config.model_dump(mode="json"), dict(_leaves(recipe.config))
-    mine["batch_size"] = _images_per_step(config)
     found = {}
-    for key, value in wanted.items():
-        own = _value_at(mine, key)
+    for key, own, value in _unequal(config, recipe):
         group = next((name for prefix, name in GROUPS.items() if f"{key}.".startswith(f"{prefix}.")), None)
-        if group and own != value and key not in ("data.train", "data.val"):
+        if group:
             found.setdefault(group, f"{group} ({_shown(own)}, not {_shown(value)})" if group in VALUES else group)
     if row.teacher and recipe.teacher:
         own, value = row.teacher.config.detector.name, teachers()[recipe.teacher].detector["name"]
@@ -86,10 +83,18 @@ def _differences(row: Row, config: DistillConfig, recipe: Recipe) -> list[str]:
     return [found[group] for group in sorted(found, key=order.index)]
 
 
-def _distance(config: DistillConfig, differences: list[str], recipe: Recipe) -> tuple[bool, int, int]:
+def _unequal(config: DistillConfig, recipe: Recipe) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the keys of a recipe that a run sets to another value, with its value and the recipe's."""
+    mine = config.model_dump(mode="json") | {"batch_size": _images_per_step(config)}
+    for key, value in _leaves(recipe.config):
+        if (own := _value_at(mine, key)) != value and key not in ("data.train", "data.val"):
+            yield key, own, value
+
+
+def _distance(config: DistillConfig, differences: list[str], recipe: Recipe) -> tuple[bool, int, int, int]:
     """Return how far a recipe is from a run; of equally close ones the shortest name is that of the main table."""
     other_family = _family(recipe.config["detector"]["name"]) != _family(config.detector.name)
-    return other_family, len(differences), len(recipe.name)
+    return other_family, len(differences), len(list(_unequal(config, recipe))), len(recipe.name)
 
 
 def _family(detector: str) -> str | None:
