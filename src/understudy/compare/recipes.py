@@ -91,10 +91,11 @@ def _unequal(config: DistillConfig, recipe: Recipe) -> Iterator[tuple[str, Any, 
             yield key, own, value
 
 
-def _distance(config: DistillConfig, differences: list[str], recipe: Recipe) -> tuple[bool, int, int, int]:
-    """Return how far a recipe is from a run; of equally close ones the shortest name is that of the main table."""
+def _distance(config: DistillConfig, differences: list[str], recipe: Recipe) -> tuple[Any, ...]:
+    """Return how far a recipe is from a run; of equally close ones, that of the first table is taken."""
     other_family = _family(recipe.config["detector"]["name"]) != _family(config.detector.name)
-    return other_family, len(differences), len(list(_unequal(config, recipe))), len(recipe.name)
+    place = recipe.table.startswith("Figure"), recipe.table
+    return other_family, len(differences), len(list(_unequal(config, recipe))), *place
 
 
 def _family(detector: str) -> str | None:
