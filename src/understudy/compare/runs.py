@@ -17,7 +17,7 @@ from understudy.training.folder import RunFolder
 Role = Literal["teacher", "plain", "distilled"]
 """The teacher, a student trained without one, or a distilled student."""
 
-_NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every"}
+_NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every", "recipe"}
 """Keys in which the configs of one experiment may differ; ``data.workers`` is one too."""
 
 
@@ -145,7 +145,7 @@ def _budget(run: Run) -> dict[str, Any]:
         "images without objects": "left out" if data.skip_empty else "used",
         "unlabelled images per step": data.unlabelled_batch or 0,
         "epochs": schedule.epochs,
-        "schedule": schedule.name,
+        "schedule": schedule.name if schedule.drops is None else f"{schedule.name} with drops at {schedule.drops}",
         "warm-up": [schedule.warmup, schedule.warmup_steps, schedule.warmup_factor],
         "batch size": config.batch_size,
         "devices": config.devices,
