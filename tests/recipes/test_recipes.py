@@ -10,6 +10,7 @@ import yaml
 
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import UserError
+from understudy.listing.recipes import explain, teacher_command
 from understudy.methods import METHODS
 from understudy.methods.loading import method_options
 from understudy.recipes import FOLDER, papers, read_recipe, recipe_names, step_seconds, teachers
@@ -52,6 +53,30 @@ def test_published_gains_and_orders():
             assert 0 < printed.distilled - printed.plain < 7, name
         if printed.plain and printed.teacher:
             assert printed.teacher > printed.plain, name
+
+
+def test_commands_name_what_they_make():
+    for key, teacher in teachers().items():
+        command = teacher_command(key, teacher)
+        assert (f"-o {key}.ckpt" if teacher.url else f"run=runs/{key}") in command
+        assert "'" not in command, "a quoted value could be broken over two lines"
+        if teacher.training:
+            words = command.split()[2:]
+            load_config(TrainConfig, None, [f"recipe={words[1]}", *words[2:]])
+    text = explain("rm-pfi-retinanet-r50-voc")
+    assert "teacher=runs/retinanet_r101_voc" in text
+    assert "teacher: runs/retinanet_r101_voc" in text
+
+
+def test_the_expected_time_follows_from_the_measured_steps(monkeypatch):
+    monkeypatch.setattr(
+        "understudy.listing.recipes.step_seconds",
+        lambda: {"retinanet_resnet50 from retinanet_resnet101": {"1 H100": 0.36}},
+    )
+    recipe = read_recipe("frs-retinanet-r50")
+    assert recipe.steps == 24 * 7329
+    assert f"{recipe.steps * 0.36 / 3600:.1f} hours on 1 H100" in explain(recipe.name)
+    assert "Expected" not in explain("frs-gfl-r50")
 
 
 def test_shared_files_are_used():

@@ -51,7 +51,7 @@ def config_text(recipe: Recipe) -> str:
     values = {"recipe": recipe.name, "data": "DATA", "run": f"runs/{recipe.name}"}
     if not recipe.methods:
         return dump_config(load_config(TrainConfig, values))
-    return dump_config(load_config(DistillConfig, values | {"teacher": f"{recipe.teacher}.ckpt"}))
+    return dump_config(load_config(DistillConfig, values | {"teacher": _teacher_path(recipe)}))
 
 
 def train_command(recipe: Recipe) -> str:
@@ -61,7 +61,7 @@ def train_command(recipe: Recipe) -> str:
 
 def distill_command(recipe: Recipe) -> str:
     """Return the command that runs a recipe."""
-    return f"understudy distill --recipe {recipe.name} data=DATA teacher={recipe.teacher}.ckpt run=runs/{recipe.name}"
+    return f"understudy distill --recipe {recipe.name} data=DATA teacher={_teacher_path(recipe)} run=runs/{recipe.name}"
 
 
 def teacher_command(key: str, teacher: Teacher) -> str:
@@ -75,6 +75,12 @@ def teacher_command(key: str, teacher: Teacher) -> str:
 def number(value: float | None) -> str:
     """Write an AP in percent; a dash for None."""
     return "-" if value is None else f"{value:.1f}"
+
+
+def _teacher_path(recipe: Recipe) -> str:
+    """Return where the teacher is after its command: an imported checkpoint, or a run folder."""
+    key = str(recipe.teacher)
+    return f"{key}.ckpt" if teachers()[key].url else f"runs/{key}"
 
 
 def _order(recipe: Recipe) -> tuple[bool, str]:
