@@ -15,6 +15,7 @@ from understudy.data import Batch, DetectionData, evaluation_loader, open_data
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
+from understudy.outputs import Outputs
 from understudy.pairing import match_names, no_common_name
 
 Detection = dict[str, Any]
@@ -50,12 +51,21 @@ def detect_all(
     with evaluating(detector), torch.no_grad():
         for batch in loader:
             batch = batch.to(device)
-            found = detector.detect(detector(batch.images, batch.image_sizes), batch.image_sizes)
-            for image_id, size, original_size, one in zip(
-                batch.image_ids, batch.image_sizes, batch.original_sizes, found, strict=True
-            ):
-                boxes = to_original_pixels(one["boxes"], size, original_size)
-                rows += _result_rows(image_id, boxes, one["scores"], one["labels"], category_ids)
+            rows += rows_of_batch(detector, detector(batch.images, batch.image_sizes), batch, category_ids)
+    return rows
+
+
+def rows_of_batch(
+    detector: Detector, outputs: Outputs, batch: Batch, category_ids: Sequence[int | None]
+) -> list[Detection]:
+    """Return the detections of one batch; arguments as in :func:`detect_all`, with the detector's record."""
+    found = detector.detect(outputs, batch.image_sizes)
+    rows: list[Detection] = []
+    for image_id, size, original_size, one in zip(
+        batch.image_ids, batch.image_sizes, batch.original_sizes, found, strict=True
+    ):
+        boxes = to_original_pixels(one["boxes"], size, original_size)
+        rows += _result_rows(image_id, boxes, one["scores"], one["labels"], category_ids)
     return rows
 
 
