@@ -30,7 +30,7 @@ FOREGROUND, BACKGROUND = 0.5, 0.1
 """IoU from which a detection finds an object, and up to which it lies on background: those of the paper."""
 
 MOST = 100
-"""Detections of an image and class that count, the best: COCO's limit. The authors' tool limits all classes together."""
+"""Detections of an image and class that count, the best: COCO's limit. In the authors' tool: of an image."""
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]

@@ -11,7 +11,6 @@ import typer
 
 from understudy.cli.app import (
     OVERRIDABLE,
-    AsJson,
     ConfigFile,
     Overrides,
     Result,
@@ -63,6 +62,7 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="FOLDER", help="Also write figures (PNG, SVG) and numbers (JSON) here."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier analysis.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only; AP is from 0 to 1.")]
 Threshold = Annotated[float, typer.Option(min=0, max=1, help="Class score above which a cell counts as detected.")]
 Methods = Annotated[
     list[str] | None,
@@ -113,7 +113,7 @@ def richness(
     _report(compute, ("richness",), output, overwrite, as_json)
 
 
-@analyse.command(epilog=example("understudy analyse errors runs/teacher runs/plain runs/distilled -o figures"))
+@analyse.command(epilog=example("understudy analyse errors runs/teacher runs/plain runs/frs -o figures"))
 def errors(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Run folders or checkpoints.")],
     data: DataOption = None,
@@ -169,7 +169,7 @@ def entropy(
     _report(compute, ("entropy",), output, overwrite, as_json)
 
 
-@analyse.command(epilog=example("understudy analyse ranks runs/teacher runs/plain runs/distilled -o figures"))
+@analyse.command(epilog=example("understudy analyse ranks runs/teacher runs/plain runs/rm -o figures"))
 def ranks(
     teacher: Teacher,
     students: Students,
@@ -192,7 +192,7 @@ def ranks(
     _report(compute, ("ranks",), output, overwrite, as_json)
 
 
-@analyse.command(epilog=example("understudy analyse imitation runs/teacher runs/plain runs/distilled -o figures"))
+@analyse.command(epilog=example("understudy analyse imitation runs/teacher runs/plain runs/pfi -o figures"))
 def imitation(
     teacher: Teacher,
     students: Students,
@@ -216,7 +216,7 @@ def imitation(
 
 @analyse.command(
     context_settings=OVERRIDABLE,
-    epilog=example("understudy analyse regions data=photos teacher=runs/teacher -c student.yaml -o regions"),
+    epilog=example("understudy analyse regions -c student.yaml teacher=runs/teacher -o regions"),
 )
 def regions(
     output: RunsFolder,

@@ -94,7 +94,7 @@ def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -
             try:
                 runs[path] = _evaluated(path, places[0], device)
             except UserError as error:
-                faults.append(f"{path}: {error}")
+                faults.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if faults:
         raise UserError.listing("These runs cannot be compared:", faults)
     return [runs[path] for path in paths]
