@@ -97,6 +97,7 @@ def _table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if facts["ramp_steps"]:
         yield "ramp", f"the weights increase linearly from zero over {facts['ramp_steps']} steps"
     yield "source", markdown(facts["source"])
+    yield "checked against", markdown(facts["checked"])
 
 
 def index_page() -> str:
@@ -105,7 +106,7 @@ def index_page() -> str:
     for name, facts in methods.stored_facts().items():
         if heading := methods.HEADINGS.get(name):
             lines += [f"## {heading}", ""] if lines[-1] == "" else ["", f"## {heading}", ""]
-        lines.append(f"- [{name}]({name}.md): {markdown(facts['summary'])}")
+        lines.append(f"- [{name}]({name}.md): {markdown(methods.marked(facts))}")
     return "\n".join(lines) + "\n"
 
 

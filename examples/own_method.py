@@ -25,6 +25,7 @@ class ScoredFeatures(Method):
     terms = ("feature",)
     weights: ClassVar = {"*": {"feature": 1.0}}  # for every family
     source = "this example"
+    checked = "our reading: there is no paper"  # what its arithmetic was compared with
     reads: ClassVar = {"feature": ("features", "teacher_scores")}  # pairs of detectors without these are refused
 
     class Options(Method.Options):

@@ -174,7 +174,7 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     report = Report("3 images")
     calls = stand_in("data.check", "check_data", report)
     assert run("check", "photos", "--sheet", "sheet.png").out == "3 images\n"
-    assert calls == [((Path("photos"), Path("sheet.png")), {})]
+    assert calls == [(([Path("photos")], Path("sheet.png")), {})]
     report.ok = False
     assert run("check", "photos").code == 2
 

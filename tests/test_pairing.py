@@ -1,6 +1,7 @@
 """The common ground of teacher and student: levels by stride, classes by name, and records reduced to it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from understudy.pairing import Pairing, match_names, pair
 
 COCO = ("person", "bicycle", "car", "dog", "cat")
 STUDENT = Spec((6, 6, 6), (8, 16, 32), 2, 3, stage_channels=(3, 4), stage_strides=(8, 16), name="little")
-TEACHER = Spec((9, 9, 9), (4, 8, 16), 1, 5, stage_channels=(3, 4, 5), stage_strides=(4, 8, 16), name="big")
+STAGES: dict[str, Any] = {
+    "stage_channels": (3, 4, 5),
+    "stage_strides": (4, 8, 16),
+    "stage_relu": (False, True, False),
+}
+TEACHER = Spec((9, 9, 9), (4, 8, 16), 1, 5, **STAGES, name="big")
 SET = replace(TEACHER, num_anchors=0, dense=False, queries=10, decoder_layers=2, name="detr")
 CLASSES = ("Cat ", "unicorn", "person")
 

@@ -146,6 +146,11 @@ class Places:
 
     levels: tuple[tuple[Tensor, ...], ...]
 
+    @property
+    def per_level(self) -> list[int]:
+        """The number of places on each level."""
+        return [len(image) for image, _ in self.levels]
+
     def of(self, levels: Sequence[Tensor]) -> Tensor:
         """Read values of all anchors, levels (N, H, W, A, X), at these places: (P, X)."""
         pairs = zip(levels, self.levels, strict=True)

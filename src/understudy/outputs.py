@@ -39,6 +39,8 @@ class Spec:
         objectness: the only class score is that of an object of any class (an RPN's).
         stage_channels: channels of the backbone's outputs.
         stage_strides: pixels per cell of the backbone's outputs.
+        stage_relu: which of the backbone's outputs are without negative values, as after a ReLU (ResNet, RegNet, not
+            MobileNet); empty if unknown.
         tower_channels: channels after each convolution of the head's two towers; empty for heads without two equal
             towers.
         first_anchors: the A anchors of the first cell of every level, xyxy in pixels; empty if unknown.
@@ -67,6 +69,7 @@ class Spec:
     objectness: bool = False
     stage_channels: tuple[int, ...] = ()
     stage_strides: tuple[int, ...] = ()
+    stage_relu: tuple[bool, ...] = ()
     tower_channels: tuple[int, ...] = ()
     first_anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
     two_stage: bool = False

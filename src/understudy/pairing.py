@@ -39,6 +39,7 @@ class Selection:
             num_classes=spec.num_classes if self.labels is None else len(self.labels),
             stage_channels=_chosen(spec.stage_channels, self.stages),
             stage_strides=_chosen(spec.stage_strides, self.stages),
+            stage_relu=_chosen(spec.stage_relu, self.stages) if spec.stage_relu else (),
             first_anchors=_chosen(spec.first_anchors, self.levels) if spec.first_anchors else (),
         )
 

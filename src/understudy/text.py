@@ -130,6 +130,8 @@ def _item(annotation: Any) -> Any:
 
 def _several(item: Any) -> str:
     """Describe the items of a list in words that follow "one or several"."""
+    if expected(item) == NOUNS[Path]:
+        return "paths"
     names = get_args(item) if get_origin(item) is Literal else ()
     return f"of {', '.join(map(str, names))}" if names else f"values, each {expected(item)}"
 

@@ -27,7 +27,7 @@ def test_all_faults_at_once():
     assert faults(TrainConfig, ["data.flip=3", "optimizer.lrr=1", "epochs:5", "optimizer=adam", "seed=-1"]) == [
         '"epochs:5": expected key=value, e.g. schedule.epochs=12',
         "run: missing; expected a path, e.g. run=runs/first",
-        "data.path: missing; expected a path, e.g. data.path=path/to/photos",
+        "data.path: missing; expected one or several paths, e.g. data.path=path/to/photos",
         "data.flip: expected a number from 0 to 1, got 3",
         "optimizer.name: expected sgd or adamw, got adam; did you mean adamw?",
         "optimizer.lrr: no such key; did you mean optimizer.lr?",
@@ -52,7 +52,7 @@ def test_all_faults_at_once():
             "data.shorter_side: expected a list, each item an integer of at least 32, got ",
         ),
         ("data.shorter_side=[]", "data.shorter_side: expected a list, "),
-        ("data.path=", "data.path: expected a path, got null"),
+        ("data.path=", "data.path: expected one or several paths, got null"),
         ("run=null", "run: expected a path, got null"),
         ("optimizer.lr=nan", "optimizer.lr: expected a number above 0 or null, got nan"),
         ("optimizer.lr=0", "optimizer.lr: expected a number above 0 or null, got 0"),
@@ -109,7 +109,7 @@ def test_a_method_given_twice(tmp_path):
 def test_faults_from_python_are_the_same():
     assert faults(TrainConfig, {"run": "", "data": {"path": 3.5, "flip": "x"}, "seed": True, "batch_size": None}) == [
         'run: expected a path, got ""',
-        "data.path: expected a path, got 3.5",
+        "data.path: expected one or several paths, got 3.5",
         "data.flip: expected a number from 0 to 1, got x",
         "batch_size: expected an integer above 0, got null",
     ]

@@ -133,3 +133,21 @@ def test_dump_reproduces_the_config(tmp_path):
     assert load_config(DistillConfig, file) == config
     assert config.methods["frs"]["feature_weight"] == 1e-7
     assert yaml.safe_load(dump_config(config))["optimizer"]["weight_decay"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("photos", Path("photos")),
+        ("2007: a", Path("2007: a")),  # not YAML
+        ("[VOC2007, VOC2012]", [Path("VOC2007"), Path("VOC2012")]),
+        ("[2007]", [Path("2007")]),
+    ],
+)
+def test_a_data_set_is_a_path_or_a_list_of_paths(text, expected):
+    for key in ("data", "data.path"):
+        config = load_config(TrainConfig, None, ["run=r", f"{key}={text}"])
+        assert config.data.path == expected
+        assert load_config(TrainConfig, yaml.safe_load(dump_config(config))) == config
+    with pytest.raises(UserError, match=r"data.path: expected one or several paths, got \[\]"):
+        load_config(TrainConfig, None, ["run=r", "data=[]"])

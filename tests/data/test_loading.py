@@ -11,6 +11,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from understudy.data import (
     Batch,
     DetectionData,
+    Record,
     evaluation_loader,
     load_image,
     training_loader,
@@ -120,6 +121,55 @@ def test_ranks_share_an_epoch(data: DetectionData) -> None:
     ]
     assert len(of_rank[0]) == len(of_rank[1]) == 2
     assert not set(of_rank[0]) & set(of_rank[1])
+
+
+# --- groups of images by their aspect ratio ---------------------------------------------------------------------------
+
+
+def shapes(count: int, high: int) -> DetectionData:
+    """Images without files: square, wide, ... and the last ones higher than wide."""
+    sizes = [(60, 50 + 10 * (i % 2)) for i in range(count - high)] + [(50, 60)] * high
+    records = [Record.without_objects(i, Path(f"{i}.png"), size) for i, size in enumerate(sizes)]
+    return DetectionData(("thing",), (1,), tuple(records), "coco", Path("none"), "train")
+
+
+@pytest.mark.parametrize(("ranks", "more"), [(1, 0), (2, 0), (3, 0), (2, 3)])
+def test_groups_keep_the_images_and_the_number_of_batches(ranks: int, more: int) -> None:
+    options = OPTIONS | {"batch_size": 4, "world_size": ranks}
+    options |= {"unlabelled": shapes(7, 3), "unlabelled_batch": more} if more else {}
+    data, steps = shapes(61, 23), 61 // ranks // 4
+    for epoch in range(3):
+        used = []
+        for rank in range(ranks):
+            plain, loader = (training_loader(data, **options, rank=rank, group_by_aspect=on) for on in (False, True))
+            for each in (plain, loader):
+                each.sampler.set_epoch(epoch)
+            own, drawn = ([batch for batch, _ in each.sampler] for each in (plain, loader))
+            assert len(loader) == len(plain) == steps
+            batches = [drawn[start : start + 4] for start in range(0, steps * (4 + more), 4 + more)]
+            kinds = [{data.records[index].height > data.records[index].width for index in batch} for batch in batches]
+            assert all(len(kind) == 1 for kind in kinds[:-1])  # at most the last is mixed
+            assert {True} in kinds
+            assert {False} in kinds
+            assert more or sorted(own) == sorted(drawn)  # the last ones, which fill no batch, included
+            assert own != drawn
+            used += [index for batch in batches for index in batch]
+        assert len(used) == len(set(used)) == steps * 4 * ranks
+
+
+def test_a_grouped_epoch_goes_on_where_it_was_left(data: DetectionData) -> None:
+    whole = epochs(data, group_by_aspect=True)
+    assert not equal(whole, epochs(data))
+    loader = training_loader(data, **OPTIONS, group_by_aspect=True, workers=1)
+    loader.sampler.set_epoch(1)
+    loader.sampler.start = 1
+    assert equal(list(loader), whole[4:])
+
+
+def test_groups_save_padding(data: DetectionData) -> None:
+    options = {"count": 6, "longer_side": 500}
+    plain, grouped = epochs(data, **options), epochs(data, **options, group_by_aspect=True)
+    assert sum(batch.images.numel() for batch in grouped) < sum(batch.images.numel() for batch in plain)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 9])

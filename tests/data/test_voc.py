@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from data_sets import OBJECTS, SIZE, message_of, voc_xml, write_voc
+import pytest
+from data_sets import OBJECTS, SIZE, message_of, voc_xml, write_coco, write_voc
 
-from understudy.data import open_data
+from understudy.data import check_data, open_data, splits
+from understudy.errors import UserError
 
 
 def test_voc_classes_are_those_of_all_splits(tmp_path: Path) -> None:
@@ -49,3 +51,88 @@ def test_faults_of_voc_files_are_named_at_once(tmp_path: Path) -> None:
         "object 2: it has no <name>",
     ]
     assert [part for part in expected if part not in message] == []
+
+
+# --- several years as one ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def devkit(tmp_path: Path) -> Path:
+    """VOC2007 with a test split and VOC2012 without, as they are distributed."""
+    folder = tmp_path / "VOCdevkit"
+    write_voc(folder / "VOC2007", {"trainval": ["a", "b"], "train": ["a"], "val": ["b"], "test": ["c", "b"]})
+    write_voc(folder / "VOC2012", {"trainval": ["a", "c"], "train": ["b"], "val": ["a"]})
+    return folder
+
+
+def test_a_split_of_several_years_is_their_union(devkit: Path) -> None:
+    years = [devkit / "VOC2007", str(devkit / "VOC2012")]
+    for path in (devkit, devkit.parent, years):
+        data = open_data(path, "trainval")
+        files = [record.path.relative_to(devkit).as_posix() for record in data.records]
+        assert files == [
+            f"{year}/JPEGImages/{name}.jpg"
+            for year, name in [("VOC2007", "a"), ("VOC2007", "b"), ("VOC2012", "a"), ("VOC2012", "c")]
+        ]
+        truth = data.to_coco()
+        assert [image["id"] for image in truth["images"]] == [1, 2, 3, 4]
+        assert [image["file_name"] for image in truth["images"]] == files
+        rows = [(row["id"], row["image_id"], row["category_id"]) for row in truth["annotations"]]
+        assert rows == [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 3, 1), (5, 3, 2)]
+        assert (data.classes, data.split, data.format) == (("cat", "dog"), "trainval", "voc")
+
+
+def test_a_split_that_one_year_has_is_its_own(devkit: Path) -> None:
+    data = open_data(devkit, "test")
+    assert (data.split, data.source, len(data)) == ("VOC2007/test", devkit / "VOC2007", 2)
+    assert open_data(devkit, "VOC2012/train").records[0].path == devkit / "VOC2012/JPEGImages/b.jpg"
+
+
+def test_names_of_splits_are_joined_by_plus(devkit: Path) -> None:
+    data = open_data(devkit, "VOC2007/trainval+VOC2012/train")
+    assert [record.path.stem for record in data.records] == ["a", "b", "b"]
+    with pytest.raises(
+        UserError, match=r'no split "VOC2012/test". Available: VOC2007/test,.* Did you mean "VOC2007/test"'
+    ):
+        open_data(devkit, "VOC2007/test+VOC2012/test")
+    with pytest.raises(UserError, match=r"image in two splits: VOC2007/trainval and VOC2007/train: .*/a.jpg"):
+        open_data(devkit, "VOC2007/trainval+VOC2007/train")
+
+
+def test_years_of_other_classes_are_not_one(devkit: Path) -> None:
+    file = devkit / "VOC2012/Annotations/a.xml"
+    file.write_text(file.read_text().replace("dog", "cow"))
+    with pytest.raises(
+        UserError, match=r"classes differ: VOC2012/trainval: cat, cow; but in VOC2007/trainval: cat, dog"
+    ):
+        open_data(devkit, "trainval")
+    assert "VOC2012/val: cat, cow; but in VOC2007/" in check_data([devkit / "VOC2007", devkit / "VOC2012"]).to_text()
+
+
+def test_faults_of_a_union_name_the_year(devkit: Path) -> None:
+    (devkit / "VOC2012/Annotations/c.xml").unlink()
+    with pytest.raises(UserError, match=r"annotation unreadable: VOC2012/trainval: c.xml: the file does not exist"):
+        open_data(devkit, "trainval")
+
+
+def test_data_sets_with_folders_of_one_name_are_named_in_full(devkit: Path, tmp_path: Path) -> None:
+    write_voc(tmp_path / "more/VOC2007", {"trainval": ["a"]})
+    paths = [devkit / "VOC2007", tmp_path / "more/VOC2007"]
+    assert f"{paths[1]}/trainval" in splits(paths)
+    assert len(open_data(paths, "trainval")) == 3
+
+
+def test_data_sets_that_cannot_be_one(devkit: Path, tmp_path: Path) -> None:
+    write_coco(tmp_path / "coco/train.json", tmp_path / "coco/images")
+    with pytest.raises(UserError, match=r"must have one format to be used as one: VOC2007 is voc, coco is coco"):
+        open_data([devkit / "VOC2007", tmp_path / "coco"], "train")
+    with pytest.raises(UserError, match=r"VOC2007 is named twice"):
+        open_data([devkit / "VOC2007", devkit / "VOC2007"], "train")
+
+
+def test_the_check_takes_several_years(devkit: Path) -> None:
+    report = check_data([devkit / "VOC2007", devkit / "VOC2012"])
+    assert report.ok, report.to_text()
+    assert report.splits["VOC2012/trainval"].images == 2
+    assert report.path == f"{devkit / 'VOC2007'} {devkit / 'VOC2012'}"
+    assert report.splits.keys() == check_data(devkit).splits.keys()

@@ -43,3 +43,34 @@ def test_real_imagenet_weights_load(shared, width):
         image_std=(0.5,) * 3,
     )
     assert detector(torch.rand(1, 3, 64, 64)).stages[-1].std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("backbone", "first"),
+    [("resnet18", "conv1.weight"), ("mobilenet_v2", "0.0.weight"), ("regnet_x_400mf", "stem.0.weight")],
+)
+def test_weights_for_bgr_images_compute_the_same_of_rgb_images(tmp_path, backbone, first):
+    name, options = f"fcos_{backbone}", {"width_mult": 0.35, "neck_channels": 16, "norm": "frozen"}
+    caffe = build_detector(name, 2, **options, image_mean=(0.4, 0.45, 0.48), image_std=(1 / 255,) * 3).network
+    torch.save(caffe.backbone.body.state_dict(), tmp_path / "caffe.pt")
+    options |= {"image_mean": (0.48, 0.45, 0.4), "image_std": (1 / 255,) * 3}  # always red first
+    options |= {"backbone_weights": tmp_path / "caffe.pt"}
+    found = build_detector(name, 2, **options, channel_order="bgr").network
+    assert torch.equal(found.backbone.body.state_dict()[first], caffe.backbone.body.state_dict()[first].flip(1))
+    image = torch.rand(1, 3, 64, 64)
+    expected = caffe.backbone.body(caffe.transform.normalize(image.flip(1)))
+    for level, of_found in found.backbone.body(found.transform.normalize(image)).items():
+        torch.testing.assert_close(
+            of_found, expected[level], rtol=1e-3, atol=1e-3 * float(expected[level].detach().abs().max())
+        )
+
+
+def test_an_order_of_colours_without_effect_is_refused():
+    with pytest.raises(UserError, match=r"channel_order=bgr has no effect without backbone_weights"):
+        build_detector("fcos_resnet18", 2, channel_order="bgr")
+
+
+def test_torchvisions_weights_are_for_rgb_images(monkeypatch):
+    monkeypatch.setattr("understudy.detectors.backbone_weights._torchvision_weights", lambda *_: {})
+    with pytest.raises(UserError, match=r"torchvision's weights expect RGB images. Leave channel_order out"):
+        build_detector("fcos_resnet18", 2, channel_order="bgr", backbone_weights="IMAGENET1K_V1")

@@ -16,11 +16,11 @@ LOGITS, TARGET = (
 @pytest.mark.parametrize(
     ("score", "options", "value"),
     [
-        ("logit", {}, 113.662019),
-        ("logit", {"power": 1}, 8.198111),
+        ("logit", {"power": 2}, 113.662019),
+        ("logit", {}, 8.198111),
         ("logit", {"power": 1, "normaliser": "norm"}, 3.077635),
-        ("sigmoid", {}, 0.115093723),
-        ("sigmoid", {"power": 1}, 0.263421793),
+        ("sigmoid", {"power": 2}, 0.115093723),
+        ("sigmoid", {}, 0.263421793),
         ("sigmoid", {"power": 1, "normaliser": "norm"}, 0.097934384),
     ],
 )

@@ -70,8 +70,18 @@ def test_every_method_is_listed_with_its_facts(stored):
     for name, method in METHODS.items():
         for term in method.terms:
             assert f"{name}_{term}" in blocks[name]
-        for fact in ("terms: ", "reads: ", "weights: ", "source: ", "detectors: ", "across families: "):
-            assert f" {fact}" in blocks[name], fact
+        for fact in ("terms", "reads", "weights", "source", "checked against", "detectors", "across families"):
+            assert f" {fact}: " in blocks[name], fact
+
+
+def test_methods_that_could_not_be_verified_are_marked_everywhere(stored):
+    unverified = {"dist2", "rank_mimicking", "pfi"}
+    assert {name for name, facts in stored.items() if facts["unverified"]} == unverified
+    pages = (DOCS / "methods" / "README.md").read_text()
+    for text in (listing.overview(), listing.details(), pages):
+        assert " ".join(text.split()).count("(Not verified against the paper.)") == len(unverified)
+    assert "  checked against: our reading of a poster" in listing.explain("dist2")
+    assert "| checked against | our reading of a poster" in (DOCS / "methods" / "dist2.md").read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from understudy.errors import UserError
 from understudy.learner import Learner
 from understudy.methods import METHODS, Method
-from understudy.methods.base import EVERY_FAMILY
+from understudy.methods.base import CHECKS, EVERY_FAMILY
 from understudy.methods.loading import build_methods
 from understudy.outputs import Outputs
 
 EVERY = pytest.mark.parametrize("name", METHODS)
 OF_RECORDS = pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not runs_layers(method)])
-LINES_OF_A_METHOD, LETTERS_OF_A_SUMMARY = 100, 116
+LINES_OF_A_METHOD, LETTERS_OF_A_SUMMARY = 102, 116
 
 # Exceptions: method to the reason.
 GRADIENT_WHERE_EQUAL: dict[str, str] = {
@@ -347,6 +347,9 @@ def test_class_attributes_are_complete(name):
     method = METHODS[name]
     assert method.name == name
     assert method.source
+    assert method.checked.startswith(tuple(CHECKS)), (
+        f"state in `checked` what the arithmetic was compared with: {CHECKS}"
+    )
     for family, weights in method.weights.items():
         assert family in (*FAMILIES, EVERY_FAMILY)
         assert set(weights) in (set(method.terms), set()), family  # optional ones have no default weight

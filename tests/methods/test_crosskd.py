@@ -149,9 +149,9 @@ def of_deltas(deltas: list[float], anchor: list[float]) -> list[float]:
 
 @EVERY
 def test_against_a_slow_loop_over_anchors(kind):
-    number = 2 if kind.startswith("fcos") else 1 if "GroupNorm" in kind else 3
+    number = 1 if kind.startswith("fcos") else 0 if "GroupNorm" in kind else 2
     method, own, theirs, truth, layers = step(kind, convolution=1 if "GroupNorm" in kind else None)
-    assert method.number == number
+    assert method.index == number
     assert (truth.gt_index >= 0).sum() > 2
     assert (truth.gt_index == -2).any() == kind.startswith("retinanet")
     with torch.no_grad():
@@ -160,6 +160,28 @@ def test_against_a_slow_loop_over_anchors(kind):
     classes, boxes = slow_terms(kind, crossed, layers.teacher, theirs, truth)
     assert terms["crosskd_class"].item() == pytest.approx(classes, rel=1e-4)
     assert terms["crosskd_box"].item() == pytest.approx(boxes, rel=1e-4)
+
+
+@EVERY
+@pytest.mark.parametrize("convolution", [None, 1, 4])
+def test_the_teacher_runs_the_convolutions_after_the_crossed_one(kind, convolution):
+    """Of four by default one, of an FCOS two, as in the authors' code; and its predictors once, on all five levels."""
+    method, _, _, _, layers = step(kind, convolution=convolution)
+    theirs = layers.teacher.tower_maps(layers.teacher_outputs, method.index)
+    runs: list[str] = []
+    head = layers.teacher.network.head
+    parts = {"class": head.classification_head.conv, "box": head.regression_head.conv}
+    parts |= {"class predictor": head.classification_head.cls_logits, "box predictor": head.regression_head.bbox_reg}
+    for name, part in parts.items():
+        for layer in part.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(lambda *_, name=name: runs.append(name))
+    layers.teacher_outputs.tower_maps[method.index] = theirs  # as in training, where the teacher's step keeps them
+    method.crossed(layers)
+    later = 4 - (convolution or (2 if kind.startswith("fcos") else 3))
+    levels = len(layers.teacher.spec.strides)
+    for name in parts:
+        assert runs.count(name) == levels * (1 if "predictor" in name else later)
 
 
 # ----------------------------------------------------------------------------------------------------------- properties
@@ -194,7 +216,7 @@ def test_gradient_reaches_the_student_up_to_the_map_and_never_the_teacher(kind):
             for half in (own, other)
         }
         for place, layer in enumerate(towers[own]):
-            assert (layer.weight.grad is not None) == (place <= method.number)
+            assert (layer.weight.grad is not None) == (place <= method.index)
         assert all(layer.weight.grad is None or not layer.weight.grad.any() for layer in towers[other]) or term == "box"
         assert head.classification_head.cls_logits.weight.grad is None  # the predictor learns from the labels alone
         assert any(weight.grad is not None and weight.grad.any() for weight in student.network.backbone.parameters())
@@ -277,7 +299,7 @@ def test_the_learner_runs_every_layer_of_the_students_head_once(kind):
     student, teacher = tiny(kind, 5), tiny_teacher(kind)
     methods, weights = build_methods({"crosskd": {}}, student.spec, teacher.spec)
     learner = Learner(student, methods)
-    assert learner.keeps == (methods[0].number,)
+    assert learner.keeps == (methods[0].index,)
     runs = dict.fromkeys(("student", "teacher"), 0)
 
     def count(whose):
@@ -329,14 +351,14 @@ def test_classes_that_the_teacher_has_in_another_order_and_levels_that_only_one_
     crossed = methods[0].crossed(layers)
     whole = teacher.head_from(
         replace(
-            maps := teacher.tower_maps(theirs, 2),
+            maps := teacher.tower_maps(theirs, 1),
             classes=[
                 align_scale(level, other)
-                for level, other in zip(student.tower_maps(own, 2).classes, maps.classes[:3], strict=True)
+                for level, other in zip(student.tower_maps(own, 1).classes, maps.classes[:3], strict=True)
             ]
             + maps.classes[3:],
         ),
-        2,
+        1,
         theirs,
     )
     assert len(crossed.class_logits) == 3
@@ -352,7 +374,7 @@ def test_a_few_steps_make_the_teachers_head_agree():
     (method,), _ = build_methods({"crosskd": {}}, student.spec, teacher.spec)
     learner = Learner(student, [method])
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
-    with torch.no_grad(), teacher.keeping(3):
+    with torch.no_grad(), teacher.keeping(2):
         theirs = teacher(IMAGES)
     values = []
     for _ in range(12):
@@ -388,9 +410,10 @@ def test_pairs_that_cannot_be_served_are_refused_and_both_are_named():
     for message, differing in cases.items():
         with pytest.raises(UserError, match=message):
             build_methods({"crosskd": {}}, student, replace(teacher, **differing))
-    for convolution in (4, -1):
-        with pytest.raises(UserError, match=f"both need convolution {convolution}, counted from 0"):
-            build_methods({"crosskd": {"convolution": convolution}}, student, teacher)
+    with pytest.raises(UserError, match="both need convolution 5"):
+        build_methods({"crosskd": {"convolution": 5}}, student, teacher)
+    with pytest.raises(UserError, match=r"crosskd\.convolution: expected .* got 0"):
+        build_methods({"crosskd": {"convolution": 0}}, student, teacher)
     build_methods({"crosskd": {"convolution": 1}}, student, replace(teacher, tower_channels=(16, 16)))
 
 

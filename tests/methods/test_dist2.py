@@ -171,14 +171,53 @@ def test_against_a_restatement_from_the_definition():
             maps.append(made)
         assert [m.shape for m in maps] == [g.shape for g in goals[strategy[2]]]
         squares = [((m - g) ** 2).sum().item() / m.numel() for m, g in zip(maps, goals[strategy[2]], strict=True)]
-        fi += sum(squares) / len(squares) / 4
+        fi += sum(squares) / len(squares)
         if strategy[2] == "B":
             maps = list(network.backbone.fpn({str(i): m for i, m in enumerate(maps)}).values())
         raw = network.head(maps)
         losses = network.compute_loss(targets, raw, [anchors] * 2)  # torchvision's own assignment and losses
-        di += sum(loss.item() for loss in losses.values()) / 4
+        di += sum(loss.item() for loss in losses.values())
     assert terms["dist2_fi"].item() == pytest.approx(fi, rel=1e-4)
     assert terms["dist2_di"].item() == pytest.approx(di, rel=1e-4)
+    means = losses_of(learner_of(student, teacher, combine="mean"), teacher)
+    assert means["dist2_fi"].item() == pytest.approx(fi / 4, rel=1e-4)
+    assert means["dist2_di"].item() == pytest.approx(di / 4, rel=1e-4)
+
+
+def test_all2all_is_the_sum_of_its_strategies_alone():
+    """So one weight gives each strategy the gradient that it has alone."""
+    teacher, student = frozen(small("gfl", 1)), small("gfl", 2).eval()
+    learner = learner_of(student, teacher)
+    every, alone = losses_of(learner, teacher), dict.fromkeys(("dist2_di", "dist2_fi"), 0.0)
+    for name in ALL2ALL:
+        single = learner_of(student, teacher, strategies=name)
+        single.methods[0].transforms[name].load_state_dict(learner.methods[0].transforms[name].state_dict())
+        for term, value in losses_of(single, teacher).items():
+            alone[term] += value.item()
+    assert {term: value.item() for term, value in every.items()} == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "relu"),
+    [
+        ("resnet18", True),
+        ("resnext50_32x4d", True),
+        ("regnet_x_400mf", True),
+        ("mobilenet_v2", False),
+        ("mobilenet_v3_large", False),
+    ],
+)
+def test_a_transform_into_a_backbone_ends_in_a_relu_where_the_teachers_stage_does(backbone, relu):
+    torch.manual_seed(1)
+    teacher = frozen(build_detector(f"retinanet_{backbone}", 3, neck_channels=16, width_mult=0.25))
+    student = small("retinanet", 2)
+    assert teacher.spec.stage_relu == (relu,) * 3
+    learner = learner_of(student, teacher, strategies="B2B")
+    maps = learner.methods[0].transforms["B2B"](student(batch()[0], SIZES))
+    images, _ = batch()
+    goals = teacher(images, SIZES).stages
+    for made, goal in zip(maps.values(), goals, strict=True):
+        assert bool((goal >= 0).all()) == bool((made >= 0).all()) == relu
 
 
 @pytest.mark.parametrize(
@@ -278,13 +317,23 @@ def test_strides_that_a_students_maps_can_replace():
     assert shapes == [(6, 3, 3, 3), (6, 4, 3, 3), (6, 5, 3, 3), (6, 5, 3, 3), (6, 6, 3, 3)]
 
 
+def test_weights_with_and_without_a_relu_load_into_each_other():
+    """So the checkpoints of runs whose transforms always ended in a ReLU still load."""
+    spec = Spec((6,) * 3, (8, 16, 32), 1, 3, stage_channels=(3, 4, 5), stage_strides=(8, 16, 32))
+    rectified, plain = Transform("B2B", spec, replace(spec, stage_relu=(True,) * 3)), Transform("B2B", spec, spec)
+    assert [type(layer[-1]).__name__ for layer in rectified.layers.values()] == ["ReLU"] * 3
+    assert [type(layer[-1]).__name__ for layer in plain.layers.values()] == ["BatchNorm2d"] * 3
+    plain.load_state_dict(rectified.state_dict())
+
+
 # -------------------------------------------------------------------------------- one strategy, and every gradient
 
 
-def test_one_strategy_a_step_is_all_of_them_on_average():
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+def test_one_strategy_a_step_is_all_of_them_on_average(combine):
     teacher, student = frozen(small("gfl", 1)), small("gfl", 2).eval()  # eval: one step does not move the next
-    every = losses_of(learner_of(student, teacher), teacher)
-    learner = learner_of(student, teacher, draw="one")
+    every = losses_of(learner_of(student, teacher, combine=combine), teacher)
+    learner = learner_of(student, teacher, draw="one", combine=combine)
     drawn = {}
     for seed in range(16):
         learner.zero_grad()

@@ -4,10 +4,11 @@ import itertools
 import math
 from dataclasses import replace
 
+import predictions
 import pytest
 import torch
 from pairs import BIG, made_up_specs, record, truth
-from references import cells
+from references import cells, waved
 from torch import Tensor, nn
 
 from understudy.functional import area_weights
@@ -63,6 +64,21 @@ def test_against_loops():
         assert terms[f"fgd_{kind}"].item() == pytest.approx(value, rel=1e-4), kind
 
 
+def test_the_values_of_the_authors_code():
+    """The values are those of yzd-v/FGD @ c03a6cf, FeatureLoss, one term at a time, summed over the levels."""
+    student = predictions.spec("little", family="retinanet")
+    teacher = predictions.spec("big", family="retinanet", channels=(6, 6))
+    own, theirs = predictions.waves(student, 0.1), predictions.waves(teacher, 0.9)
+    terms = waved(FGD(student, teacher))(own, theirs, predictions.truth())
+    expected = {
+        "fgd_foreground": 12.3299207479,
+        "fgd_background": 5.8966307849,
+        "fgd_attention": 10.3038471032,
+        "fgd_relation": 1448.5574382084,
+    }
+    assert {term: value.item() for term, value in terms.items()} == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_temperature_depends_on_the_family_and_the_blocks_begin_as_the_identity():
     made = {family: FGD(*made_up_specs(family)) for family in ("retinanet", "fcos", "faster_rcnn")}
     assert [method.temperature for method in made.values()] == [0.5, 0.8, 0.5]
@@ -78,3 +94,14 @@ def test_boxes_are_stretched_from_the_image_without_its_padding_where_that_is_kn
     values = [method(each, teacher, truth(BIG))["fgd_foreground"].item() for each in (student, whole, unknown)]
     assert values[1] == values[2]
     assert values[0] != values[1]
+
+
+def test_cells_of_objects_are_not_computed_for_terms_that_do_not_need_them(monkeypatch):
+    def refused(*_):
+        raise AssertionError("area_weights was called")
+
+    monkeypatch.setattr("understudy.methods.fgd.area_weights", refused)
+    method = FGD(BIG, BIG, terms=("attention", "relation"))
+    assert set(method(record(BIG, 1), record(BIG, 2), truth(BIG))) == {"fgd_attention", "fgd_relation"}
+    with pytest.raises(AssertionError, match="was called"):
+        FGD(BIG, BIG, terms=("background",))(record(BIG, 1), record(BIG, 2), truth(BIG))

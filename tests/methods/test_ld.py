@@ -1,11 +1,12 @@
 """LD against a slow loop written from its equations."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from predictions import CLASSES, TARGETS, divergence, pair_of, positives, spec, truth
+from predictions import CLASSES, SIZES, TARGETS, divergence, pair_of, positives, spec, truth
 from references import sigmoid
 from torchvision.ops import box_iou, distance_box_iou
 
@@ -29,9 +30,10 @@ def test_against_a_slow_loop(normaliser):
         return sum(100 * divergence(*both, 10) / 6 for both in four)
 
     expected = {"location": 0.0, "vlr": 0.0, "class": 0.0}
+    assert [r < 96 for _, r, _ in positives(ground)].count(True) == 6  # on the first level; two on the second
     for n, r, _ in positives(ground):
         expected["location"] += sigmoid(max(classes[0][n][r])) * location(n, r) / 4
-        expected["class"] += 4 * divergence(classes[1][n][r], classes[0][n][r], 2) / CLASSES / 8
+        expected["class"] += 4 * divergence(classes[1][n][r], classes[0][n][r], 2) / CLASSES / (6 if r < 96 else 2)
     in_region = 0
     for n, target in enumerate(TARGETS):
         overlaps, nearness = box_iou(target["boxes"], anchors), distance_box_iou(target["boxes"], anchors)
@@ -54,6 +56,43 @@ def test_against_a_slow_loop(normaliser):
         assert terms[f"ld_{term}"].item() == pytest.approx(value / divisor, rel=1e-4), term
     sum(terms.values()).backward()
     assert all(level.grad.isfinite().all() for level in (*own.box_raw, *own.class_logits))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_feature_term_is_a_mean_per_level_with_positives(whole):
+    """In the cells whose anchor has more than half of the best IoU that any anchor has with an object."""
+    student, teacher, own, theirs = pair_of("distributions")
+    ground = truth()
+    if not whole:  # the second level has no positive
+        ground.gt_index[:, 96:].clamp_(max=-1)
+    method = METHODS["ld"](student, teacher, terms=("feature",))
+    best = [[box_iou(target["boxes"], level.flatten(0, 2)).amax(1) for level in own.anchors] for target in TARGETS]
+    expected, cells = 0.0, []
+    for level in range(2 if whole else 1):
+        squares = []
+        for n, target in enumerate(TARGETS):
+            for y, x in itertools.product(range(SIZES[level][0]), range(SIZES[level][1])):
+                overlaps = box_iou(target["boxes"], own.anchors[level][y, x])[
+                    :, 0
+                ]  # all anchors of a cell are the same
+                if (overlaps > 0.5 * torch.stack(best[n]).amax(0)).any():
+                    difference = own.features[level][n, :, y, x] - theirs.features[level][n, :, y, x]
+                    squares += [value**2 for value in difference.tolist()]
+        cells.append(len(squares) // 5)
+        expected += sum(squares) / len(squares)
+    assert all(0 < count < 48 for count in cells)
+    found = method(own, theirs, ground)
+    assert list(found) == ["ld_feature"]
+    assert found["ld_feature"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_feature_term_is_off_by_default_and_needs_equal_channels():
+    student, teacher = spec("little", "distributions"), spec("big", "distributions", channels=(7, 7))
+    (method,), weights = build_methods({"ld": {}}, student, teacher)
+    assert method.terms == ("location", "vlr", "class")
+    assert set(weights) == {"ld_location", "ld_vlr", "ld_class"}
+    with pytest.raises(UserError, match=r"ld_feature: the student little has the channels \(5, 5\), the teacher big"):
+        build_methods({"ld": {"feature_weight": 2}}, student, teacher)
 
 
 def slow_threshold(box, overlaps, anchors, known) -> float:

@@ -72,7 +72,8 @@ def test_default_weights_by_family():
     assert weights("fkd", "faster_rcnn") == [7e-5, 4e-3, 4e-3, 7e-5]
     assert weights("mgd", "faster_rcnn") == [5e-7]
     assert weights("pkd", "retinanet") == [10.0]
-    for family in ("faster_rcnn", "gfl", "fcos", "mydetector"):
+    assert weights("pkd", "fcos") == [2.0]
+    for family in ("faster_rcnn", "gfl", "mydetector"):
         assert weights("pkd", family) == [6.0]
         assert weights("cwd", family) == [10.0]  # the same for every family
 

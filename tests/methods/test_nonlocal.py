@@ -17,7 +17,8 @@ def test_a_block_begins_as_the_identity_and_pools_keys_and_values():
         block = NonLocalBlock(8, level)
         assert block.query.out_channels == inner
         assert torch.equal(block(features), features)
-        nn.init.normal_(block.out.weight)
+        nn.init.normal_(block.norm.weight)
+        nn.init.normal_(block.norm.bias)
         pool = nn.MaxPool2d(pooling, ceil_mode=True)
         q, k, v = (
             block.query(features).flatten(2),
@@ -25,9 +26,22 @@ def test_a_block_begins_as_the_identity_and_pools_keys_and_values():
             pool(block.value(features)).flatten(2),
         )
         gathered = torch.einsum("ncp,ncq,ndq->ndp", q, k, v) / k.shape[2]
-        expected = features + block.out(gathered.view(2, inner, 12, 20))
+        raw = block.out(gathered.view(2, inner, 12, 20))
+        mean, deviation = raw.mean((0, 2, 3)), (raw.var((0, 2, 3), correction=0) + 1e-5).sqrt()
+        scaled = (raw - mean[:, None, None]) / deviation[:, None, None]
+        expected = features + scaled * block.norm.weight[:, None, None] + block.norm.bias[:, None, None]
         torch.testing.assert_close(block(features), expected, rtol=1e-4, atol=1e-5)
     assert NonLocalBlock(2, 0)(features[:, :2, :1, :1]).shape == (2, 2, 1, 1)  # smaller than the pooling
+
+
+def test_a_batch_of_a_single_cell_is_normalised_by_the_running_statistics():
+    torch.manual_seed(0)
+    features, block = torch.randn(1, 8, 1, 1), NonLocalBlock(8, 4)
+    nn.init.normal_(block.norm.weight)
+    nn.init.normal_(block.norm.running_mean)
+    found = block(features)
+    assert block.norm.num_batches_tracked == 0
+    torch.testing.assert_close(found, block.eval()(features))
 
 
 def test_it_is_the_norm_over_the_batch_and_trains_both_sides():
@@ -38,5 +52,5 @@ def test_it_is_the_norm_over_the_batch_and_trains_both_sides():
         expected += math.sqrt(sum(value * value for value in difference.flatten().tolist()))
     assert terms["nonlocal_relation"].item() == pytest.approx(expected, rel=1e-5)
     terms["nonlocal_relation"].backward()
-    assert all(block.out.weight.grad.abs().sum() > 0 for block in method.relation.teacher)
+    assert all(block.norm.weight.grad.abs().sum() > 0 for block in method.relation.teacher)
     assert all(features.grad is None for features in theirs.features)

@@ -140,7 +140,7 @@ WRONG_FROM_PYTHON = [
     ("frs", "threshold", "a", "expected a number of at least 0 and below 1 or null, got a"),
     ("frs", "centerness", "perhaps", "expected true or false, got perhaps"),
     ("fine_grained", "share", 1.0, "expected a number of at least 0 and below 1, got 1.0"),
-    ("crosskd", "convolution", 1.5, "expected an integer or null, got 1.5"),
+    ("crosskd", "convolution", 1.5, "expected an integer above 0 or null, got 1.5"),
 ]
 
 

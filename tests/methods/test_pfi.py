@@ -8,7 +8,9 @@ import pytest
 from predictions import CLASSES, pair_of, record, truth
 from references import sigmoid
 
+from understudy.errors import UserError
 from understudy.methods import METHODS
+from understudy.methods.loading import build_methods
 
 
 @pytest.mark.parametrize("score", ["logit", "sigmoid"])
@@ -43,5 +45,23 @@ def test_detached_predictions_and_adapters():
     assert method(own, record(method.teacher, 2), truth())["pfi_feature"] > 0
 
 
-def test_only_a_retinanet_has_a_weight():
+def test_the_default_is_the_mean_of_the_product():
+    student, teacher, own, theirs = pair_of()
+    values = [METHODS["pfi"](student, teacher, **options)(own, theirs, truth())["pfi_feature"].item()
+              for options in ({}, {"power": 1, "normaliser": "mean", "score": "logit"}, {"power": 2})]  # fmt: skip
+    assert values[0] == values[1] != values[2]
+
+
+def test_only_a_retinanet_has_a_weight_and_only_for_the_product_itself():
     assert METHODS["pfi"].weights == {"retinanet": {"feature": 1.5}}
+    student, teacher, *_ = pair_of()
+    student, teacher = (replace(spec, family="retinanet") for spec in (student, teacher))
+    _, weights = build_methods({"pfi": {}}, student, teacher)
+    assert weights["pfi_feature"].weight == 1.5
+    with pytest.raises(UserError, match=r"no default weight of 'feature' .* family retinanet with power=2: set "
+                       r"methods\.pfi\.feature_weight so that"):  # fmt: skip
+        build_methods({"pfi": {"power": 2}}, student, teacher)
+    _, weights = build_methods({"pfi": {"power": 2, "feature_weight": 0.1}}, student, teacher)
+    assert weights["pfi_feature"].weight == 0.1
+    with pytest.raises(UserError, match="family fcos: set "):  # the option is not the reason
+        build_methods({"pfi": {"power": 2}}, replace(student, family="fcos"), teacher)

@@ -51,7 +51,7 @@ def test_page_is_one_file_that_needs_no_other(tmp_path, run_view, example, richn
     ):
         assert words in html
     assert html.count("understudy demo") == 1
-    assert "Images / s" not in html  # not measured
+    assert "Images\n/ s" not in html  # not measured
     assert "gpus" not in html
     assert "prefers-color-scheme: dark" in html
     assert figures.INK not in html

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from data_sets import write_voc
 
 import understudy
-from understudy.config import DistillConfig, load_config
+from understudy.cli import main
+from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import UserError
 from understudy.training.assembly import resolve_config
 
@@ -52,6 +54,7 @@ MISTAKES = [
     ({"data.unlabelled_batch": 2}, r"data.unlabelled_batch=2 has no effect without unlabelled images"),
     ({"teacher": "nowhere"}, r"nowhere does not exist"),
     ({"batch_size": 9}, r"8 images in split 'train', fewer than one batch of 9"),
+    ({"data.shorter_side_mode": "range"}, r"range needs a smallest and a largest size, got data.shorter_side=64"),
     ({"strategy": "warp"}, r"strategy=warp .* is not available on this machine"),
 ]
 
@@ -78,6 +81,38 @@ def test_one_split_may_be_named_twice(tiny, scenes, tmp_path):
     assert json.loads((run / "result.json").read_text())["images"] == 8
 
 
+@pytest.fixture
+def some_empty(scenes, tmp_path) -> Path:
+    """The scenes, two of whose training images have no objects, and one of them only a crowd."""
+    folder = shutil.copytree(scenes, tmp_path / "some_empty")
+    content = json.loads((folder / "instances_train.json").read_text())
+    first, second, third = (image["id"] for image in content["images"][:3])
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] not in (first, second)]
+    for row in content["annotations"]:
+        row["iscrowd"] = int(row["image_id"] == third)
+    (folder / "instances_train.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_images_without_objects_are_left_out_on_request(tiny, some_empty, tmp_path, capsys):
+    keys = {**tiny, "data.path": some_empty, "batch_size": 1, "schedule.epochs": 1, "log_every": 1}
+    run = understudy.train(keys, run=tmp_path / "run", **{"data.skip_empty": True})
+    note = "data.skip_empty: 3 of the 8 training images have no objects and are left out"
+    assert capsys.readouterr().err.splitlines()[0] == note
+    assert len((run / "losses.csv").read_text().splitlines()) == 1 + 5
+    run = understudy.train(keys, run=tmp_path / "all")
+    assert "skip_empty" not in capsys.readouterr().err
+    assert len((run / "losses.csv").read_text().splitlines()) == 1 + 8
+
+
+def test_a_data_set_without_objects_is_an_error_with_and_without_the_empty_images(tiny, scenes, tmp_path):
+    folder = shutil.copytree(scenes, tmp_path / "empty")
+    content = json.loads((folder / "instances_train.json").read_text())
+    (folder / "instances_train.json").write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(UserError, match=r"none of the 8 images has an annotated object to train on"):
+        understudy.train(tiny, run=tmp_path / "run", **{"data.path": folder, "data.skip_empty": True})
+
+
 def test_a_ramp_that_is_longer_than_the_run_is_noted(tiny, trained, tmp_path, capsys):
     keys = {"batch_size": 8, "schedule.epochs": 1, "methods": {"frs": {"ramp_steps": 4}}}
     understudy.distill(tiny, run=tmp_path / "run", teacher=trained, **keys)
@@ -102,3 +137,44 @@ def test_a_resolved_config_has_absolute_paths(tmp_path, monkeypatch):
     assert config.detector.backbone_weights == str(tmp_path / "weights.pt")
     named = load_config(DistillConfig, keys, {"detector.backbone_weights": "IMAGENET1K_V1"})
     assert resolve_config(named).detector.backbone_weights == "IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("detector", "optimizer", "expected"),
+    [
+        ("faster_rcnn_resnet18", "sgd", 0.02),
+        ("fcos_resnet18", "sgd", 0.01),
+        ("faster_rcnn_resnet18", "adamw", 1e-4),
+        ("faster_rcnn_resnet18", "{name: sgd, lr: 0.003}", 0.003),
+    ],
+)
+def test_the_default_learning_rate_is_a_fact_of_the_family(detector, optimizer, expected):
+    config = load_config(TrainConfig, None, ["run=a", "data=b", f"detector={detector}", f"optimizer={optimizer}"])
+    assert resolve_config(config).optimizer.lr == expected
+
+
+def test_a_run_on_two_years_of_voc(tiny, tmp_path, capsys):
+    for year, lists in (("VOC2007", {"trainval": "ab", "test": "cb"}), ("VOC2012", {"trainval": "abc"})):
+        write_voc(tmp_path / year, {name: list(stems) for name, stems in lists.items()})
+    years = f"[{tmp_path / 'VOC2007'}, {tmp_path / 'VOC2012'}]"
+    keys = {**tiny, "data.path": years, "data.train": "trainval", "data.val": "test", "schedule.epochs": 1}
+    keys |= {"batch_size": 1, "log_every": 1, "run": tmp_path / "run"}
+    main_exits(["train", *(f"{key}={value}" for key, value in keys.items())])
+    assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == 1 + 5
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["images"] == 2
+    assert load_config(TrainConfig, tmp_path / "run" / "config.yaml").data.path == [
+        tmp_path / "VOC2007",
+        tmp_path / "VOC2012",
+    ]
+    capsys.readouterr()
+    main_exits(["evaluate", str(tmp_path / "run")])
+    assert "2 images" in capsys.readouterr().out
+    main_exits(["check", str(tmp_path / "VOC2007"), str(tmp_path / "VOC2012")])
+    assert "VOC2012/trainval" in capsys.readouterr().out
+
+
+def main_exits(arguments: list[str]) -> None:
+    """Run a command that succeeds."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert not stop.value.code

@@ -180,6 +180,23 @@ def test_the_gradient_is_clipped(tiny, tmp_path):
     assert moved[1] == pytest.approx(0.01, rel=1e-3)
 
 
+def test_the_norm_is_that_of_student_and_adapters_together(tiny, trained, tmp_path):
+    """SGD without momentum moves all weights together by the learning rate times the clipped norm."""
+    keys = {"batch_size": 8, "schedule.epochs": 1, "optimizer.name": "sgd", "detector.norm": "frozen", "log_every": 1}
+    keys |= {
+        "methods": {"mgd": {"feature_weight": 0.05}},
+        "optimizer.weight_decay": 0.0,
+        "optimizer.clip_norm": 0.01,
+        "teacher": trained,
+    }
+    runs = [understudy.distill(tiny, run=tmp_path / f"run{lr}", **keys, **{"optimizer.lr": lr}) for lr in (1e-30, 1.0)]
+    start, end = (torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in runs)
+    moved = {key: float((end[key] - start[key]).square().sum()) for key in start}
+    assert math.sqrt(sum(moved.values())) == pytest.approx(0.01, rel=1e-3)
+    of_adapters = sum(value for key, value in moved.items() if ".methods." in key)
+    assert 0.05 < of_adapters / sum(moved.values()) < 0.95
+
+
 def test_adamw(tiny, tmp_path):
     keys = {"optimizer.name": "adamw", "optimizer.lr": 0.001, "optimizer.weight_decay": 0.05}
     _, last = one_step(tiny, tmp_path / "run", **keys)

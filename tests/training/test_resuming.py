@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from training_runs import assert_same, at_step, ctrl_c
 
 import understudy
 from understudy.config import DistillConfig, dump_config, load_config
+from understudy.data import transforms
 from understudy.errors import UserError
 
 
@@ -85,3 +88,34 @@ def test_other_unlabelled_images_are_not_resumed_on(tiny, trained, unlabelled, t
     next(folder.glob("*.*")).unlink()
     with pytest.raises(UserError, match="unlabelled images: 5 before, 4 now"):
         understudy.resume(run)
+
+
+def test_a_run_with_drawn_sizes_and_groups_is_resumed_to_the_bit(tiny, tmp_path, monkeypatch):
+    drawn, resized = [], transforms.resize
+    monkeypatch.setattr(transforms, "resize", lambda *given: drawn.append(given[1]) or resized(*given))
+    keys = {**tiny, "data.shorter_side": [32, 96, 64], "data.longer_side": 96, "data.shorter_side_mode": "range"}
+    keys |= {"data.group_by_aspect": True, "data.skip_empty": True}
+    whole = understudy.train(keys, run=tmp_path / "whole")
+    training, validation = drawn[:8] + drawn[12:20], drawn[8:12] + drawn[20:]
+    assert all(32 <= side <= 96 for side in training)
+    assert len(set(training)) > 8
+    assert validation == [64] * 8  # the last
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.train(keys, run=tmp_path / "run")
+    assert_same(understudy.resume(tmp_path / "run"), whole)
+
+
+def test_a_run_of_an_older_version_is_resumed(stopped, distilled, tmp_path):
+    """Its config lacks the keys that were added since."""
+    run = shutil.copytree(stopped, tmp_path / "run")
+    added = {"data": ("shorter_side_mode", "group_by_aspect", "skip_empty"), "schedule": ("warmup",)}
+    added |= {"optimizer": ("bias_lr_mult", "bias_decay_mult"), "detector": ("channel_order",)}
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    for section, keys in added.items():
+        for key in keys:
+            del content[section][key]
+            del checkpoint["understudy"]["config"][section][key]
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    torch.save(checkpoint, run / "last.ckpt")
+    assert_same(understudy.resume(run), distilled)

@@ -20,8 +20,10 @@ from training_runs import assert_same, at_step, crash, ctrl_c, ctrl_c_twice, sav
 
 import understudy
 from understudy.cli import main
+from understudy.detectors import build_detector
 from understudy.errors import UserError
 from understudy.evaluation import evaluate
+from understudy.export import export
 from understudy.files import read_rows
 
 # --- interrupted and resumed ------------------------------------------------------------------------------------------
@@ -179,12 +181,33 @@ def test_a_teacher_of_another_kind_and_label_space(tiny, renamed, confident, tmp
         understudy.distill(keys, run=tmp_path / "third", methods="frs")
 
 
+# --- a backbone of Caffe ----------------------------------------------------------------------------------------------
+
+
+def test_a_student_on_a_backbone_for_bgr_images_is_resumed_and_exported(tiny, tmp_path):
+    torch.manual_seed(5)
+    body = build_detector("fcos_mobilenet_v2", 4, width_mult=0.35, neck_channels=16).network.backbone.body
+    torch.save(body.state_dict(), tmp_path / "caffe.pt")
+    keys = {**tiny, "detector.backbone_weights": str(tmp_path / "caffe.pt"), "detector.channel_order": "bgr"}
+    keys |= {"optimizer.lr": 1e-30, "detector.frozen_stages": 4}
+    whole = understudy.train(keys, run=tmp_path / "whole")
+    first = torch.load(whole / "best.ckpt", weights_only=True)["state_dict"]
+    stem = first["learner.student.network.backbone.body.0.0.weight"]
+    assert torch.equal(stem, body.state_dict()["0.0.weight"].flip(1))
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.train(keys, run=tmp_path / "run")
+    (tmp_path / "caffe.pt").unlink()
+    assert_same(understudy.resume(tmp_path / "run"), whole)  # rearranged once
+    exported = torch.load(export(whole, tmp_path / "exported") / "weights.pt", weights_only=True)
+    assert torch.equal(exported["backbone.body.0.0.weight"], stem)
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tmp_path):
-    """With losses that are divided per image: RetinaNet's, and FRS' with the normaliser of an image."""
+    """A whole run; test_processes.py has every family and method."""
     teacher = confident("retinanet_mobilenet_v2")
     keys = {
         **tiny,
@@ -197,7 +220,7 @@ def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tm
         "optimizer.lr": 0.01,
         "schedule.epochs": 1,
         "optimizer.clip_norm": 350,
-        "methods": json.dumps({"frs": {"normaliser": "image", "class_weight": 200, "ramp_steps": 0}}),
+        "methods": json.dumps({"frs": {"class_weight": 200, "ramp_steps": 0}}),
         "log_every": 1,
     }
     one, two = tmp_path / "one", tmp_path / "two"

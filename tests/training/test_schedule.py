@@ -29,6 +29,12 @@ def test_the_warm_up_is_linear_and_at_most_a_tenth_of_the_run():
     assert factors(10, warmup_steps=500)[11] < 1 == factors(10, warmup_steps=500)[12]
 
 
+def test_the_warm_up_may_be_constant():
+    found = factors(100, name="1x", warmup="constant", warmup_steps=50, warmup_factor=1 / 3)
+    assert found[:50] == pytest.approx([1 / 3] * 50)
+    assert found[50:800] == [1.0] * 750
+
+
 def test_the_cosine_falls_to_zero():
     after = factors(name="cosine", epochs=12, warmup_steps=20)[12:]  # the warm-up: a tenth of 120 steps
     assert after[0] == 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, load_checkpoint
-from understudy.data import Batch, DetectionData
+from understudy.data import Batch, DetectionData, as_paths
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
@@ -110,9 +110,8 @@ def open_images(
     Raises:
         UserError: the data set cannot be read, has no images, or has none of some of the names; all are listed.
     """
-    paths = [model.checkpoint.config["data"]["path"] for model in models]
-    places = (model for model, path in zip(models, paths, strict=True) if path is not None and Path(path).exists())
-    opened = open_split(next(places, models[0]).checkpoint, data, split)
+    with_data = (model for model in models if _has_data(model))
+    opened = open_split(next(with_data, models[0]).checkpoint, data, split)
     if not opened.records:
         raise UserError(f"The split {opened.split!r} of {opened.source} has no images to analyse.")
     return named(opened, names) if names else sample(opened, images)
@@ -256,6 +255,12 @@ def require_dense(model: Model, what: str) -> None:
             f"{model.name} ({spec.name}) has {spec.predictions}; {what} needs dense predictions. "
             "Use `understudy analyse errors`, which compares final detections."
         )
+
+
+def _has_data(model: Model) -> bool:
+    """Return whether the data set of a model's run exists."""
+    path = model.checkpoint.config["data"]["path"]
+    return path is not None and all(each.exists() for each in as_paths(path))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

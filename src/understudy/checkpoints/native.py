@@ -43,7 +43,8 @@ class Checkpoint:
 
 def build_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
     """Return the options of :func:`understudy.detectors.build.plain_network` for the detector of a config."""
-    detector = config.detector.model_dump(mode="json", exclude={"backbone_weights", "frozen_stages"})
+    of_training = {"backbone_weights", "channel_order", "frozen_stages"}
+    detector = config.detector.model_dump(mode="json", exclude=of_training)
     return {
         **detector,
         "num_classes": num_classes,

@@ -8,9 +8,11 @@ import typer
 from understudy.cli.app import OVERRIDABLE, ConfigFile, Overrides, app, example, print_folder, show
 
 
-@app.command(epilog=example("understudy check photos --sheet sheet.png"))
+@app.command(epilog=example("understudy check photos --sheet sheet.png", "understudy check VOC2007 VOC2012"))
 def check(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data set: COCO, VOC or YOLO.")],
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA", help="Data set: COCO, VOC or YOLO; several are checked as one.")
+    ],
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
     ] = None,

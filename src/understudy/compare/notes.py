@@ -7,6 +7,7 @@ from pathlib import Path
 from understudy.compare.rows import Row, plain_candidates
 from understudy.compare.runs import differences
 from understudy.config import DistillConfig
+from understudy.data import shown_location
 from understudy.files import read_rows
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
 from understudy.text import percent
@@ -29,7 +30,9 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
 def _ap_note(rows: Sequence[Row]) -> Iterator[str]:
     images = rows[0].runs[0].evaluation.images
     data, split = rows[0].runs[0].measured_on
-    yield f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {data}."
+    yield (
+        f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {shown_location(data)}."
+    )
 
 
 def _checkpoint_notes(rows: Sequence[Row]) -> Iterator[str]:
@@ -81,7 +84,7 @@ def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:
     if any(len(row.runs) > 1 for row in rows):
         yield "± is the standard deviation over runs that differ in the seed only."
     for row in rows:
-        sides = [side.name for side in (row.plain, row) if side and len(side.runs) == 1] if row.plain else []
+        sides = [side.name for side in (row.plain, row) if len(side.runs) == 1] if row.plain else []
         if sides:
             yield (
                 f"{row.name}: there is only one run of {' and '.join(sides)}. AP also varies with the seed: confirm "

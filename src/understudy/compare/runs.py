@@ -11,12 +11,16 @@ import yaml
 
 from understudy.checkpoints import load_checkpoint
 from understudy.config import DetectorConfig, DistillConfig, TrainConfig, load_config
+from understudy.data import as_paths, shown_location
 from understudy.errors import UserError
 from understudy.evaluation import Evaluation, evaluate
 from understudy.training.folder import RunFolder
 
 Role = Literal["teacher", "plain", "distilled"]
 """The teacher, a student trained without one, or a distilled student."""
+
+Place = tuple[str | list[str], str]
+"""Data set, or several, and split."""
 
 _NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every"}
 """Keys in which the configs of one experiment may differ; ``data.workers`` is one too."""
@@ -44,7 +48,7 @@ class Run:
     parameters: int
     epoch: int | None
     train_seconds: float | None
-    measured_on: tuple[str, str]
+    measured_on: Place
     kind: Literal["run", "checkpoint", "imported"] = "run"
 
     @property
@@ -86,7 +90,8 @@ def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -
                 faults.append(str(error))
         seen.add(path.resolve())
     checkpoints = [path for path in dict.fromkeys(paths) if path.is_file()]
-    places = list(dict.fromkeys(run.measured_on for run in runs.values()))
+    places = [run.measured_on for run in runs.values()]
+    places = [place for number, place in enumerate(places) if place not in places[:number]]
     if checkpoints and len(places) != 1 and not faults:
         faults.append(_no_common_data(checkpoints, places))
     if not faults:
@@ -165,7 +170,7 @@ def _read_run(folder: Path) -> Run:
         raise UserError(f"{folder}: its config.yaml or result.json is damaged ({error!r})") from error
 
 
-def _evaluated(file: Path, place: tuple[str, str], device: torch.device | str | None) -> Run:
+def _evaluated(file: Path, place: Place, device: torch.device | str | None) -> Run:
     """Evaluate a checkpoint without a run folder on the data set and split of the runs beside it."""
     path, split = place
     checkpoint = load_checkpoint(file)
@@ -191,7 +196,7 @@ def _evaluated(file: Path, place: tuple[str, str], device: torch.device | str | 
     )
 
 
-def _no_common_data(checkpoints: Sequence[Path], places: Sequence[tuple[str, str]]) -> str:
+def _no_common_data(checkpoints: Sequence[Path], places: Sequence[Place]) -> str:
     """Explain why checkpoints cannot be evaluated beside the runs."""
     names = ", ".join(map(str, checkpoints))
     if not places:
@@ -199,38 +204,46 @@ def _no_common_data(checkpoints: Sequence[Path], places: Sequence[tuple[str, str
             f"{names}: a checkpoint has no result and is evaluated on the data of the runs beside it. Give at least "
             "one run folder, or evaluate it alone: understudy evaluate CHECKPOINT DATA"
         )
-    listed = "; ".join(f"{split!r} in {path}" for path, split in places)
+    listed = "; ".join(f"{split!r} in {shown_location(path)}" for path, split in places)
     return (
         f"{names}: a checkpoint has no result and is evaluated on the data of the runs beside it, but these were "
         f"evaluated on different data: {listed}. Compare it with the runs of one data set."
     )
 
 
-def _measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, str]:
+def _measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> Place:
     """Return data set and split of a result: those of the run, unless the result names others."""
     path, split = result.get("measured_on") or (config["data"]["path"], config["data"]["val"])
-    return str(Path(path).resolve()), split
+    paths = [str(each.resolve()) for each in as_paths(path)]
+    return paths[0] if len(paths) == 1 else paths, split
 
 
 def _budget(run: Run) -> dict[str, Any]:
     """Collect the settings that two runs must share for a fair comparison."""
     config = run.config
     data, optimizer, schedule = config.data, config.optimizer, config.schedule
+    measured_path, measured_split = run.measured_on
     return {
-        "training images": f"{data.path.resolve()} {data.train}",
-        "validation images": " ".join(run.measured_on),
+        "training images": f"{shown_location([path.resolve() for path in as_paths(data.path)])} {data.train}",
+        "validation images": f"{shown_location(measured_path)} {measured_split}",
         "shorter side": data.shorter_side,
+        "mode of the shorter side": data.shorter_side_mode,
         "longer side": data.longer_side,
         "flip": data.flip,
+        "grouping by aspect ratio": data.group_by_aspect,
+        "images without objects": "left out" if data.skip_empty else "used",
         "unlabelled images per step": data.unlabelled_batch or 0,
         "epochs": schedule.epochs,
         "schedule": schedule.name,
+        "warm-up": [schedule.warmup, schedule.warmup_steps, schedule.warmup_factor],
         "batch size": config.batch_size,
         "devices": config.devices,
         "machines": config.num_nodes,
         "optimizer": optimizer.name,
         "learning rate": optimizer.lr,
         "weight decay": optimizer.weight_decay,
+        "factors of biases": [optimizer.bias_lr_mult, optimizer.bias_decay_mult],
+        "largest norm of the gradient": optimizer.clip_norm,
         "precision": config.precision,
         "epochs between evaluations": config.evaluate_every,
     }

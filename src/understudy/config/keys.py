@@ -112,19 +112,33 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The images and how they are loaded."""
 
-    path: FilePath = Field(
-        description="Data set: a folder in COCO, VOC or YOLO format (detected automatically), or a COCO JSON file.",
+    path: FilePath | Annotated[list[FilePath], Field(min_length=1)] = Field(
+        description="Data set: a folder in COCO, VOC or YOLO format (detected automatically), or a COCO JSON file; "
+        "several are used as one.",
         examples=["path/to/photos"],
     )
-    train: Text = Field("train", description="Training split.")
-    val: Text = Field("val", description="Validation split.")
+    train: Text = Field("train", description="Training split, or several joined by +.")
+    val: Text = Field("val", description="Validation split, or several joined by +.")
     shorter_side: Annotated[list[Pixels], Field(min_length=1), BeforeValidator(one_as_list)] = Field(
         [800],
         description="Shorter side of an image in pixels; with several sizes, each training image uses a random one "
         "and evaluation uses the last.",
     )
+    shorter_side_mode: Literal["choice", "range"] = Field(
+        "choice",
+        description="Sizes of training images: choice (one of `shorter_side`) or range (any integer from the smallest "
+        "to the largest of them).",
+    )
     longer_side: Pixels = Field(1333, description="Maximum length of an image's longer side in pixels.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
+    group_by_aspect: bool = Field(
+        False,
+        description="Whether a batch has only images that are higher than wide, or only others, as in mmdet; saves "
+        "padding.",
+    )
+    skip_empty: bool = Field(
+        False, description="Whether to leave out training images without objects, as mmdet's `filter_empty_gt`."
+    )
     workers: NonNegativeInt = Field(
         2, description="Number of processes that load images; 0: load them in the training process."
     )
@@ -174,6 +188,11 @@ class DetectorConfig(Section):
         (0.229, 0.224, 0.225),
         description="Standard deviation of red, green and blue (0 to 1) that each image is divided by.",
     )
+    channel_order: Literal["rgb", "bgr"] = Field(
+        "rgb",
+        description="Order of the colours that `backbone_weights` expects: bgr for weights from Caffe, whose first "
+        "convolution is rearranged, so that the detector takes RGB images in any case.",
+    )
     conventions: Literal["torchvision", "mmdet"] = Field(
         "torchvision",
         description="Library whose implementation to match (anchors, coarse levels, heads, losses); mmdet for the "
@@ -195,29 +214,40 @@ class OptimizerConfig(Section):
     """The optimizer and its learning rate."""
 
     DEFAULTS: ClassVar[dict[str, dict[str, float]]] = {
-        "sgd": {"lr": 0.01, "weight_decay": 1e-4},
+        "sgd": {"weight_decay": 1e-4},  # the learning rate depends on the detector; see training/assembly.py
         "adamw": {"lr": 1e-4, "weight_decay": 0.05},
     }
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
     lr: Auto[PositiveFloat] = Field(
         _FILLED_IN,
-        description="Learning rate for `reference_batch` images per step; null: sgd 0.01, adamw 0.0001.",
+        description="Learning rate for `reference_batch` images per step; null: sgd 0.01 (Faster R-CNN 0.02), adamw "
+        "0.0001.",
         examples=[0.01],
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
     weight_decay: Auto[NonNegativeFloat] = Field(_FILLED_IN, description="Weight decay; null: sgd 0.0001, adamw 0.05.")
+    bias_lr_mult: PositiveFloat = Field(
+        1.0, description="Factor of the learning rate of biases, apart from those of normalisation layers."
+    )
+    bias_decay_mult: NonNegativeFloat = Field(
+        1.0, description="Factor of the weight decay of biases, apart from those of normalisation layers."
+    )
     scale_lr: bool = Field(
         True,
         description="Whether to multiply the learning rate by (images per step over all processes) / "
         "`reference_batch`.",
     )
     reference_batch: PositiveInt = Field(16, description="Images per step that `lr` refers to.")
-    clip_norm: PositiveFloat | None = Field(None, description="Maximum norm of the gradient; null: no clipping.")
+    clip_norm: PositiveFloat | None = Field(
+        None,
+        description="Maximum norm of the gradient of all trained weights together, including those of the methods; "
+        "null: no clipping.",
+    )
 
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the learning rate and the weight decay, which depend on the optimizer."""
+        """Fill in the defaults that depend on the optimizer."""
         return _where_null(values, cls.DEFAULTS.get(values.get("name", "sgd"), {}))
 
 
@@ -234,11 +264,16 @@ class ScheduleConfig(Section):
     epochs: Auto[PositiveInt] = Field(
         _FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
     )
+    warmup: Literal["linear", "constant"] = Field(
+        "linear",
+        description="Learning rate during the warm-up: linear increases it from `warmup_factor` to 1, constant keeps "
+        "it at `warmup_factor`.",
+    )
     warmup_steps: NonNegativeInt = Field(
-        500, description="Steps of the linear warm-up of the learning rate, limited to a tenth of the run."
+        500, description="Steps of the warm-up of the learning rate, limited to a tenth of the run."
     )
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.001, description="Learning rate at the start of the warm-up, relative to the one at its end."
+        0.001, description="Learning rate at the start of the warm-up, relative to the one after it."
     )
 
     @classmethod

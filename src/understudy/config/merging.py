@@ -135,7 +135,7 @@ class _Draft:
         if not equals or not re.fullmatch(r"\w[\w.:]*", key):
             self.faults.append(not_key_value(self.cls, argument))
             return []
-        if is_text(type_at(self.cls, path)):
+        if is_text(type_at(self.cls, path), text):
             return [(path, None if NULL.match(text) else text)]
         try:
             return _assignments(self.cls, {key: parse_yaml(text)}, ())

@@ -78,10 +78,16 @@ def is_mapping(annotation: Any) -> bool:
     return get_origin(bare(annotation)) is dict
 
 
-def is_text(annotation: Any) -> bool:
-    """Return whether a value of this type is taken literally instead of being parsed as YAML."""
+def is_text(annotation: Any, value: str = "") -> bool:
+    """Return whether a value of this type is taken literally instead of being parsed as YAML.
+
+    A type that allows both text and a list of texts takes a value in brackets as a list.
+    """
     if get_origin(annotation) in (Union, types.UnionType):
-        return all(is_text(part) or part is types.NoneType for part in get_args(annotation))
+        lists = [part for part in get_args(annotation) if get_origin(bare(part)) is list]
+        others = [part for part in get_args(annotation) if part not in lists]
+        literal = all(is_text(part) or part is types.NoneType for part in others)
+        return literal and not (lists and value.startswith("["))
     if get_origin(annotation) is Literal:
         return all(isinstance(name, str) for name in get_args(annotation))
     if get_origin(annotation) is Annotated:

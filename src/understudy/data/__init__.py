@@ -1,7 +1,7 @@
 """Data sets in COCO, VOC and YOLO format, and the batches made from them."""
 
 from understudy.data.check import CheckReport, check_data
-from understudy.data.dataset import open_data, open_unlabelled, splits
+from understudy.data.dataset import as_paths, open_data, open_unlabelled, shown_location, splits
 from understudy.data.images import UnreadableImage, image_size, load_image
 from understudy.data.loading import Batch, EpochSampler, derived_seed, evaluation_loader, training_loader
 from understudy.data.records import DetectionData, Record
@@ -13,6 +13,7 @@ __all__ = [
     "EpochSampler",
     "Record",
     "UnreadableImage",
+    "as_paths",
     "check_data",
     "derived_seed",
     "evaluation_loader",
@@ -20,6 +21,7 @@ __all__ = [
     "load_image",
     "open_data",
     "open_unlabelled",
+    "shown_location",
     "splits",
     "training_loader",
 ]

@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import StringIO
@@ -19,7 +19,15 @@ from rich.table import Table
 from torch import Tensor
 
 from understudy.data.contact_sheet import draw_contact_sheet
-from understudy.data.dataset import add_emptiness, find_splits, shortened
+from understudy.data.dataset import (
+    Location,
+    add_emptiness,
+    different_classes,
+    find_splits,
+    named,
+    shortened,
+    shown_location,
+)
 from understudy.data.images import UnreadableImage, is_rotated, load_image, open_image
 from understudy.data.records import Fault, Format, Record, SplitDraft
 from understudy.errors import UserError
@@ -52,7 +60,7 @@ class CheckReport:
     """The result of `check_data`.
 
     Attributes:
-        path: the data set.
+        path: the data set; several are separated by blanks.
         format: "coco", "voc" or "yolo".
         splits: the counts of each split that could be read.
         faults: problems that prevent a run, stop it midway, or lose objects.
@@ -60,7 +68,7 @@ class CheckReport:
         contact_sheet: the PNG that was drawn, or None.
     """
 
-    path: Path
+    path: str
     format: Format
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -81,7 +89,7 @@ class CheckReport:
     def to_dict(self) -> dict:
         """Return the report as plain values, with every fault and warning."""
         return {
-            "path": str(self.path),
+            "path": self.path,
             "format": self.format,
             "ok": self.ok,
             "splits": {
@@ -100,7 +108,7 @@ class CheckReport:
         }
 
     def __rich__(self) -> Group:
-        parts = [f"[bold]{escape(str(self.path))}[/]: {self.format.upper()}", self._split_table(), self._class_table()]
+        parts = [f"[bold]{escape(self.path)}[/]: {self.format.upper()}", self._split_table(), self._class_table()]
         for title, style, found in (("fault", "red", self.faults), ("warning", "yellow", self.warnings)):
             parts.append(f"[bold {style if found else 'green'}]{_count(len(found), title)}[/]")
             parts += [f"  {escape(line)}" for line in shortened(found)]
@@ -129,7 +137,7 @@ class CheckReport:
         return table
 
 
-def check_data(path: Path | str, contact_sheet: Path | str | None = None) -> CheckReport:
+def check_data(path: Location, contact_sheet: Path | str | None = None) -> CheckReport:
     """Read every image of every split of a data set, and report every fault.
 
     Args:
@@ -139,12 +147,11 @@ def check_data(path: Path | str, contact_sheet: Path | str | None = None) -> Che
     Raises:
         UserError: the path does not exist, its format is not known, or the sheet cannot be written.
     """
-    path = Path(path)
     sheet = None if contact_sheet is None else Path(contact_sheet)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise UserError(f"The contact sheet must be a PNG file: expected a name that ends in .png, got {sheet}.")
     format, found = find_splits(path)
-    report = CheckReport(path, format)
+    report = CheckReport(shown_location(path), format)
     drafts: dict[str, SplitDraft] = {}
     for name, read in found.items():
         try:
@@ -154,8 +161,8 @@ def check_data(path: Path | str, contact_sheet: Path | str | None = None) -> Che
     for name, draft in drafts.items():
         add_emptiness(draft)
         report.splits[name] = _summary(draft)
-        report.faults += _named(name, draft.faults + draft.left_out)
-        report.warnings += _named(name, _classes_without_objects(draft))
+        report.faults += named(name, draft.faults + draft.left_out)
+        report.warnings += named(name, _classes_without_objects(draft))
     _compare_splits(drafts, report)
     usable = _inspect_images(drafts, report)
     if sheet is not None:
@@ -179,11 +186,6 @@ def _summary(draft: SplitDraft) -> SplitSummary:
     )
 
 
-def _named(split: str, faults: Iterable[Fault]) -> list[Fault]:
-    """Return the faults with the name of their split."""
-    return [fault._replace(where=f"{split}: {fault.where}") for fault in faults]
-
-
 def _classes_without_objects(draft: SplitDraft) -> Iterator[Fault]:
     seen = {label for record in draft.records for label in record.labels.tolist()}
     for label, name in enumerate(draft.classes):
@@ -193,11 +195,8 @@ def _classes_without_objects(draft: SplitDraft) -> Iterator[Fault]:
 
 def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
     """Report classes that differ between the splits, and images that are in two splits."""
-    first = next(iter(drafts), "")
-    for name, draft in drafts.items():
-        if draft.classes != drafts[first].classes:
-            mine, others = ", ".join(draft.classes), ", ".join(drafts[first].classes)
-            report.faults.append(Fault("classes differ", name, f"{mine}; but in {first}: {others}"))
+    for name in drafts:
+        report.faults += different_classes(name, drafts)
     files = {name: {record.path for record in draft.records} for name, draft in drafts.items()}
     for one, other in combinations(files, 2):
         if "trainval" in one + other:
@@ -224,8 +223,8 @@ def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport) -> dict[
             disable=not sys.stderr.isatty(),
         )
         for (name, record), (faults, notes) in shown:
-            report.faults += _named(name, faults)
-            report.warnings += _named(name, notes)
+            report.faults += named(name, faults)
+            report.warnings += named(name, notes)
             if not faults:
                 usable[name].append(record)
     return usable

@@ -2,15 +2,20 @@
 
 import difflib
 import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 from understudy.data import coco, voc, yolo
 from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
-from understudy.data.records import SPLIT_NAMES, DetectionData, Fault, Format, Record, SplitDraft
+from understudy.data.records import SPLIT_NAMES, DetectionData, Fault, Format, Record, SplitDraft, repeated
 from understudy.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -18,32 +23,40 @@ logger = logging.getLogger(__name__)
 _FORMATS: dict[Format, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
 _LISTED_FAULTS = 30  # of each kind, in one message
 
+Location = Path | str | Sequence[Path | str]
+"""A data set, or several that are used as one."""
 
-def open_data(path: Path | str, split: str = "train") -> DetectionData:
+Readers = dict[str, Callable[[], SplitDraft]]
+"""The splits of a data set by name, each with the function that reads it."""
+
+
+def open_data(path: Location, split: str = "train") -> DetectionData:
     """Open one split of a data set in COCO, VOC or YOLO format.
 
     Objects whose box is empty, not finite or completely outside its image are left out, with a warning in the log.
     Image files are not opened (only their headers, if the format does not state sizes); `understudy check` reads them.
 
     Args:
-        path: the data set's folder, or a COCO .json, YOLO .yaml or list .txt file.
+        path: the data set's folder, or a COCO .json, YOLO .yaml or list .txt file; or a list of data sets of one
+            format and the same classes.
         split: a name from `splits(path)`; "val" also finds "valid" and "val2017". Or an annotation file, relative
-            to `path`. A single .json or .txt file is one split, whatever its name.
+            to `path`. A single .json or .txt file is one split, whatever its name. Of several data sets, a name
+            stands for the union over those that have such a split, and "a+b" for the union of two names.
 
     Raises:
         UserError: the path or the split does not exist, the format is not known, or the annotations have faults (the
             message lists them).
     """
-    path = Path(path)
     format, name, read = _find_split(path, split)
     draft = read()
     add_emptiness(draft)
+    check = f"understudy check {shown_location(path)}"
     if draft.faults:
-        summary = f"{draft.source} has {len(draft.faults)} faults (`understudy check {path}` also reads the images):"
+        summary = f"{draft.source} has {len(draft.faults)} faults (`{check}` also reads the images):"
         raise UserError.listing(summary, shortened(draft.faults))
     if draft.left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(f.kind for f in draft.left_out).items())
-        logger.warning("%s: objects left out: %s. `understudy check %s` lists them.", draft.source, kinds, path)
+        logger.warning("%s: objects left out: %s. `%s` lists them.", draft.source, kinds, check)
     return DetectionData(
         classes=draft.classes,
         category_ids=draft.category_ids,
@@ -113,21 +126,27 @@ def _identity(file: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def splits(path: Path | str) -> list[str]:
+def splits(path: Location) -> list[str]:
     """Return the names of a data set's splits, as accepted by `open_data`.
 
     Raises:
         UserError: the path does not exist, or its format is not known.
     """
-    return list(find_splits(Path(path))[1])
+    return list(find_splits(path)[1])
 
 
-def find_splits(path: Path, root: Path | None = None) -> tuple[Format, dict[str, Callable[[], SplitDraft]]]:
+def find_splits(path: Location, root: Path | None = None) -> tuple[Format, Readers]:
     """Return the format of a data set, and its splits by short name, each with the function that reads it.
 
+    The splits of several data sets have the name of their folder in front: `VOC2007/train`.
+
     Raises:
-        UserError: the path does not exist, or its format is not known.
+        UserError: a path does not exist, its format is not known, or several data sets have different formats.
     """
+    paths = as_paths(path)
+    if len(paths) > 1:
+        return _side_by_side(paths)
+    path = paths[0]
     if not path.exists():
         raise UserError(f"No data set at {path}: no such file or folder.{_closest_sibling(path)}")
     for format, module in _FORMATS.items():
@@ -137,6 +156,67 @@ def find_splits(path: Path, root: Path | None = None) -> tuple[Format, dict[str,
     raise UserError.listing(
         f"The {kind} {path} has none of the known formats. Expected one of:", [m.LAYOUTS for m in _FORMATS.values()]
     )
+
+
+def _side_by_side(paths: Sequence[Path]) -> tuple[Format, Readers]:
+    names = [path.name for path in paths]
+    labels = [str(path) if names.count(path.name) > 1 else path.name for path in paths]
+    if twice := repeated(str(path.resolve()) for path in paths):
+        raise UserError(f"The data set {twice[0]} is named twice. Leave one out.")
+    found = {label: find_splits(path) for label, path in zip(labels, paths, strict=True)}
+    formats = {label: format for label, (format, _) in found.items()}
+    if len(set(formats.values())) > 1:
+        kinds = ", ".join(f"{label} is {format}" for label, format in formats.items())
+        raise UserError(f"Several data sets must have one format to be used as one: {kinds}.")
+    every = {f"{label}/{name}": read for label, (_, of_one) in found.items() for name, read in of_one.items()}
+    return next(iter(formats.values())), every
+
+
+def as_paths(path: Location) -> list[Path]:
+    """Return the paths of one data set or several."""
+    return [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
+
+
+def shown_location(path: Location) -> str:
+    """Write the paths of one data set or several as arguments of a command."""
+    return " ".join(map(str, as_paths(path)))
+
+
+def _union(parts: Mapping[str, Callable[[], SplitDraft]]) -> SplitDraft:
+    """Read several splits as one, with new image and annotation ids; splits with other classes are a fault."""
+    drafts = {name: read() for name, read in parts.items()}
+    first = next(iter(drafts.values()))
+    source, images = (
+        Path(os.path.commonpath([getattr(draft, name).absolute() for draft in drafts.values()]))
+        for name in ("source", "image_root")
+    )
+    joined = SplitDraft(source, images, first.classes, first.category_ids)
+    for name, draft in drafts.items():
+        joined.faults += [*named(name, draft.faults), *different_classes(name, drafts)]
+        joined.left_out += named(name, draft.left_out)
+    records = [record for draft in drafts.values() for record in draft.records]
+    for path in repeated(str(record.path.absolute()) for record in records):
+        joined.fault("image in two splits", " and ".join(drafts), path)
+    ends = torch.tensor([0, *(len(record.labels) for record in records)]).cumsum(0).tolist()
+    joined.records = [
+        replace(record, image_id=number + 1, annotation_ids=torch.arange(ends[number], ends[number + 1]) + 1)
+        for number, record in enumerate(records)
+    ]
+    return joined
+
+
+def named(split: str, faults: Iterable[Fault]) -> list[Fault]:
+    """Return the faults with the name of their split."""
+    return [fault._replace(where=f"{split}: {fault.where}") for fault in faults]
+
+
+def different_classes(name: str, drafts: Mapping[str, SplitDraft]) -> list[Fault]:
+    """Return a fault if a split has other classes than the first."""
+    first = next(iter(drafts))
+    mine, others = drafts[name].classes, drafts[first].classes
+    if mine == others:
+        return []
+    return [Fault("classes differ", name, f"{', '.join(mine)}; but in {first}: {', '.join(others)}")]
 
 
 def add_emptiness(draft: SplitDraft) -> None:
@@ -161,25 +241,38 @@ def shortened(faults: list[Fault], limit: int = _LISTED_FAULTS) -> list[str]:
     return lines
 
 
-def _find_split(path: Path, split: str) -> tuple[Format, str, Callable[[], SplitDraft]]:
+def _find_split(path: Location, split: str) -> tuple[Format, str, Callable[[], SplitDraft]]:
     """Return the format, the split's own name and its reader."""
-    if path.is_dir() and (path / split).is_file():  # an annotation file, not a name
-        format, found = find_splits(path / split, root=path)
+    paths = as_paths(path)
+    if len(paths) == 1 and paths[0].is_dir() and (paths[0] / split).is_file():  # an annotation file, not a name
+        format, found = find_splits(paths[0] / split, root=paths[0])
         name, read = next(iter(found.items()))
         return format, name, read
-    format, found = find_splits(path)
-    names = [split, _short_name(split)]
-    if path.suffix.lower() in (".json", ".txt"):  # one file is one split, whatever its name
-        names = list(found)
-    for name in names:
+    format, found = find_splits(paths)
+    if len(paths) == 1 and paths[0].suffix.lower() in (".json", ".txt"):  # one file is one split, whatever its name
+        name, read = next(iter(found.items()))
+        return format, name, read
+    parts = {name: found[name] for piece in split.split("+") for name in _meant(piece, split, path, format, found)}
+    if len(parts) == 1:
+        name, read = next(iter(parts.items()))
+        return format, name, read
+    return format, split, partial(_union, parts)
+
+
+def _meant(piece: str, split: str, path: Location, format: Format, found: Readers) -> list[str]:
+    """Return the splits that a name stands for: the one of this name, or that of every year or data set that has it."""
+    for name in (split, piece, _short_name(piece)):
         if name in found:
-            return format, name, found[name]
-    close = difflib.get_close_matches(split, found, n=1)
+            return [name]
+        if several := [each for each in found if each.endswith(f"/{name}")]:
+            return several
+    close = difflib.get_close_matches(piece, found, n=1)
     hint = f' Did you mean "{close[0]}"?' if close else ""
-    raise UserError(f'{path} ({format}) has no split "{split}". Available: {", ".join(found)}.{hint}')
+    where = f"{shown_location(path)} ({format})"
+    raise UserError(f'{where} has no split "{piece}". Available: {", ".join(found)}.{hint}')
 
 
-def _with_short_names(found: dict[str, Callable[[], SplitDraft]]) -> dict[str, Callable[[], SplitDraft]]:
+def _with_short_names(found: Readers) -> Readers:
     """Shorten names where unambiguous (train2017 -> train, valid -> val), and sort them, training first."""
     counts = Counter(map(_short_name, found))
     short = {_short_name(name) if counts[_short_name(name)] == 1 else name: read for name, read in found.items()}

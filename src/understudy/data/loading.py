@@ -67,6 +67,7 @@ def training_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    group_by_aspect: bool = False,
     unlabelled: DetectionData | None = None,
     unlabelled_batch: int = 0,
 ) -> DataLoader:
@@ -85,6 +86,8 @@ def training_loader(
         workers: processes that load ahead; 0 loads in this process.
         rank: number of this process, 0..world_size-1.
         world_size: number of processes that share an epoch.
+        group_by_aspect: whether the labelled images of a batch are all higher than wide, or all not; see
+            `EpochSampler`.
         unlabelled: images from `open_unlabelled` to add to the batches; they do not lengthen an epoch.
         unlabelled_batch: number of them per batch of this process, after its labelled images.
 
@@ -98,11 +101,12 @@ def training_loader(
             f"for each of {world_size} processes. Lower batch_size or the number of processes."
         )
     dataset = LoadedImages(data, shorter_side, longer_side, flip, seed)
+    high = [record.height > record.width for record in data.records] if group_by_aspect else []
     if unlabelled is None or not unlabelled_batch:
-        sampler = EpochSampler(len(data), batch_size, seed, rank, world_size)
+        sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, high)
         return _loader(dataset, sampler, batch_size, workers, drop_last=True)
     others = LoadedImages(unlabelled, shorter_side, longer_side, flip, derived_seed(seed, _UNLABELLED), labelled=False)
-    sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, len(unlabelled), unlabelled_batch)
+    sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, high, len(unlabelled), unlabelled_batch)
     return _loader(MixedImages(dataset, others), sampler, batch_size + unlabelled_batch, workers, drop_last=True)
 
 
@@ -139,14 +143,34 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     `epoch` and `start` are the only state, so a resumed run loads the same images as an uninterrupted one.
 
+    If images are grouped, a batch is complete as soon as enough images of one group were drawn, as in mmdet's
+    `AspectRatioBatchSampler`. The remainders of the two groups follow at the end of the epoch: at most one mixed batch.
+    So a rank has the same images and the same number of batches as without groups.
+
+    Args:
+        length: number of images.
+        batch_size: images of a batch.
+        seed: a non-negative integer.
+        rank: number of this process, 0..world_size-1.
+        world_size: number of processes.
+        high: which images are higher than wide, to group by; empty: no groups.
+
     Attributes:
         epoch: the epoch of the next iteration.
         start: number of batches that the next iteration skips, once.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        high: Sequence[bool] = (),
+    ):
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.high = rank, world_size, high
         self.epoch = 0
         self.start = 0
 
@@ -160,6 +184,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = _permutation(self.length, self.seed, self.epoch)
         mine = order[self.rank : self.length // self.world_size * self.world_size : self.world_size]
+        if self.high:
+            mine = _grouped(mine, self.high, self.batch_size)
         skipped, self.start = self.start * self.batch_size, 0
         return iter([(index, self.epoch) for index in mine[skipped:]])
 
@@ -179,10 +205,11 @@ class MixedSampler(EpochSampler):
         seed: int,
         rank: int,
         world_size: int,
+        high: Sequence[bool],
         unlabelled: int,
         unlabelled_batch: int,
     ):
-        super().__init__(length, batch_size, seed, rank, world_size)
+        super().__init__(length, batch_size, seed, rank, world_size, high)
         self.unlabelled, self.unlabelled_batch = unlabelled, unlabelled_batch
         self.batches = length // world_size // batch_size
 
@@ -207,6 +234,19 @@ class MixedSampler(EpochSampler):
 def _permutation(length: int, *numbers: int) -> list[int]:
     generator = torch.Generator().manual_seed(derived_seed(*numbers))
     return torch.randperm(length, generator=generator).tolist()
+
+
+def _grouped(order: list[int], high: Sequence[bool], batch_size: int) -> list[int]:
+    """Reorder images such that each batch is of one group; the remainders of both groups come last."""
+    batches: list[int] = []
+    waiting: dict[bool, list[int]] = {True: [], False: []}
+    for index in order:
+        group = waiting[high[index]]
+        group.append(index)
+        if len(group) == batch_size:
+            batches += group
+            group.clear()
+    return batches + waiting[False] + waiting[True]
 
 
 class RankSampler(Sampler[tuple[int, int]]):

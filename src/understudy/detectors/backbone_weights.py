@@ -10,18 +10,25 @@ from torchvision.models import get_model_weights
 from understudy.errors import UserError
 
 
-def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path) -> None:
+def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path, *, bgr: bool = False) -> None:
     """Load ImageNet weights into a backbone; weights of layers that the detector does not have are ignored.
 
     Args:
         body: the backbone.
         backbone_name: torchvision's name of it.
         weights: a name of torchvision's weights, or a local file.
+        bgr: the weights expect images with blue first. The input channels of the first convolution are reordered, as
+            in an imported detector, so that it computes the same function of an RGB image.
 
     Raises:
-        UserError: there are no such weights, or they do not fit.
+        UserError: there are no such weights, they do not fit, or ``bgr`` is set for weights of torchvision.
     """
     state = _torchvision_weights(backbone_name, str(weights))
+    if state is not None and bgr:
+        raise UserError(
+            f"channel_order=bgr does not fit backbone_weights={weights}: torchvision's weights expect RGB images. "
+            "Leave channel_order out, or set backbone_weights to a file."
+        )
     if state is None:
         state = _weights_file(Path(weights))
     state = {key.removeprefix("features.").removeprefix("trunk_output."): value for key, value in state.items()}
@@ -38,6 +45,9 @@ def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path) -> N
         raise UserError.listing(
             f"The weights in {weights} do not fit this {backbone_name} (is the width the same?):", shown[:8] + more
         )
+    if bgr:
+        first = next(key for key, value in wanted.items() if value.ndim == 4)
+        state[first] = state[first][:, [2, 1, 0]]
     body.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 
 

@@ -15,7 +15,7 @@ from understudy.errors import UserError
 from understudy.outputs import Outputs, Spec, Target, TowerMaps
 
 PROBE_SIZE = 256
-"""Side in pixels of the empty image that a Spec is measured on; a multiple of every stride in use."""
+"""Side in pixels of the image of noise that a Spec is measured on; a multiple of every stride in use."""
 
 
 class Detector(nn.Module, ABC):
@@ -32,7 +32,7 @@ class Detector(nn.Module, ABC):
     Attributes:
         family: a key of :data:`.FAMILIES`; the facts of its entry go into the Spec.
         box_code: encoding of the dense box outputs, a key of :data:`understudy.boxes.BOX_CODES`.
-        spec: channels, strides and sizes, measured once on an empty image.
+        spec: channels, strides and sizes, measured once on an image of noise.
         network: the plain network.
     """
 
@@ -184,20 +184,23 @@ class Detector(nn.Module, ABC):
         return self
 
     def _measured(self, outputs: Outputs) -> dict[str, Any]:
-        """Measure further fields of the Spec on the record of an empty image."""
+        """Measure further fields of the Spec on the record of an image of noise."""
         return {}
 
     @torch.no_grad()
     def _probe(self, name: str) -> Spec:
         parameter = next(self.network.parameters())
         with evaluating(self):
-            outputs = self(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=parameter.device))
+            # Noise, not an empty image: the signs of a stage's values are measured, too.
+            noise = torch.rand(1, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0), device="cpu")
+            outputs = self(noise.to(parameter.device))
         family = FAMILIES.get(self.family)
         measured: dict[str, Any] = {
             "channels": tuple(feature.shape[1] for feature in outputs.features),
             "strides": tuple(_stride(feature) for feature in outputs.features),
             "stage_channels": tuple(stage.shape[1] for stage in outputs.stages),
             "stage_strides": tuple(_stride(stage) for stage in outputs.stages),
+            "stage_relu": () if parameter.is_meta else tuple(bool((stage >= 0).all()) for stage in outputs.stages),
             "family": self.family,
             "name": name,
             "dense": bool(outputs.class_logits),

@@ -70,6 +70,7 @@ def build_detector(
     neck_channels: int = 256,
     width_mult: float = 1.0,
     backbone_weights: str | Path | None = None,
+    channel_order: Literal["rgb", "bgr"] = "rgb",
     norm: Literal["auto", "batch", "sync", "eval", "frozen"] = "auto",
     head_norm: Literal["group"] | None = None,
     frozen_stages: int = 0,
@@ -90,6 +91,8 @@ def build_detector(
         width_mult: width of the backbone.
         backbone_weights: a name of torchvision's weights (``"IMAGENET1K_V1"``, downloaded) or a local file of the
             backbone's weights; None: random initialisation.
+        channel_order: order of the colours that these weights expect. Those of ``"bgr"`` are rearranged, so that the
+            detector computes the same function of RGB images.
         norm: batch normalisation of the backbone: trained (``"batch"``), trained and synchronised over all processes
             (``"sync"``), its weights trained on fixed statistics (``"eval"``, mmdet's ``norm_eval``), or ``"frozen"``;
             ``"auto"`` freezes it if pretrained weights are given and trains it otherwise.
@@ -112,6 +115,11 @@ def build_detector(
         ('fcos_mobilenet_v2', (32, 32, 32, 32, 32))
     """
     given = settings or {}
+    if channel_order == "bgr" and backbone_weights is None:
+        raise UserError(
+            "channel_order=bgr has no effect without backbone_weights: it states the order of the colours that these "
+            "weights expect. Set backbone_weights to a file, or leave channel_order out."
+        )
     _check_options(
         name, num_classes, neck_channels, width_mult, norm, head_norm, frozen_stages, anchor_scale, conventions, given
     )
@@ -136,7 +144,8 @@ def build_detector(
     except ValueError as error:
         raise UserError(f"The detector {name} cannot be built: {error}") from error
     if backbone_weights is not None:
-        load_backbone(network.backbone.body, name.removeprefix(f"{_family(name).name}_"), backbone_weights)
+        backbone = name.removeprefix(f"{_family(name).name}_")
+        load_backbone(network.backbone.body, backbone, backbone_weights, bgr=channel_order == "bgr")
     for stage in network.backbone.stages[:frozen_stages] if frozen_stages else ():
         for layer in stage:
             network.backbone.body[layer].requires_grad_(False)

@@ -27,6 +27,7 @@ class Family:
         mmdet: module that reads its mmdet checkpoints; has ``LAYOUT``. None: these cannot be imported.
         backbones: names that may follow the family's name and are listed; None: every backbone of the package.
         refused: options of ``build_detector`` that have no meaning for it, each with the reason.
+        sgd_lr: default learning rate with SGD, for 16 images per step.
         facts: fields of :class:`~understudy.outputs.Spec` that hold for each of its detectors.
         usual: the other fields that differ between families, of its detectors as they are usually built: ResNet-50,
             80 classes, a neck of 256 channels.
@@ -41,6 +42,7 @@ class Family:
     mmdet: str | None = None
     backbones: tuple[str, ...] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    sgd_lr: float = 0.01
     facts: Mapping[str, Any] = field(default_factory=dict)
     usual: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -83,6 +85,7 @@ FAMILIES: dict[str, Family] = {
         openers="understudy.detectors.faster_rcnn",
         mmdet="understudy.checkpoints.mmdet_faster_rcnn",
         refused={"head_norm": "it normalises heads of convolutions, and a Faster R-CNN has none"},
+        sgd_lr=0.02,
         facts={"two_stage": True, "objectness": True},
         usual={
             "num_classes": 1,

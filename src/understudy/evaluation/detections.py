@@ -1,7 +1,6 @@
 """Run a detector over a data set: from a checkpoint to rows of COCO's results format."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint
 from understudy.data import Batch, DetectionData, evaluation_loader, open_data
+from understudy.data.dataset import Location
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
@@ -115,12 +115,12 @@ def to_original_pixels(boxes: Tensor, size: tuple[int, int], original_size: tupl
     return boxes * torch.stack([ratio_x, ratio_y, ratio_x, ratio_y])
 
 
-def open_split(checkpoint: Checkpoint, data: Path | str | None, split: str | None) -> DetectionData:
+def open_split(checkpoint: Checkpoint, data: Location | None, split: str | None) -> DetectionData:
     """Open the split on which a checkpoint is evaluated.
 
     Args:
         checkpoint: the detector and the config of its run.
-        data: the data set; by default the one of the run.
+        data: the data set, or several; by default the one of the run.
         split: by default the validation split of the run.
 
     Raises:

@@ -85,7 +85,7 @@ def prediction_guided_loss(
     teacher_logits: Tensor,
     *,
     score: Score = "logit",
-    power: Literal[1, 2] = 2,
+    power: Literal[1, 2] = 1,
     normaliser: Literal["mean", "norm"] = "mean",
     detach: bool = False,
 ) -> Tensor:
@@ -93,8 +93,8 @@ def prediction_guided_loss(
 
     PFI (Li et al., AAAI 2022), prediction-guided feature imitation: in every cell the squared difference of the
     predictions, averaged over anchors and classes, times that of the features, averaged over channels; this product
-    to a power, averaged over images and cells. The paper's own equation was not available to us. The default is what
-    most second-hand sources agree on; the keyword arguments cover the points where they do not.
+    to a power, averaged over images and cells. The paper's own equation was not available to us. The default is that
+    of an implementation with a known weight; the keyword arguments cover the points where others differ.
 
     Args:
         student: (N, C, H, W), adapted to the teacher's channels.

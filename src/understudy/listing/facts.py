@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from understudy.detectors.families import FAMILIES, Family
-from understudy.methods.base import EVERY_FAMILY, Method
+from understudy.methods.base import CHECKS, EVERY_FAMILY, Method
 from understudy.methods.compatibility import READS
 from understudy.methods.loading import method_class, method_options, own_code
 from understudy.outputs import Spec
@@ -71,6 +71,8 @@ def method_facts(name: str) -> Facts:
             "optional_terms": list(method.optional_terms),
             "reads": {term: [READS[what].words for what in reads] for term, reads in _reads(method).items()},
             "source": method.source,
+            "checked": method.checked,
+            "unverified": any(method.checked.startswith(kind) for kind, verifies in CHECKS.items() if not verifies),
             "weights": {family: dict(method.default_weights(_student(family))) for family in OWN_FAMILIES},
             "for_every_family": EVERY_FAMILY in method.weights,
             "ramp_steps": method.ramp_steps,

@@ -57,7 +57,7 @@ def overview() -> str:
     for name in names:
         if heading := _heading(name):
             lines += ["", f"{heading}:"]
-        lines.append(wrapped(facts_of(name)["summary"], f"  {name:{column}}", hanging=column + 2))
+        lines.append(wrapped(marked(facts_of(name)), f"  {name:{column}}", hanging=column + 2))
     advice = ADVICE.format("`understudy methods` also lists the inputs and the supported detectors of each.")
     return "\n".join([*lines[1:], "", wrapped(advice)])
 
@@ -96,6 +96,11 @@ def explain(name: str) -> str:
     return "\n\n".join(blocks)
 
 
+def marked(facts: Facts) -> str:
+    """Return the summary of a method, with a mark if its arithmetic could not be verified against its paper."""
+    return facts["summary"] + (" (Not verified against the paper.)" if facts["unverified"] else "")
+
+
 def plain(text: str) -> str:
     """Remove the markup of a docstring's text; inline formulas stay LaTeX."""
     text = re.sub(r":math:`([^`]*)`", r"\1", text)
@@ -118,7 +123,7 @@ def _heading(name: str) -> str | None:
 
 
 def _summary(facts: Facts) -> str:
-    first = wrapped(f"{facts['name']}: {facts['summary']}")
+    first = wrapped(f"{facts['name']}: {marked(facts)}")
     return "\n".join([first, *_facts(facts), *_usual_weights(facts), *_serves(facts)])
 
 
@@ -131,6 +136,8 @@ def _facts(facts: Facts) -> Iterator[str]:
     if facts["aliases"]:
         yield _fact("also called", ", ".join(facts["aliases"]))
     yield _fact("source", facts["source"])
+    if facts["checked"]:
+        yield _fact("checked against", facts["checked"])
 
 
 def _usual_weights(facts: Facts) -> Iterator[str]:

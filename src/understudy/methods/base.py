@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 EVERY_FAMILY = "*"
 """Key of ``weights`` for default weights that hold for every family without an entry of its own."""
 
+CHECKS = {"authors' code": True, "the paper": True, "other implementations": False, "our reading": False}
+"""How :attr:`Method.checked` begins, and whether this verifies the arithmetic against the paper or its authors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layers:
@@ -83,6 +86,8 @@ class Method(nn.Module, ABC):
         weights: default weight of each term by the student's family, or by :data:`EVERY_FAMILY`.
         ramp_steps: steps over which the weights grow linearly from zero.
         source: the paper, and the origin of the weights.
+        checked: what its arithmetic was compared with, and how far; begins with a key of :data:`CHECKS`. Empty: not
+            stated.
         reads: the inputs of each term, by the names in :data:`.READS`. They determine the pairs of detectors that the
             method can compare. In an instance: those of its own terms, with its options.
         keeps: numbers of the convolutions whose feature maps inside the heads it reads (:meth:`.Detector.keeping`).
@@ -98,6 +103,7 @@ class Method(nn.Module, ABC):
     weights: ClassVar[Mapping[str, Mapping[str, float]]]
     ramp_steps: ClassVar[int] = 0
     source: ClassVar[str]
+    checked: ClassVar[str] = ""
     reads: Mapping[str, tuple[str, ...]]
     keeps: tuple[int, ...] = ()
 
@@ -141,8 +147,15 @@ class Method(nn.Module, ABC):
         return (*cls.terms, *cls.optional_terms)
 
     @classmethod
-    def default_weights(cls, student: Spec) -> Mapping[str, float]:
-        """Return the default weight of each term for a student; terms without one are absent."""
+    def default_weights(cls, student: Spec, options: Any = None) -> Mapping[str, float]:
+        """Return the default weight of each term for a student; terms without one are absent.
+
+        Overridden by methods whose options change the size of a term (PFI).
+
+        Args:
+            student: the student's Spec.
+            options: an instance of ``Options``, or of a model with its fields; None: the default options.
+        """
         own = cls.weights.get(student.family, cls.weights.get(EVERY_FAMILY, {}))
         return student.default_weights.get(cls.name, own)
 

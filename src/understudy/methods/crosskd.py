@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from understudy.boxes import box_code
@@ -10,6 +11,7 @@ from understudy.functional import align_scale, gap_weighted_loss, softened_diver
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import differences
 from understudy.networks.geometry import paired_giou, paired_iou
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, TowerMaps, Truth, flatten_levels
 
 
@@ -17,7 +19,8 @@ class CrossKD(Method):
     r"""The student's head features pass through the rest of the teacher's head; predictions must match the teacher's.
 
     A map inside each of the two towers of the student's head gets the mean and the deviation of the teacher's map,
-    channel by channel, and runs through the rest of the teacher's frozen head. These crossed predictions, :math:`C`,
+    channel by channel, and runs through the rest of the teacher's frozen head: after 3 of 4 convolutions (FCOS: 2),
+    the teacher's last one (two) and its predictor. These crossed predictions, :math:`C`,
     are compared with the teacher's own. The student's own predictions learn from the labels alone.
 
     .. math::
@@ -40,7 +43,7 @@ class CrossKD(Method):
     Evidence:
         paper: CrossKD: Cross-Head Knowledge Distillation for Object Detection.
         code: Written from the formulas. Weights, divisors, the logarithm of the IoU and the ``convolution`` after which
-            the maps cross are the authors'.
+            the maps cross are the authors' (their ``reused_teacher_head_idx``, which counts from 1).
         ours: The divisor is at least 1. An empty box of the teacher adds 0 to a logarithm.
         weight: The authors', for RetinaNet, FCOS and GFL. For other families they must be given.
         caution: The sums omit ignored anchors. Unlabelled images, whose anchors are all ignored, therefore affect only
@@ -56,6 +59,7 @@ class CrossKD(Method):
         "gfl": {"class": 1.0, "box": 4.0},
     }
     source = "Wang et al., CVPR 2024; weights and convolutions from the authors' code"
+    checked = "authors' code, jbwang1997/CrossKD @87e156a: crossing run on the same tensors, losses read"
     reads = {
         "class": ("class_logits", "assignment", "layers"),
         "box": ("class_logits", "boxes", "assignment", "layers"),
@@ -64,56 +68,55 @@ class CrossKD(Method):
     class Options(Method.Options):
         """The options of CrossKD."""
 
-        convolution: int | None = None
-        """Number of the convolution, counted from 0, whose output (before its ReLU) crosses over. None: the authors'
-        choice, 3, or 2 for a detector with centre-ness (FCOS)."""
+        convolution: PositiveInt | None = None
+        """Number of the convolution, counted from 1, whose output (before its ReLU) crosses over; the teacher runs the
+        later ones. None: the authors' choice, 3 of 4, or 2 of 4 for a detector with centre-ness (FCOS)."""
 
     options: Options
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):
         super().__init__(student, teacher, **options)
-        self.number = _number(student, self.options)
-        self.keeps = (self.number,)
+        self.index = _index(student, self.options)
+        self.keeps = (self.index,)
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
         """Require heads of one family with towers of the same width, since there is no adapter."""
         if not (student.dense and teacher.dense):  # already refused because of `reads`
             return {}
-        number, counts = _number(student, options), (len(student.tower_channels), len(teacher.tower_channels))
+        index, counts = _index(student, options), (len(student.tower_channels), len(teacher.tower_channels))
         reasons = differences(student, teacher, lambda spec: f"a head of the family {spec.family}")
-        if not 0 <= number < min(counts):
+        if index >= min(counts):
             reasons.append(
                 f"the student {student.name} has {counts[0]} convolutions in each tower of its head, the teacher "
-                f"{teacher.name} {counts[1]}; both need convolution {number}, counted from 0"
+                f"{teacher.name} {counts[1]}; both need convolution {index + 1}"
             )
         elif not reasons:
-            reasons = differences(student, teacher, lambda spec: f"{spec.tower_channels[number]} channels in its head")
+            reasons = differences(student, teacher, lambda spec: f"{spec.tower_channels[index]} channels in its head")
         return dict.fromkeys(cls.terms, reasons)
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
     ) -> dict[str, Tensor]:
         """Compute ``crosskd_class`` and ``crosskd_box``, of all levels together."""
-        layers = self.both_detectors(layers)
-        crossed, target = self.crossed(layers), flatten_levels(teacher.class_logits).detach()
-        counted = truth.gt_index > -2
+        crossed, counted = self.crossed(layers := self.both_detectors(layers)), truth.gt_index > -2
+        target = flatten_levels(teacher.class_logits).detach()
         gaps = gap_weighted_loss(flatten_levels(crossed.class_logits), target).where(counted, 0.0)
         weights = target.amax(-1).float().sigmoid().where(counted, 0.0)
         boxes = (weights * self._boxes(crossed, teacher, layers).where(counted, 0.0)).sum()
         positives = total_centerness(student.anchors, truth) if self.student.centerness else (truth.gt_index >= 0).sum()
-        amount = positives.clamp(min=1)
-        mass = weights.sum().clamp(min=1e-6) if box_code(self.teacher).distributed else amount
+        amount = averaged_over_processes(positives)
+        mass = averaged_over_processes(weights.sum(), 1e-6) if box_code(self.teacher).distributed else amount
         terms = {"crosskd_class": gaps.sum() / amount, "crosskd_box": boxes / mass}
         return {name: terms[name] for name in (f"crosskd_{term}" for term in self.terms)}
 
     def crossed(self, layers: Layers) -> Outputs:
         """Run the end of the teacher's head on the student's maps; the record is reduced like the teacher's."""
-        own = layers.student.tower_maps(layers.student_outputs, self.number)
-        theirs = layers.teacher.tower_maps(layers.teacher_outputs, self.number)
+        own = layers.student.tower_maps(layers.student_outputs, self.index)
+        theirs = layers.teacher.tower_maps(layers.teacher_outputs, self.index)
         towers = (own.classes, theirs.classes), (own.boxes, theirs.boxes)
         aligned = TowerMaps(*([align_scale(*pair) for pair in layers.paired(*tower)] for tower in towers))
-        crossed = layers.teacher.head_from(aligned, self.number, layers.teacher_outputs)
+        crossed = layers.teacher.head_from(aligned, self.index, layers.teacher_outputs)
         return layers.pairing.teacher_record(crossed) if layers.pairing else crossed
 
     def _boxes(self, crossed: Outputs, teacher: Outputs, layers: Layers) -> Tensor:
@@ -129,5 +132,5 @@ class CrossKD(Method):
         return -paired_iou(own, theirs.detach()).clamp(min=1e-6).log() * filled.detach()
 
 
-def _number(student: Spec, options: CrossKD.Options) -> int:
-    return (2 if student.centerness else 3) if options.convolution is None else options.convolution
+def _index(student: Spec, options: CrossKD.Options) -> int:
+    return (options.convolution or (2 if student.centerness else 3)) - 1  # detectors count from 0, papers from 1

@@ -27,21 +27,21 @@ class Dist2(Method):
     layers. ``fi`` is the squared difference of the transformed maps from the teacher's own.
 
     .. math::
-        L_\text{di} = \frac{1}{I} \sum_{s = 1}^I L_\text{det}\left(\text{teacher}_s(f_s(F^S)), \text{truth}\right)
+        L_\text{di} = \sum_{s = 1}^I L_\text{det}\left(\text{teacher}_s(f_s(F^S)), \text{truth}\right)
 
     .. math::
-        L_\text{fi} = \frac{1}{I} \sum_{s = 1}^I \frac{1}{L_s} \sum_{l = 1}^{L_s}
+        L_\text{fi} = \sum_{s = 1}^I \frac{1}{L_s} \sum_{l = 1}^{L_s}
         \frac{1}{N C_l H_l W_l} \sum_{n, c, h, w} \left(f_s(F^S)_l - F^T_l\right)^2
 
-    The step has :math:`I` strategies, and strategy :math:`s` has :math:`L_s` maps. They enter the teacher before the
+    There are :math:`I` strategies, and strategy :math:`s` has :math:`L_s` maps. They enter the teacher before the
     layers that the formula calls :math:`\text{teacher}_s`.
 
     Evidence:
         paper: Dist2: Distribution-Guided Distillation for Object Detection. No paper, code or citation was found, only
             a poster. It gives the sum of these losses and the names of the strategies.
         unverified: The transform, ``di`` and the strategies are our reading of the poster.
-        ours: The average over the strategies, the weights and the ramp. ``di`` leaves out unlabelled images. At levels
-            that the student lacks, the teacher uses its own maps.
+        ours: The weights and the ramp, the mean over levels in ``fi``, and the options. ``di`` leaves out unlabelled
+            images. At levels that the student lacks, the teacher uses its own maps.
         caution: ``fi`` is as large as the teacher's maps: check its raw value in ``losses.csv``. We recommend gradient
             clipping in long runs (``optimizer.clip_norm=35``). It runs the teacher's layers, so recorded outputs of the
             teacher are not enough.
@@ -53,6 +53,7 @@ class Dist2(Method):
     weights = {EVERY_FAMILY: {"di": 1.0, "fi": 1.0}}
     ramp_steps = 500
     source = "Dist2, a poster of Alibaba DAMO (no paper found); weights and ramp are our choice"
+    checked = "our reading of a poster: no paper and no authors' code were found"
     reads = {
         "di": ("features", "stages", "teacher_scores", "objects", "layers"),
         "fi": ("features", "stages", "layers"),
@@ -64,7 +65,11 @@ class Dist2(Method):
         strategies: Strategies = "All2All"
         """One strategy, several, or ``"All2All"`` for all four: N2N, B2B, B2N, N2B."""
         draw: Literal["all", "one"] = "all"
-        """``"all"`` strategies in every step, or ``"one"`` drawn at random: equal on average, with less memory."""
+        """``"all"`` strategies in every step, or ``"one"`` drawn at random, in a sum weighted by their number: equal on
+        average, with less memory."""
+        combine: Literal["sum", "mean"] = "sum"
+        """The ``"sum"`` over the strategies, as on the poster, or their ``"mean"`` (in no source), which divides the
+        share of each by their number."""
         supervision: Literal["truth", "teacher", "both"] = "truth"
         """The target of ``di``: the ``"truth"``; the detections of the ``"teacher"`` (a Faster R-CNN's proposals), in
         unlabelled images, too (in no source); or the sum of ``"both"``."""
@@ -96,7 +101,7 @@ class Dist2(Method):
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
     ) -> dict[str, Tensor]:
-        """Compute ``dist2_di`` and ``dist2_fi``, each averaged over the strategies of this step."""
+        """Compute ``dist2_di`` and ``dist2_fi``, each summed over the strategies, or averaged."""
         layers, names = self.both_detectors(layers), self.strategies
         if self.options.draw == "one":
             names = (names[torch.randint(len(names), ())],)
@@ -112,7 +117,10 @@ class Dist2(Method):
         # Transforms that were not drawn add no element, and stay connected, as training in several processes needs.
         idle = [transform for name, transform in self.transforms.items() if name not in names]
         nothing = [weight.flatten()[:0] for transform in idle for weight in transform.parameters()]
-        return {f"dist2_{term}": torch.cat([torch.stack(values), *nothing]).mean() for term, values in found.items()}
+        means = {f"dist2_{term}": torch.cat([torch.stack(values), *nothing]).mean() for term, values in found.items()}
+        # The mean over the strategies drawn, times the number of all: the expectation of a drawn one is the sum.
+        number = len(self.strategies) if self.options.combine == "sum" else 1
+        return {term: number * mean for term, mean in means.items()}
 
     def aligned(self, maps: dict[int, Tensor], theirs: dict[int, Tensor]) -> dict[int, Tensor]:
         """Return the transformed maps as they enter the teacher, by stride."""

@@ -83,9 +83,9 @@ class Transform(nn.Module):
     """Turn a student's maps into a teacher's maps at a place: Dist2's f_trans of one strategy.
 
     The poster does not describe it; this is our reading. Into a neck it is a 3x3 convolution per level, whose outputs
-    have a sign like a pyramid's. Into a backbone it is a 1x1 convolution, batch normalisation and a ReLU per stage,
-    since stages end in a ReLU. Levels coarser than the student's stages are made from its last one by 3x3 convolutions
-    of stride 2, with a ReLU between two.
+    have a sign like a pyramid's. Into a backbone it is a 1x1 convolution and batch normalisation per stage, and a
+    ReLU where the teacher's stage ends in one. Levels coarser than the student's stages are made from its last one by
+    3x3 convolutions of stride 2, with a ReLU between two.
 
     Args:
         strategy: where the student's maps are taken and where they enter the teacher: ``"N2N"``, ``"B2B"``, ``"B2N"``,
@@ -98,10 +98,11 @@ class Transform(nn.Module):
         super().__init__()
         self.source, self.student = strategy[0], student
         own, theirs = channels_at(strategy[0], student), channels_at(strategy[-1], teacher)
+        rectified = dict(zip(teacher.stage_strides, teacher.stage_relu, strict=False))  # none if unknown
         self.layers = nn.ModuleDict()
         for stride in strides_served(strategy, student, teacher):
             if stride in own and strategy[-1] == "B":
-                layer: nn.Module = _stage_transform(own[stride], theirs[stride])
+                layer: nn.Module = _stage_transform(own[stride], theirs[stride], relu=rectified.get(stride, False))
             elif stride in own:
                 layer = nn.Conv2d(own[stride], theirs[stride], kernel_size=3, padding=1)
             else:
@@ -122,8 +123,9 @@ class Transform(nn.Module):
         return made
 
 
-def _stage_transform(own: int, theirs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(own, theirs, kernel_size=1, bias=False), nn.BatchNorm2d(theirs), nn.ReLU())
+def _stage_transform(own: int, theirs: int, relu: bool) -> nn.Sequential:
+    layers = nn.Conv2d(own, theirs, kernel_size=1, bias=False), nn.BatchNorm2d(theirs)
+    return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
 
 
 def through_teacher(place: str, maps: Mapping[int, Tensor], teacher: "Detector", outputs: Outputs) -> Outputs:

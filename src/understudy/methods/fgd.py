@@ -63,6 +63,7 @@ class FGD(Method):
         "faster_rcnn": {"foreground": 5e-5, "background": 2.5e-5, "attention": 5e-5, "relation": 5e-7},
     }
     source = "Yang et al., CVPR 2022; reductions, weights and temperatures from the authors' configurations"
+    checked = "authors' code, yzd-v/FGD @c03a6cf: read"
     reads = {
         "foreground": ("features", "objects"),
         "background": ("features", "objects"),
@@ -103,7 +104,9 @@ class FGD(Method):
         losses: dict[str, list[Tensor]] = {term: [] for term in self.terms}
         for level in range(self.levels):
             own, theirs = self.adapters[level](student.features[level]), teacher.features[level]
-            foreground, background = area_weights(truth, student.level_sizes[level], sizes)
+            cells: dict[str, Tensor] = {}
+            if {"foreground", "background"} & losses.keys():
+                cells["foreground"], cells["background"] = area_weights(truth, student.level_sizes[level], sizes)
             for term, found in losses.items():
                 if term == "relation":
                     contexts = self.student_context[level](own), self.teacher_context[level](theirs.detach())
@@ -111,8 +114,7 @@ class FGD(Method):
                 elif term == "attention":
                     found.append(attention_loss(own, theirs, self.temperature))
                 else:
-                    weight = foreground if term == "foreground" else background
-                    found.append(focal_loss(own, theirs, weight, self.temperature, labelled))
+                    found.append(focal_loss(own, theirs, cells[term], self.temperature, labelled))
         return {f"fgd_{term}": torch.stack(levels).sum() for term, levels in losses.items()}
 
 

@@ -15,8 +15,8 @@ class FineGrained(Method):
     r"""The student imitates the teacher's features in the cells whose anchors lie near an object.
 
     A cell counts if one of the student's anchors overlaps an object by more than a share of that object's best IoU.
-    There the student's features, after a 3x3 convolution and a ReLU per level, :math:`\phi_l`, imitate the teacher's.
-    The adapters are discarded after training.
+    There the student's features, after a 3x3 convolution per level, :math:`\phi_l`, imitate the teacher's. The adapters
+    are discarded after training.
 
     .. math::
         L_\text{feature} = \frac{1}{L} \sum_l \frac{1}{2 |M_l|} \sum_{(n, h, w) \in M_l} \sum_c
@@ -30,16 +30,15 @@ class FineGrained(Method):
 
     Evidence:
         paper: Distilling Object Detectors with Fine-grained Feature Imitation.
-        code: Adapter with its initial weights, weight and reduction. The release imitates one level of one image per
-            process, and clips the gradient at 10 (``optimizer.clip_norm=10``). Several levels and their mean are as in
-            a port in DeFeat's repository.
+        code: Adapter with its initial weights, weight and reduction. The release imitates one map of a backbone, of
+            one image per process, and clips the gradient at 10 (``optimizer.clip_norm=10``). Several levels, their
+            mean, and an adapter without the release's ReLU are as in a port in DeFeat's repository: the values of a
+            pyramid have both signs.
         ours: The best IoU of an object is the best over all levels; the port gives each object one level by its size.
             The anchors of an FCOS are points: squares with sides of 8 cells around them, as in ATSS, replace them. The
             weight increases over 400 steps; the release starts after 400.
         weight: 0.01 is the authors' for a Faster R-CNN, and ours for the others: the reduction does not depend on the
             detector.
-        caution: The ReLU is the release's, for a backbone's map. The values of a pyramid have both signs, and the port
-            leaves it out there.
     """
 
     name = "fine_grained"
@@ -48,6 +47,10 @@ class FineGrained(Method):
     weights = {EVERY_FAMILY: {"feature": 0.01}}
     ramp_steps = 400
     source = "Wang et al., CVPR 2019; weight and start from the authors' code, our choice for other detectors"
+    checked = (
+        "authors' code, twangnh/Distilling-Object-Detectors @c6583f3: read; pyramid levels: ggjy/DeFeat.pytorch "
+        "@c46a793"
+    )
     reads = {"feature": ("features", "student_anchors", "objects")}
 
     class Options(Method.Options):
@@ -77,8 +80,8 @@ class FineGrained(Method):
 
 
 def _adapter(student: int, teacher: int) -> nn.Module:
-    """Build a convolution with initial weights near zero, as in the authors' code, and a ReLU."""
+    """Build a convolution with initial weights near zero, as in the authors' code."""
     convolution = nn.Conv2d(student, teacher, kernel_size=3, padding=1)
     nn.init.normal_(convolution.weight, std=1e-4)
     nn.init.zeros_(cast(Tensor, convolution.bias))
-    return nn.Sequential(convolution, nn.ReLU())
+    return convolution

@@ -110,7 +110,7 @@ def build_methods(entries: Entries, student: Spec, teacher: Spec) -> tuple[list[
             with own_code(name, "built"):
                 obstacles = method.obstacles(student, teacher, **options)
                 served = {term: weight for term, weight in wanted.items() if term not in obstacles}
-                misfit, lacking = _misfits(name, wanted, obstacles), _unweighted(name, student, served)
+                misfit, lacking = _misfits(name, wanted, obstacles), _unweighted(name, student, served, options)
                 if not (misfit or lacking):
                     methods.append(method(student, teacher, terms=tuple(wanted), **options))
                     weights |= {f"{method.name}_{term}": TermWeight(weight, ramp) for term, weight in wanted.items()}
@@ -190,7 +190,7 @@ def _checked(entries: Entries, student: Spec) -> tuple[dict[str, dict[str, Any]]
         if checked is None:
             continue
         options = checked.model_dump()
-        defaults = method.default_weights(student)
+        defaults = method.default_weights(student, checked)
         for term in method.terms:
             if options[f"{term}_weight"] is None:  # a wrong one that was given is already a fault
                 unknown = None if given.get(f"{term}_weight") is None else 1.0
@@ -202,18 +202,26 @@ def _checked(entries: Entries, student: Spec) -> tuple[dict[str, dict[str, Any]]
     return resolved, faults + _same_names(resolved)
 
 
-def _unweighted(name: str, student: Spec, weights: Mapping[str, float | None]) -> list[str]:
-    """Describe the terms that have no weight, with the keys to set."""
+def _unweighted(name: str, student: Spec, weights: Mapping[str, float | None], options: Mapping[str, Any]) -> list[str]:
+    """Describe the terms that have no weight, with the options that are the reason, and the keys to set."""
     missing = [term for term, weight in weights.items() if weight is None]
     if not missing:
         return []
     terms = ", ".join(repr(term) for term in missing)
     keys = ", ".join(f"methods.{name}.{term}_weight" for term in missing)
     which = "the term is" if len(missing) == 1 else "each term is"
+    method = method_class(name)
+    changed = [f"{key}={shown(value)}" for key, value in options.items() if value != _default(method, key)]
+    by_options = changed and all(term in method.default_weights(student) for term in missing)
+    given = f" with {' '.join(changed)}" if by_options else ""
     return [
-        f"{name} has no default weight of {terms} for a student of the family {student.family}: set {keys} so that "
-        f"{which} 10 to 30 % of the detection loss (losses.csv shows raw terms)"
+        f"{name} has no default weight of {terms} for a student of the family {student.family}{given}: set {keys} so "
+        f"that {which} 10 to 30 % of the detection loss (losses.csv shows raw terms)"
     ]
+
+
+def _default(method: type[Method], option: str) -> Any:
+    return method.Options.model_fields[option].default
 
 
 def _same_names(entries: Iterable[str]) -> list[str]:

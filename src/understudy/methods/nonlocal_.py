@@ -23,17 +23,19 @@ class NonLocal(Method):
         L_\text{relation} = \sum_l \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|_2
 
     .. math::
-        G_l(F)_i = F_i + W_o \frac{1}{Q} \sum_{j = 1}^Q
-        \left(W_q F\right)_i^\top \left(W_k F\right)_j \left(W_v F\right)_j
+        G_l(F)_i = F_i + \operatorname{BN}\left(W_o \frac{1}{Q} \sum_{j = 1}^Q
+        \left(W_q F\right)_i^\top \left(W_k F\right)_j \left(W_v F\right)_j\right)
 
     The norm runs over the whole batch, cells and channels. The :math:`W` are 1x1 convolutions, and :math:`j` runs over
-    the :math:`Q` cells of max-pooled maps. :math:`W_o` starts at zero.
+    the :math:`Q` cells of max-pooled maps. :math:`\operatorname{BN}` is a batch normalisation, whose weight starts at
+    zero.
 
     Evidence:
         paper: Improve Object Detection with Feature-based Knowledge Distillation.
         code: The authors' repository has no code. Formula, block and weights are from copies of it, in which the
             teacher's block is trained, too. Inner channels and pooling are theirs at 256 channels.
-        ours: A map smaller than the pooling becomes one cell.
+        ours: A map smaller than the pooling becomes one cell. A batch of a single cell is normalised by the running
+            statistics.
         weight: From copies of the authors' code. The norm is not an average, so a weight depends on the batch size; we
             assume two images per process.
         caution: Repeating the batch changes the value.
@@ -49,6 +51,7 @@ class NonLocal(Method):
         "faster_rcnn": {"relation": 7e-5},
     }
     source = "Zhang & Ma, ICLR 2021, one term; weights from copies of the authors' code"
+    checked = "authors' code, from copies, and open-mmlab/mmrazor @90c7af1: read"
     reads = {"relation": ("features",)}
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):
@@ -88,7 +91,10 @@ class NonLocalRelation(nn.Module):
 
 
 class NonLocalBlock(nn.Module):
-    """Add to each cell of a map a sum over all its cells. With its initial weights, zero, the block changes nothing.
+    """Add to each cell of a map a sum over all its cells, after a batch normalisation.
+
+    The normalisation's weight and bias start at zero, as in copies of the authors' code, so the new block changes
+    nothing.
 
     Inner channels (a quarter on the two finest levels, then a half) and pooling (8, 4, then 2) are, at 256 channels,
     those of copies of the authors' code. A map smaller than the pooling becomes one cell (ours).
@@ -103,11 +109,16 @@ class NonLocalBlock(nn.Module):
         inner = max(1, channels // (4 if level < 2 else 2))
         self.pooling = (8, 4)[level] if level < 2 else 2
         self.query, self.key, self.value = (nn.Conv2d(channels, inner, 1) for _ in range(3))
-        self.out = nn.Conv2d(inner, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # ty: ignore[invalid-argument-type]
+        self.out, self.norm = nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.norm.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute (N, C, H, W) from (N, C, H, W)."""
         key, value = (F.max_pool2d(layer(features), self.pooling, ceil_mode=True) for layer in (self.key, self.value))
-        return features + self.out(non_local(self.query(features), key, value))
+        return features + self._normalised(self.out(non_local(self.query(features), key, value)))
+
+    def _normalised(self, added: Tensor) -> Tensor:
+        if added[:, 0].numel() > 1:
+            return self.norm(added)
+        norm = self.norm  # a single value per channel has no deviation of its own
+        return F.batch_norm(added, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)

@@ -21,6 +21,7 @@ class _Facts(BaseModel):
     )
     ramp_steps: NonNegativeInt = Field(0, strict=True, examples=["500"])
     source: str = Field(examples=['"a paper, and the origin of the weights"'])
+    checked: str = Field("", examples=['"authors\' code, owner/name @commit"'])
     reads: dict[str, tuple[str, ...]] = Field(examples=['{"feature": ("features",)}'])
 
 

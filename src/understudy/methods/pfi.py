@@ -1,5 +1,6 @@
 """PFI: prediction-guided feature imitation (Li et al., AAAI 2022)."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,29 +16,30 @@ class PFI(Method):
     r"""The student imitates the teacher's features, weighted by the difference of the predictions in each cell.
 
     In every cell :math:`P` is the squared difference of the class logits :math:`z` and :math:`D` the squared difference
-    of the features :math:`F`. Their product is squared, and averaged over images, cells and levels. A 1x1 convolution
-    per level, :math:`\phi_l`, maps the student's channels to the teacher's if they differ.
+    of the features :math:`F`. Their product is averaged over images, cells and levels. A 1x1 convolution per level,
+    :math:`\phi_l`, maps the student's channels to the teacher's if they differ.
 
     .. math::
         P_l = \frac{1}{A K} \sum_{a, k} \left(z^S_l - z^T_l\right)^2 \qquad
         D_l = \frac{1}{C} \sum_c \left(\phi_l(F^S_l) - F^T_l\right)^2
 
     .. math::
-        L_\text{feature} = \frac{1}{L} \sum_l \frac{1}{N H_l W_l} \sum_{n, h, w} \left(P_l D_l\right)^2
+        L_\text{feature} = \frac{1}{L} \sum_l \frac{1}{N H_l W_l} \sum_{n, h, w} \left(P_l D_l\right)^\gamma
+
+    :math:`\gamma` is ``power``, 1 by default.
 
     Evidence:
         paper: Knowledge Distillation for Object Detection via Rank Mimicking and Prediction-guided Feature Imitation
             (arXiv 2112.04840). Its full text and its equation were not available to us, and there is no authors' code.
             We follow second-hand sources: two other projects' implementations and summaries.
-        ours: The default is the squared product, from logits; no gradient is stopped but the teacher's. Two
-            descriptions of the paper agree on it. Everything else that we found is an option. The options change the
+        unverified: The formula. Two implementations average the product, as the default does. Two descriptions of the
+            paper square it first (``power=2``). Everything else that we found is an option, too. The options change the
             value by three orders of magnitude.
-        weight: 1.5 is that of two other implementations, for RetinaNets with ResNets on COCO. Their reduction differs:
-            the product is not squared (``power=1``). No weight is known for other families, so it must be given. Choose
-            it so that the term is 10 to 30 % of the detection loss (our advice).
-        caution: The value grows with the fourth power of either difference, so it varies between detectors more than
-            that of any other loss. It is below 0.1 if the squared differences are about 0.5. It was 20000 in a small
-            FCOS that we trained, whose finest features are about 7. Check the raw value before choosing a weight.
+        weight: 1.5 is that of the two implementations, for RetinaNets with ResNets on COCO, and belongs to ``power=1``.
+            No weight is known for ``power=2`` or for other families, so it must be given. Choose it so that the term is
+            10 to 30 % of the detection loss (our advice).
+        caution: The value grows with the square of either difference, with ``power=2`` with the fourth power, so it
+            varies between detectors. Check the raw value before choosing a weight.
     """
 
     name = "pfi"
@@ -47,16 +49,21 @@ class PFI(Method):
         "Li et al., AAAI 2022 (PFI), from second-hand sources; the weight is that of two other implementations for "
         "RetinaNet"
     )
+    checked = (
+        "other implementations, drafts in open-mmlab/mmrazor and neuralmagic/sparseml @1c04a01: read; the paper's "
+        "text was not available"
+    )
     reads = {"feature": ("features", "class_logits")}
 
     class Options(Method.Options):
         """The options of PFI."""
 
         score: Literal["logit", "sigmoid"] = "logit"
-        """Form of the predictions: ``"logit"`` or ``"sigmoid"``. With the weight 1.5, sigmoids make the term too small
-        to have an effect."""
-        power: Literal[1, 2] = 2
-        """Exponent of the product of the two differences."""
+        """Form of the predictions: ``"logit"`` or ``"sigmoid"`` (one of the two implementations), which makes the term
+        much smaller."""
+        power: Literal[1, 2] = 1
+        """Exponent of the product of the two differences. 2 has no default weight: its values differ by orders of
+        magnitude."""
         normaliser: Literal["mean", "norm"] = "mean"
         """The ``"mean"`` over images and cells, or their 2-``"norm"`` divided by their number, which shrinks as the
         batch grows. Two draft implementations take the norm, with power 1 and image by image."""
@@ -73,6 +80,11 @@ class PFI(Method):
         super().__init__(student, teacher, **options)
         always = self.options.adapter == "always"
         self.adapters = channel_adapters(student.channels, teacher.channels, always=always)
+
+    @classmethod
+    def default_weights(cls, student: Spec, options: Any = None) -> Mapping[str, float]:
+        """Return the default weight, which belongs to the product itself: none for its square."""
+        return {} if options is not None and options.power == 2 else super().default_weights(student, options)
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None

@@ -54,6 +54,10 @@ class RankMimicking(Method):
         "Li et al., AAAI 2022 (RM), from second-hand sources; the class weight is that of two other implementations "
         "for RetinaNet, our choice for other one-stage detectors"
     )
+    checked = (
+        "other implementations, drafts in open-mmlab/mmrazor and neuralmagic/sparseml @1c04a01: read; the paper's "
+        "text was not available"
+    )
     reads = {"class": ("class_logits", "assignment"), "location": ("boxes", "assignment")}
 
     class Options(Method.Options):

@@ -3,8 +3,8 @@
 Every fault of a config that fits no data, detector or machine is found here, before anything is written.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
-from understudy.data import DetectionData, open_data, open_unlabelled, training_loader
+from understudy.data import DetectionData, as_paths, open_data, open_unlabelled, training_loader
 from understudy.detectors import Detector, build_detector
+from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.inheritance import Inheritance, inherit
 from understudy.learner import Learner
@@ -73,6 +74,8 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
     """
     train_data, val_data = _open_splits(config.data)
     unlabelled = _open_unlabelled(config, train_data, val_data)
+    sides = _shorter_sides(config.data)
+    train_data, left_out = _without_empty(config.data, train_data)
     parts = _build(config, train_data, new=saved is None)
     if isinstance(config, DistillConfig):
         methods = resolve_options(config.methods, parts.learner.student.spec)
@@ -83,13 +86,14 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
     loader = training_loader(
         train_data,
         batch_size=config.batch_size,
-        shorter_side=config.data.shorter_side,
+        shorter_side=sides,
         longer_side=config.data.longer_side,
         flip=config.data.flip,
         seed=config.seed,
         workers=config.data.workers,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
+        group_by_aspect=config.data.group_by_aspect,
         unlabelled=unlabelled,
         unlabelled_batch=config.data.unlabelled_batch or 0,
     )
@@ -99,16 +103,17 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     engine = Engine(config, train_data, parts.learner, parts.weights, parts.teacher, len(loader), count, saved)
     facts, notes = _facts_and_notes(parts, unlabelled)
-    notes += _notes_on_long_ramps(config, engine.total_steps)
+    notes = left_out + notes + _notes_on_long_ramps(config, engine.total_steps)
     return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
 
 
 def resolve_config(config: TrainConfig) -> TrainConfig:
-    """Return the config with absolute paths and the default of ``data.unlabelled_batch`` filled in.
+    """Return the config with absolute paths and the defaults of ``optimizer.lr`` and ``data.unlabelled_batch``.
 
     The options of the methods are resolved by :func:`assemble`, since their defaults depend on the student.
     """
-    data: dict[str, Any] = {"path": config.data.path.resolve()}
+    paths = [path.resolve() for path in as_paths(config.data.path)]
+    data: dict[str, Any] = {"path": paths[0] if len(paths) == 1 else paths}
     if config.data.unlabelled is not None:
         data["unlabelled"] = config.data.unlabelled.resolve()
         if config.data.unlabelled_batch is None:
@@ -116,6 +121,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()
+    if config.optimizer.lr is None and (family := family_of(config.detector.name)):
+        changes["optimizer"] = config.optimizer.model_copy(update={"lr": family.sgd_lr})
     weights = config.detector.backbone_weights
     if weights and Path(weights).exists():
         changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})
@@ -137,6 +144,29 @@ def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
             f"To evaluate on the training images on purpose: data.val={config.train}."
         )
     return train_data, val_data
+
+
+def _shorter_sides(config: DataConfig) -> Sequence[int]:
+    """Return the sizes that one is drawn from for each training image."""
+    if config.shorter_side_mode == "choice":
+        return config.shorter_side
+    smallest, largest = min(config.shorter_side), max(config.shorter_side)
+    if smallest == largest:
+        raise UserError(
+            f"data.shorter_side_mode=range needs a smallest and a largest size, got data.shorter_side={smallest}. Give "
+            f"both, e.g. data.shorter_side='[480, {smallest}]', or leave data.shorter_side_mode out."
+        )
+    return range(smallest, largest + 1)
+
+
+def _without_empty(config: DataConfig, data: DetectionData) -> tuple[DetectionData, tuple[str, ...]]:
+    """Return the training split that a run uses, and a note on the images that are left out."""
+    if not config.skip_empty:
+        return data, ()
+    records = tuple(record for record in data.records if not record.ignore.all())  # open_data ensures that there is one
+    count = len(data) - len(records)
+    note = f"data.skip_empty: {count} of the {len(data)} training images have no objects and are left out"
+    return replace(data, records=records), (note,)
 
 
 def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> DetectionData | None:
@@ -173,6 +203,7 @@ def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     student = build_detector(
         **build_options(config, len(data.classes)),
         backbone_weights=config.detector.backbone_weights if new else None,
+        channel_order=config.detector.channel_order if new else "rgb",
         frozen_stages=config.detector.frozen_stages,
     )
     if not isinstance(config, DistillConfig):

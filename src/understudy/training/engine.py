@@ -11,11 +11,12 @@ from torch import Tensor
 
 from understudy.checkpoints import FORMAT, build_options
 from understudy.config import TrainConfig
-from understudy.data import Batch, DetectionData, derived_seed
+from understudy.data import Batch, DetectionData, derived_seed, shown_location
 from understudy.detectors import Detector
 from understudy.errors import RunError
 from understudy.learner import Learner
 from understudy.methods.weighting import TermWeight, weighted_sum
+from understudy.training.optimizing import parameter_groups
 from understudy.training.schedule import LearningRate
 
 SHARE_EVERY = 50
@@ -97,16 +98,19 @@ class Engine(L.LightningModule):
             self.teacher.to(self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer (SGD or AdamW), and the learning rate as a function of the step."""
+        """Return the optimizer (SGD or AdamW), and the learning rate as a function of the step.
+
+        Lightning clips the norm over all parameters of the optimizer: those of the student and of the methods.
+        """
         options = self.config.optimizer
         lr = options.lr
         if options.scale_lr:
             lr *= self.config.batch_size * self.trainer.world_size / options.reference_batch
-        parameters = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
+        groups = parameter_groups(self.learner, options, lr)
         if options.name == "sgd":
-            optimizer = torch.optim.SGD(parameters, lr, momentum=options.momentum, weight_decay=options.weight_decay)
+            optimizer = torch.optim.SGD(groups, lr, momentum=options.momentum, weight_decay=options.weight_decay)
         else:
-            optimizer = torch.optim.AdamW(parameters, lr, weight_decay=options.weight_decay)
+            optimizer = torch.optim.AdamW(groups, lr, weight_decay=options.weight_decay)
         factor = LearningRate(self.config.schedule, self.steps_per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor.at)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -149,7 +153,8 @@ class Engine(L.LightningModule):
             raise RunError(
                 f"Step {self.global_step}: {', '.join(broken)}. Possible remedies: lower optimizer.lr, set "
                 "optimizer.clip_norm=35, raise schedule.warmup_steps, use precision=32, or run `understudy check "
-                f"{self.config.data.path}` to find invalid boxes. Steps after the last checkpoint were not saved."
+                f"{shown_location(self.config.data.path)}` to find invalid boxes. Steps after the last checkpoint were "
+                "not saved."
             )
 
     def _check_zero(self, objects: bool) -> None:

@@ -8,7 +8,7 @@ from understudy.config import ScheduleConfig
 
 @dataclass(frozen=True, slots=True)
 class LearningRate:
-    """The factor of the learning rate at each step: a linear warm-up, then the schedule.
+    """The factor of the learning rate at each step: the warm-up, then the schedule.
 
     Attributes:
         schedule: the run's ``schedule`` section.
@@ -28,7 +28,8 @@ class LearningRate:
         total = schedule.epochs * self.steps_per_epoch
         warmup = min(schedule.warmup_steps, total // 10)
         if step < warmup:
-            return schedule.warmup_factor + (1 - schedule.warmup_factor) * step / warmup
+            progress = step / warmup if schedule.warmup == "linear" else 0.0
+            return schedule.warmup_factor + (1 - schedule.warmup_factor) * progress
         if schedule.name == "cosine":
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
         # 1x is 12 epochs with drops after 8 and 11, 2x is 24 with drops after 16 and 22: the same proportions.

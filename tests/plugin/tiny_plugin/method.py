@@ -18,6 +18,7 @@ class ChannelMeans(Method):
     terms = ("mean",)
     weights = {EVERY_FAMILY: {"mean": 1.0}}
     source = "this plugin"
+    checked = "our reading: there is no paper"
     reads = {"mean": ("features",)}
 
     class Options(Method.Options):
