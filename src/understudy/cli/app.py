@@ -49,7 +49,7 @@ def example(*lines: str) -> str:
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
-def _not_an_option(ctx: typer.Context, arguments: list[str] | None) -> list[str] | None:
+def not_an_option(ctx: typer.Context, arguments: list[str] | None) -> list[str] | None:
     """Refuse a misspelt option and suggest the right one; load_config refuses all others."""
     from understudy.text import closest
 
@@ -67,7 +67,7 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         show_default=False,
         help="Config keys, e.g. optimizer.lr=0.02; `understudy config` lists them.",
-        callback=_not_an_option,
+        callback=not_an_option,
     ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML config to start from.")]
