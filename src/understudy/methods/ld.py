@@ -17,7 +17,7 @@ from understudy.functional import (
 )
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Layers, Method
-from understudy.methods.compatibility import differences
+from understudy.methods.compatibility import differences, neither_dense
 from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, Truth, flat_anchors
 
@@ -96,8 +96,8 @@ class LD(Method):
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
         """Require sides that are distributions over the same bins, and more than one class."""
-        if not (student.dense and teacher.dense):  # already refused because of `reads`
-            return {}
+        if not (student.dense and teacher.dense):  # the other terms are refused because of `reads`
+            return {"feature": neither_dense(student, teacher)}
         if not (box_code(student).distributed and box_code(teacher).distributed):
             codes = f"the student {student.name} has {student.box_code}, the teacher {teacher.name} {teacher.box_code}"
             fault = [f"both must predict the sides of a box as distributions: {codes}"]
