@@ -53,7 +53,15 @@ CASES = {
     "methods": ["methods --short", "methods"],
     "method": ["methods frs"],
     "detectors": ["detectors", "detectors gfl_mobilenet_v2 width_mult=0.5 num_classes=20"],
-    "errors_in_names": ["methods fsr", "methods frs,pfi", "methods :X", "detectors fcos_resnet1B"],
+    "recipes": ["recipes", "recipes dist2-fcos-mnv2-nonlocal"],
+    "errors_in_names": [
+        "recipes frs-retina-r50",
+        "recipes frs-fcos-r50 frs-gfl-r50",
+        "methods fsr",
+        "methods frs,pfi",
+        "methods :X",
+        "detectors fcos_resnet1B",
+    ],
 }
 """Command lines by the name of the file that contains their output, ``tests/golden/<name>.txt``."""
 

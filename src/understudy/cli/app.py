@@ -71,8 +71,17 @@ Overrides = Annotated[
     ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML config to start from.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME", help="Recipe to start from; `understudy recipes` lists them."),
+]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Run folder or checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only, with numbers from 0 to 1.")]
+
+
+def with_recipe(recipe: str | None, overrides: list[str] | None) -> list[str]:
+    """Return the overrides with the recipe as the key that it stands for."""
+    return [*(overrides or []), *([f"recipe={recipe}"] if recipe is not None else [])]
 
 
 class Result(Protocol):

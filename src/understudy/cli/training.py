@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import OVERRIDABLE, ConfigFile, Overrides, app, example, print_folder, show
+from understudy.cli.app import (
+    OVERRIDABLE,
+    ConfigFile,
+    Overrides,
+    RecipeName,
+    app,
+    example,
+    print_folder,
+    show,
+    with_recipe,
+)
 
 
 @app.command(epilog=example("understudy check photos --sheet sheet.png", "understudy check VOC2007 VOC2012"))
@@ -35,12 +45,12 @@ def check(
         "understudy train run=runs/teacher data=photos", "understudy train -c teacher.yaml schedule.epochs=24"
     ),
 )
-def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def train(config: ConfigFile = None, recipe: RecipeName = None, overrides: Overrides = None) -> None:
     """Train a detector: a teacher, or a student without a teacher."""
     import understudy
     from understudy.config import TrainConfig, load_config
 
-    print_folder(understudy.train(load_config(TrainConfig, config, overrides or [])))
+    print_folder(understudy.train(load_config(TrainConfig, config, with_recipe(recipe, overrides))))
 
 
 @app.command(
@@ -48,6 +58,7 @@ def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
     epilog=example(
         "understudy distill run=runs/student data=photos teacher=runs/teacher \\",
         "    detector=retinanet_resnet18 --method frs methods.frs.threshold=0.1",
+        "understudy distill --recipe frs-retinanet-r50 data=coco teacher=r101.ckpt run=runs/frs",
     ),
 )
 def distill(
@@ -61,13 +72,14 @@ def distill(
             help="Method to use; may be repeated. Its options in FILE apply; other methods in FILE are ignored.",
         ),
     ] = None,
+    recipe: RecipeName = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a student with a teacher and distillation methods."""
     import understudy
     from understudy.config import DistillConfig, load_config
 
-    print_folder(understudy.distill(load_config(DistillConfig, config, overrides or [], method or [])))
+    print_folder(understudy.distill(load_config(DistillConfig, config, with_recipe(recipe, overrides), method or [])))
 
 
 @app.command(epilog=example("understudy resume runs/student"))

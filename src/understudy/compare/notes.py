@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from understudy.compare.recipes import recipe_notes
 from understudy.compare.rows import Row, plain_candidates
 from understudy.compare.runs import differences
 from understudy.config import DistillConfig
@@ -16,6 +17,7 @@ from understudy.training.folder import RunFolder
 
 def notes_on(rows: Sequence[Row]) -> list[str]:
     """Collect the notes on all rows; the verdicts themselves are not among them."""
+    recipes = (note for row in rows for note in recipe_notes(row))
     parts = (
         _ap_note(rows),
         _checkpoint_notes(rows),
@@ -23,6 +25,7 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
         _budget_notes(rows),
         _seed_notes(rows),
         _gradient_notes(rows),
+        recipes,
     )
     return [note for part in parts for note in part]
 

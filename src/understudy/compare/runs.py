@@ -22,7 +22,7 @@ Role = Literal["teacher", "plain", "distilled"]
 Place = tuple[str | list[str], str]
 """Data set, or several, and split."""
 
-_NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every"}
+_NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every", "recipe"}
 """Keys in which the configs of one experiment may differ; ``data.workers`` is one too."""
 
 
@@ -234,7 +234,7 @@ def _budget(run: Run) -> dict[str, Any]:
         "images without objects": "left out" if data.skip_empty else "used",
         "unlabelled images per step": data.unlabelled_batch or 0,
         "epochs": schedule.epochs,
-        "schedule": schedule.name,
+        "schedule": schedule.name if schedule.drops is None else f"{schedule.name} with drops at {schedule.drops}",
         "warm-up": [schedule.warmup, schedule.warmup_steps, schedule.warmup_factor],
         "batch size": config.batch_size,
         "devices": config.devices,

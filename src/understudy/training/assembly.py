@@ -118,6 +118,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
         data["unlabelled"] = config.data.unlabelled.resolve()
         if config.data.unlabelled_batch is None:
             data["unlabelled_batch"] = config.batch_size
+    if config.schedule.drops is not None and config.schedule.name == "cosine":
+        raise UserError("schedule.drops has no effect with schedule.name=cosine. Use 1x or 2x, or leave it out.")
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()
