@@ -84,8 +84,13 @@ def distill(
 
 
 @app.command(epilog=example("understudy resume runs/student"))
-def resume(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")]) -> None:
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")],
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Continue with other data or another teacher than at the start.")
+    ] = False,
+) -> None:
     """Continue an interrupted run exactly where it stopped."""
     import understudy
 
-    print_folder(understudy.resume(run))
+    print_folder(understudy.resume(run, accept_changes=accept_changes))

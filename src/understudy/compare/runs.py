@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from understudy.checkpoints import load_checkpoint
 from understudy.config import DetectorConfig, DistillConfig, TrainConfig, load_config
@@ -153,21 +152,21 @@ def _read_run(folder: Path) -> Run:
     if not files.result.is_file():
         raise UserError(f"{folder} is not finished: it has no result.json. Finish it: `understudy resume {folder}`")
     try:
+        config = files.read_config()
         result = json.loads(files.result.read_text(encoding="utf-8"))
-        config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
         return Run(
             folder=folder,
-            config=load_config(DistillConfig if "teacher" in config else TrainConfig, files.config),
+            config=config,
             evaluation=Evaluation.from_dict(result),
             parameters=result["parameters"],
             epoch=result["epoch"],
             train_seconds=result["train_seconds"],
             measured_on=_measured_on(config, result),
         )
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{folder}: its config.yaml or result.json is damaged ({error!r})") from error
+        raise UserError(f"{folder}: its result.json is damaged ({error!r})") from error
 
 
 def _evaluated(file: Path, place: Place, device: torch.device | str | None) -> Run:
@@ -211,9 +210,9 @@ def _no_common_data(checkpoints: Sequence[Path], places: Sequence[Place]) -> str
     )
 
 
-def _measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> Place:
+def _measured_on(config: TrainConfig, result: Mapping[str, Any]) -> Place:
     """Return data set and split of a result: those of the run, unless the result names others."""
-    path, split = result.get("measured_on") or (config["data"]["path"], config["data"]["val"])
+    path, split = result.get("measured_on") or (config.data.path, config.data.val)
     paths = [str(each.resolve()) for each in as_paths(path)]
     return paths[0] if len(paths) == 1 else paths, split
 

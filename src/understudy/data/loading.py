@@ -362,13 +362,16 @@ def _loader(dataset: Dataset, sampler: Sampler, batch_size: int, workers: int, d
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # seeds of the workers must not advance the global generator
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal, but the workers are needed until the checkpoint is saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal and a scheduler's signal every process of a job, but the workers are
+    # needed until the checkpoint is saved. They end when the parent asks them to, or is gone.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:

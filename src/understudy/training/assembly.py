@@ -1,4 +1,4 @@
-"""Everything that a config names, opened and built: data, student, teacher, methods, and Lightning's trainer.
+"""Everything that a config names, opened and built: data, student, teacher, methods, and the callbacks.
 
 Every fault of a config that fits no data, detector or machine is found here, before anything is written.
 """
@@ -25,12 +25,13 @@ from understudy.methods.weighting import TermWeight
 from understudy.pairing import pair
 from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.engine import Engine
+from understudy.training.fingerprints import fingerprints
 from understudy.training.folder import RunFolder
+from understudy.training.launching import is_first_process
 from understudy.training.loss_log import LogLosses
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import check_unchanged_data
 from understudy.training.term_notes import NoteTerms
-from understudy.training.trainer import make_trainer
 from understudy.training.validation import Validate
 
 
@@ -41,10 +42,10 @@ class AssembledRun:
     Attributes:
         folder: the run folder; nothing was written to it.
         engine: the training step, with the resolved config.
-        trainer: Lightning's trainer.
+        trainer: Lightning's trainer, with the callbacks.
         loader: batches of the training split.
         validate: the callback that writes the result at the end.
-        checkpoints: the callback that handles Ctrl-C.
+        checkpoints: the callback that handles signals.
         facts: facts about the run, for ``environment.json``.
         notes: lines for the user.
         resumed: whether the run continues from its last checkpoint.
@@ -61,12 +62,15 @@ class AssembledRun:
     resumed: bool
 
 
-def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | None = None) -> AssembledRun:
+def assemble(
+    config: TrainConfig, folder: RunFolder, trainer: L.Trainer, saved: Mapping[str, Any] | None = None
+) -> AssembledRun:
     """Open and build everything that a config names.
 
     Args:
         config: the run's config.
         folder: the run folder; it is not touched.
+        trainer: gets the callbacks.
         saved: metadata of the checkpoint that the run is resumed from, or None.
 
     Raises:
@@ -80,9 +84,10 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
     if isinstance(config, DistillConfig):
         methods = resolve_options(config.methods, parts.learner.student.spec)
         config = config.model_copy(update={"methods": methods})
-    validate, checkpoints = Validate(folder, val_data, config), KeepCheckpoints(folder, saved["step"] if saved else 0)
-    callbacks = [LogLosses(folder, config.log_every), NoteTerms(), validate, checkpoints, ShowProgress()]
-    trainer = make_trainer(config, folder.path, callbacks)
+    checkpoints = KeepCheckpoints(folder, saved["step"] if saved else 0)
+    validate = Validate(folder, val_data, config, checkpoints)
+    callbacks = [LogLosses(folder, config.log_every), NoteTerms(), checkpoints, validate, ShowProgress()]
+    trainer.callbacks += callbacks  # ty: ignore[missing-attribute]
     loader = training_loader(
         train_data,
         batch_size=config.batch_size,
@@ -103,6 +108,8 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     engine = Engine(config, train_data, parts.learner, parts.weights, parts.teacher, len(loader), count, saved)
     facts, notes = _facts_and_notes(parts, unlabelled)
+    if is_first_process():
+        facts["fingerprints"] = fingerprints(train_data, val_data, unlabelled, parts.teacher)
     notes = left_out + notes + _notes_on_long_ramps(config, engine.total_steps)
     return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
 

@@ -2,15 +2,17 @@
 """The callback that evaluates the student during a run and keeps its best checkpoint."""
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 
 from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
-from understudy.data import DetectionData, evaluation_loader
+from understudy.data import Batch, DetectionData, evaluation_loader
 from understudy.evaluation import detect_all, gather_detections, score
 from understudy.files import append_row, read_rows, write_atomically
+from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.console import say
 from understudy.training.folder import RunFolder
 
@@ -25,14 +27,25 @@ class Validate(L.Callback):
         folder: the run folder.
         data: the validation split.
         config: the run's config.
+        checkpoints: has saved the epoch before it is evaluated, and stops the run if a signal asks for it.
     """
 
-    def __init__(self, folder: RunFolder, data: DetectionData, config: TrainConfig):
-        self.folder, self.data, self.config = folder, data, config
+    def __init__(self, folder: RunFolder, data: DetectionData, config: TrainConfig, checkpoints: KeepCheckpoints):
+        self.folder, self.data, self.config, self.checkpoints = folder, data, config, checkpoints
+
+    def on_fit_start(self, trainer: L.Trainer, engine: "Engine") -> None:
+        """Evaluate the last epoch of a resumed run, if it was stopped after this epoch was saved."""
+        epoch, within = divmod(self.checkpoints.saved_step, engine.steps_per_epoch)
+        evaluated = {int(row["epoch"]) for row in read_rows(self.folder.metrics)}
+        if epoch and not within and epoch not in evaluated:
+            self._evaluate(trainer, engine, epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate after every ``evaluate_every`` epochs and after the last."""
-        epoch = trainer.current_epoch + 1
+        self._evaluate(trainer, engine, trainer.current_epoch + 1)
+
+    def _evaluate(self, trainer: L.Trainer, engine: "Engine", epoch: int) -> None:
+        """Evaluate an epoch that was saved just now, if it is due."""
         if epoch % self.config.evaluate_every and epoch != self.config.schedule.epochs:
             return
         loader = evaluation_loader(
@@ -45,21 +58,30 @@ class Validate(L.Callback):
             world_size=trainer.world_size,
         )
         with trainer.precision_plugin.forward_context():
-            detections = detect_all(engine.learner.student, loader, engine.device, self.data.category_ids)
+            batches = self._until_stopped(trainer, loader)
+            detections = detect_all(engine.learner.student, batches, engine.device, self.data.category_ids)
         detections = gather_detections(detections)
         if trainer.is_global_zero:
             self._record(trainer, engine, epoch, detections)
         trainer.strategy.barrier("validated")
+        if epoch != self.config.schedule.epochs:  # otherwise only the result is left to write
+            self.checkpoints.stop_if_asked(trainer)
+
+    def _until_stopped(self, trainer: L.Trainer, loader: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in loader:
+            self.checkpoints.stop_evaluation(trainer)
+            yield batch
 
     def _record(self, trainer: L.Trainer, engine: "Engine", epoch: int, detections: list[dict[str, Any]]) -> None:
         """Write the epoch's row, and the checkpoint if it is the best so far."""
         evaluation = score(self.data, detections)
+        step = self.checkpoints.saved_step
         metrics = {name: evaluation.coco[name] for name in ("AP", "AP50", "AP75")}
         best = max((float(row["AP"]) for row in read_rows(self.folder.metrics)), default=-1.0)
-        row = {"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": round(engine.seconds, 1)}
+        row = {"epoch": epoch, "step": step, **metrics, "seconds": round(engine.seconds, 1)}
         if metrics["AP"] > best:
             weights = engine.learner.student.network.state_dict(prefix=STUDENT)
-            meta = engine.metadata(epoch=epoch, AP=metrics["AP"], evaluation=evaluation.to_dict())
+            meta = engine.metadata(epoch=epoch, step=step, AP=metrics["AP"], evaluation=evaluation.to_dict())
             write_checkpoint(self.folder.best, {"understudy": meta, "state_dict": weights})
         append_row(self.folder.metrics, row)
         scores = "  ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
