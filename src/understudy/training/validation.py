@@ -5,10 +5,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
+from rich.markup import escape
 
 from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
-from understudy.data import DetectionData, evaluation_loader
+from understudy.data import DetectionData, evaluation_loader, shown_location
 from understudy.evaluation import detect_all, gather_detections, score
 from understudy.files import append_row, read_rows, write_atomically
 from understudy.training.console import say
@@ -16,6 +17,10 @@ from understudy.training.folder import RunFolder
 
 if TYPE_CHECKING:
     from understudy.training.engine import Engine
+
+
+SEVERAL = 3
+"""Evaluations in a row from the start, each with an AP of 0, after which the run remarks on it."""
 
 
 class Validate(L.Callback):
@@ -55,7 +60,8 @@ class Validate(L.Callback):
         """Write the epoch's row, and the checkpoint if it is the best so far."""
         evaluation = score(self.data, detections)
         metrics = {name: evaluation.coco[name] for name in ("AP", "AP50", "AP75")}
-        best = max((float(row["AP"]) for row in read_rows(self.folder.metrics)), default=-1.0)
+        before = [float(row["AP"]) for row in read_rows(self.folder.metrics)]
+        best = max(before, default=-1.0)
         row = {"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": round(engine.seconds, 1)}
         if metrics["AP"] > best:
             weights = engine.learner.student.network.state_dict(prefix=STUDENT)
@@ -63,7 +69,10 @@ class Validate(L.Callback):
             write_checkpoint(self.folder.best, {"understudy": meta, "state_dict": weights})
         append_row(self.folder.metrics, row)
         scores = "  ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
-        say(f"epoch {epoch:>3}  {scores}" + ("  best so far" if metrics["AP"] > best else ""))
+        say(f"epoch {epoch:>3}  {scores}" + ("  best so far" if metrics["AP"] > max(best, 0.0) else ""))
+        evaluations, last = len(before) + 1, epoch == self.config.schedule.epochs
+        if metrics["AP"] == max(best, 0.0) == 0 and (evaluations == SEVERAL or (last and evaluations < SEVERAL)):
+            say(escape(_nothing_found(evaluations, self.config)))
 
     def write_result(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Write the best checkpoint's evaluation to ``result.json``; called when the run is finished."""
@@ -77,3 +86,15 @@ class Validate(L.Callback):
             "train_seconds": round(engine.seconds, 1),
         }
         write_atomically(self.folder.result, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _nothing_found(evaluations: int, config: TrainConfig) -> str:
+    """Remark that the student detects nothing right, with likely causes."""
+    rate, sizes = config.optimizer.lr, config.data.shorter_side[-1]
+    counted = "the only evaluation" if evaluations == 1 else f"all {evaluations} evaluations so far"
+    return (
+        f"AP was 0.0 in {counted}. Possible causes: too few steps yet, a learning rate that is too low or too high "
+        f"(optimizer.lr={rate:g}), objects that are too small at data.shorter_side={sizes} or for the anchors "
+        "(detector.anchor_scale), or wrong boxes or classes (run `understudy check "
+        f"{shown_location(config.data.path)}`)."
+    )
