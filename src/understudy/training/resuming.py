@@ -16,6 +16,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.unlabelled",
     "teacher",
+    "teacher_check",
     "detector.backbone_weights",
     "accelerator",
     "devices",
@@ -37,7 +38,7 @@ def load_unchanged_config(folder: RunFolder, saved: Mapping[str, Any]) -> TrainC
     Raises:
         UserError: a key was edited that changes the result.
     """
-    content = yaml.safe_load(folder.config.read_text())
+    content = yaml.safe_load(folder.config.read_text(encoding="utf-8-sig"))
     distilled = "teacher" in content
     config = load_config(DistillConfig if distilled else TrainConfig, folder.config)
     now, then = _flat(config.model_dump(mode="json")), _flat(saved["config"])

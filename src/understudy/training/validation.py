@@ -14,6 +14,7 @@ from understudy.evaluation import detect_all, gather_detections, score
 from understudy.files import append_row, read_rows, write_atomically
 from understudy.training.console import say
 from understudy.training.folder import RunFolder
+from understudy.training.teacher_check import CheckTeacher
 
 if TYPE_CHECKING:
     from understudy.training.engine import Engine
@@ -30,10 +31,11 @@ class Validate(L.Callback):
         folder: the run folder.
         data: the validation split.
         config: the run's config.
+        check: the check of the teacher, which compares the best student with it.
     """
 
-    def __init__(self, folder: RunFolder, data: DetectionData, config: TrainConfig):
-        self.folder, self.data, self.config = folder, data, config
+    def __init__(self, folder: RunFolder, data: DetectionData, config: TrainConfig, check: CheckTeacher | None = None):
+        self.folder, self.data, self.config, self.check = folder, data, config, check
 
     def on_train_epoch_end(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate after every ``evaluate_every`` epochs and after the last."""
@@ -64,6 +66,8 @@ class Validate(L.Callback):
         best = max(before, default=-1.0)
         row = {"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": round(engine.seconds, 1)}
         if metrics["AP"] > best:
+            if self.check:
+                self.check.measure_student(detections)
             weights = engine.learner.student.network.state_dict(prefix=STUDENT)
             meta = engine.metadata(epoch=epoch, AP=metrics["AP"], evaluation=evaluation.to_dict())
             write_checkpoint(self.folder.best, {"understudy": meta, "state_dict": weights})
@@ -84,6 +88,7 @@ class Validate(L.Callback):
             "epoch": meta["epoch"],
             "parameters": sum(parameter.numel() for parameter in engine.learner.student.parameters()),
             "train_seconds": round(engine.seconds, 1),
+            **({"teacher_check": self.check.found} if self.check and self.check.found else {}),
         }
         write_atomically(self.folder.result, (json.dumps(result, indent=2) + "\n").encode())
 
