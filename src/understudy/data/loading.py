@@ -96,9 +96,11 @@ def training_loader(
         RunError: (while iterating) an image is missing, truncated, or of another size than annotated.
     """
     if len(data) < batch_size * world_size:
+        several = world_size > 1
         raise UserError(
-            f"{data.source} has {len(data)} images in split {data.split!r}, fewer than one batch of {batch_size} "
-            f"for each of {world_size} processes. Lower batch_size or the number of processes."
+            f"{data.source} has {len(data)} images in split {data.split!r}, fewer than one batch of {batch_size}"
+            f"{f' for each of {world_size} processes' if several else ''}. "
+            f"Lower batch_size{' or the number of processes' if several else ''}."
         )
     dataset = LoadedImages(data, shorter_side, longer_side, flip, seed)
     high = [record.height > record.width for record in data.records] if group_by_aspect else []

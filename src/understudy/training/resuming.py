@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.unlabelled",
     "teacher",
+    "teacher_check",
     "detector.backbone_weights",
     "accelerator",
     "devices",
