@@ -104,12 +104,8 @@ class LD(Method):
             return dict.fromkeys(cls.all_terms(), fault)
         bins = differences(student, teacher, lambda spec: f"sides of {spec.box_size // 4} bins")
         single = [f"a softmax over the one class of {student.name} and {teacher.name} is constant"]
-        return {
-            "location": bins,
-            "vlr": bins,
-            "class": single if student.num_classes == 1 else [],
-            "feature": differences(student, teacher, lambda spec: f"the channels {spec.channels}"),
-        }
+        widths = differences(student, teacher, lambda spec: f"the channels {spec.channels}")
+        return {"location": bins, "vlr": bins, "class": single if student.num_classes == 1 else [], "feature": widths}
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
