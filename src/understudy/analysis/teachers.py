@@ -17,7 +17,6 @@ from understudy.errors import UserError
 from understudy.figures import Captioned
 from understudy.text import percent
 
-
 PLAIN = "plain"
 """Name and folder of the student that is trained without a teacher."""
 
