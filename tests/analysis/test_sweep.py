@@ -167,6 +167,8 @@ def test_a_sweep_trains_the_same_student_with_each_teacher(tmp_path, keys, no_tr
     assert {row.name for row in result.rows} == {"small", "big"}
     with pytest.raises(UserError, match="names are not unique: small"):
         train_with_teachers([teachers[0], teachers[0]], tmp_path / "out", overrides=own)
+    with pytest.raises(UserError, match="no teacher can be named plain"):
+        train_with_teachers([trained.with_name("plain")], tmp_path / "out", overrides=own)
     with pytest.raises(UserError, match="teacher: is set by the teachers"):
         train_with_teachers(teachers, tmp_path / "out", overrides=keys)
 

@@ -17,6 +17,9 @@ from understudy.errors import UserError
 from understudy.figures import Captioned
 from understudy.text import percent
 
+PLAIN = "plain"
+"""Name and folder of the student that is trained without a teacher."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaughtRun:
@@ -117,16 +120,18 @@ def train_with_teachers(
     """
     refuse_keys(overrides, {"run": "--output", "teacher": "the teachers"})
     names = [_name(teacher) for teacher in teachers]
-    if repeated := sorted({name for name in names if names.count(name) > 1} | ({"plain"} & set(names))):
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
             f"Teachers are named after their folder or file, and these names are not unique: {', '.join(repeated)}."
         )
+    if PLAIN in names:
+        raise UserError(f"The folder {output / PLAIN} is that of the plain student: no teacher can be named {PLAIN}.")
     configs: dict[str, DistillConfig] = {}
     for name, teacher in zip(names, teachers, strict=True):
         own = [*overrides, f"teacher={teacher}", f"run={output / name}"]
         configs[name] = load_config(DistillConfig, source, own, methods)
-    plain = plain_config(next(iter(configs.values())), output / "plain")
-    return compare_teachers(run_all({"plain": plain, **configs}, say))
+    plain = plain_config(next(iter(configs.values())), output / PLAIN)
+    return compare_teachers(run_all({PLAIN: plain, **configs}, say))
 
 
 def compare_teachers(runs: Sequence[Path]) -> TeachersResult:
