@@ -268,7 +268,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(command, value, content
         "distill": lambda file: understudy.distill(tiny, teacher=file, run=tmp_path / "out"),
     }
     short = name.removeprefix(STUDENT)
-    with pytest.raises(UserError, match=rf"bad\.ckpt cannot be used(.|\n)*{re.escape(short)}: contains nan or infinity"):
+    with pytest.raises(
+        UserError, match=rf"bad\.ckpt cannot be used(.|\n)*{re.escape(short)}: contains nan or infinity"
+    ):
         calls[command](tmp_path / "bad.ckpt")
     assert not (tmp_path / "out").exists()
 

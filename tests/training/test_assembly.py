@@ -193,4 +193,6 @@ def test_an_evaluation_on_training_images_is_said(tiny, scenes, tmp_path):
         "(data.val=NAME)."
     )
     (note,) = notes(train="train+val")
-    assert note.startswith("data.val=val: 4 of the 4 validation images are training images, so AP measures memorisation.")
+    assert note.startswith(
+        "data.val=val: 4 of the 4 validation images are training images, so AP measures memorisation."
+    )
