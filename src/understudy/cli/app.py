@@ -76,6 +76,8 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Run folder or checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only, with numbers from 0 to 1.")]
 
+Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
+
 
 class Result(Protocol):
     """A result that is shown as a table or as JSON."""

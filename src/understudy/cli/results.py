@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import AsJson, CheckpointPath, app, example, show, show_result
+from understudy.cli.app import AsJson, CheckpointPath, Force, app, example, show, show_result
 from understudy.errors import UserError
 
 
@@ -85,6 +85,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Compare finished runs.
 
@@ -92,10 +93,13 @@ def compare(
     distilled student closes.
     """
     from understudy.compare import table as results
+    from understudy.files import check_writable
 
+    if html:
+        check_writable(html, force)
     table = results.summarise(runs)
     show(table)
     if html:
         from understudy.report import report_on
 
-        print(f"\nPage: {report_on(html, table)}")
+        print(f"\nPage: {report_on(html, table, force=force)}")

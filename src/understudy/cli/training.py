@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import OVERRIDABLE, ConfigFile, Overrides, app, example, print_folder, show
+from understudy.cli.app import OVERRIDABLE, ConfigFile, Force, Overrides, app, example, print_folder, show
 
 
 @app.command(epilog=example("understudy check photos --sheet sheet.png", "understudy check VOC2007 VOC2012"))
@@ -16,6 +16,7 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Check a data set and report all faults at once.
 
@@ -23,7 +24,7 @@ def check(
     """
     from understudy.data.check import check_data
 
-    report = check_data(data, sheet)
+    report = check_data(data, sheet, force=force)
     show(report)
     if not report.ok:
         raise typer.Exit(2)
