@@ -164,7 +164,7 @@ def test_distill_and_its_methods(run, stand_in, tmp_path):
 def test_resume(run, stand_in):
     calls = stand_in("training.run", "resume", Path("runs/a"))
     assert "runs/a" in run("resume", "runs/a").out
-    assert calls == [((Path("runs/a"),), {})]
+    assert calls == [((Path("runs/a"),), {"accept_changes": False})]
 
 
 def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
@@ -174,7 +174,7 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     report = Report("3 images")
     calls = stand_in("data.check", "check_data", report)
     assert run("check", "photos", "--sheet", "sheet.png").out == "3 images\n"
-    assert calls == [(([Path("photos")], Path("sheet.png")), {})]
+    assert calls == [(([Path("photos")], Path("sheet.png")), {"force": False})]
     report.ok = False
     assert run("check", "photos").code == 2
 
@@ -221,7 +221,7 @@ def test_compare(run, stand_in):
     assert "page.html" in run("compare", "runs/t", "runs/s", "--html", "page.html").out
     runs = [Path("runs/t"), Path("runs/s")]
     assert summarise[0] == ((runs,), {})
-    assert page == [((Path("page.html"), "teacher 40.0"), {})]
+    assert page == [((Path("page.html"), "teacher 40.0"), {"force": False})]
 
 
 def test_demo(run, stand_in):

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import pytest
@@ -30,13 +30,18 @@ def at_step(step: int, act: Callable[[], object], during: str = "step") -> Gener
         yield
 
 
+def send(numbers: Iterable[int]) -> None:
+    """Send signals to this process, one after the other."""
+    for number in numbers:
+        signal.raise_signal(number)
+
+
 def ctrl_c() -> None:
-    signal.raise_signal(signal.SIGINT)
+    send([signal.SIGINT])
 
 
 def ctrl_c_twice() -> None:
-    ctrl_c()
-    ctrl_c()
+    send([signal.SIGINT, signal.SIGINT])
 
 
 def crash() -> None:

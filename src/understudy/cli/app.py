@@ -83,6 +83,8 @@ RecipeName = Annotated[
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Run folder or checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only, with numbers from 0 to 1.")]
 
+Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
+
 
 def with_recipe(recipe: str | None, overrides: list[str] | None) -> list[str]:
     """Return the overrides with the recipe as the key that it stands for."""

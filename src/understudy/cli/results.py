@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import AsJson, CheckpointPath, app, example, show, show_result
+from understudy.cli.app import AsJson, CheckpointPath, Force, app, example, show, show_result
 from understudy.errors import UserError
 
 
@@ -60,6 +60,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Compare finished runs.
 
@@ -68,11 +69,14 @@ def compare(
     imported teacher, is evaluated on the data of the runs.
     """
     from understudy.compare import table as results
+    from understudy.files import check_writable
 
+    if html:
+        check_writable(html, force)
     with redirect_stdout(sys.stderr):  # libraries print progress
         table = results.summarise(runs)
     show(table)
     if html:
         from understudy.report import report_on
 
-        print(f"\nPage: {report_on(html, table)}")
+        print(f"\nPage: {report_on(html, table, force=force)}")

@@ -8,6 +8,7 @@ import typer
 from understudy.cli.app import (
     OVERRIDABLE,
     ConfigFile,
+    Force,
     Overrides,
     RecipeName,
     app,
@@ -26,6 +27,7 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Check a data set and report all faults at once.
 
@@ -33,7 +35,7 @@ def check(
     """
     from understudy.data.check import check_data
 
-    report = check_data(data, sheet)
+    report = check_data(data, sheet, force=force)
     show(report)
     if not report.ok:
         raise typer.Exit(2)

@@ -8,6 +8,7 @@ import torch
 
 from understudy.compare.table import Table
 from understudy.data import open_data
+from understudy.files import check_writable
 from understudy.report.analyses import view_analyses
 from understudy.report.examples import view_examples
 from understudy.report.page import write_report
@@ -24,6 +25,7 @@ def report_on(
     facts: Mapping[str, Any] | None = None,
     images: int = 6,
     device: str | torch.device = "cpu",
+    force: bool = False,
 ) -> Path:
     """Write the page about a comparison; the best checkpoints are run on a few validation images for it.
 
@@ -37,13 +39,15 @@ def report_on(
         facts: further facts to show.
         images: number of validation images to show.
         device: on which the detectors run.
+        force: whether the page may replace an existing file.
 
     Returns:
         The page.
 
     Raises:
-        UserError: a run folder, its checkpoint or its data cannot be read.
+        UserError: the page exists, or a run folder, its checkpoint or its data cannot be read.
     """
+    check_writable(page, force)
     runs = view_runs(table)
     shown = one_of_each_role(runs)
     data = open_data(*table.rows[0].runs[0].measured_on)
