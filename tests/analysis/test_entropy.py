@@ -115,5 +115,5 @@ def test_the_command_prints_a_table_and_writes_its_figure_once(trained, tmp_path
     with pytest.raises(SystemExit) as end:
         main(command)
     assert end.value.code == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "--force" in capsys.readouterr().err
     assert (tmp_path / "entropy.png").read_bytes() == before

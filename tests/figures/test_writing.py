@@ -28,12 +28,12 @@ def test_existing_files_are_all_named_unless_they_may_be_replaced(tmp_path):
     for name in ("bars.png", "bars.json"):
         (tmp_path / name).write_text("mine")
     names = ["bars.json", *figures.file_names(["bars"])]
-    with pytest.raises(UserError, match=r"(?s)--overwrite.*bars\.json.*bars\.png"):
+    with pytest.raises(UserError, match=r"(?s)--force.*bars\.json.*bars\.png"):
         figures.refuse_existing(tmp_path, names)
-    figures.refuse_existing(tmp_path, names, overwrite=True)
+    figures.refuse_existing(tmp_path, names, force=True)
     figures.refuse_existing(tmp_path / "new", names)
     with pytest.raises(UserError, match="is not a folder"):
-        figures.refuse_existing(tmp_path / "bars.png", names, overwrite=True)
+        figures.refuse_existing(tmp_path / "bars.png", names, force=True)
 
 
 def test_svg_elements_of_a_page_take_its_colours(chart):

@@ -61,7 +61,7 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FOLDER", help="Also write figures (PNG, SVG) and numbers (JSON) here."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier analysis.")]
+ReplaceFiles = Annotated[bool, typer.Option("--force", help="Replace files of an earlier analysis.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only; AP is from 0 to 1.")]
 Threshold = Annotated[float, typer.Option(min=0, max=1, help="Class score above which a cell counts as detected.")]
 Methods = Annotated[
@@ -74,14 +74,14 @@ RunsFolder = Annotated[
 
 
 def _report(
-    compute: Callable[[], Drawn], names: tuple[str, ...], output: Path | None, overwrite: bool, as_json: bool
+    compute: Callable[[], Drawn], names: tuple[str, ...], output: Path | None, force: bool, as_json: bool
 ) -> None:
     """Compute a result, print it, and write its figures; the first name is that of its JSON file."""
     from understudy import figures
     from understudy.files import write_atomically
 
     if output:
-        figures.refuse_existing(output, [f"{names[0]}.json", *figures.file_names(names)], overwrite=overwrite)
+        figures.refuse_existing(output, [f"{names[0]}.json", *figures.file_names(names)], force=force)
     with redirect_stdout(sys.stderr):  # libraries print progress
         result = compute()
     show_result(result, as_json)
@@ -100,7 +100,7 @@ def richness(
     images: Annotated[int, typer.Option(min=1, help="Images to show.")] = 4,
     image: Names = None,
     output: Output = None,
-    overwrite: Overwrite = False,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a teacher's feature richness per level.
@@ -110,7 +110,7 @@ def richness(
     from understudy.analysis.richness import analyse_richness
 
     compute = lambda: analyse_richness(teacher, data, split=split, images=images, names=image or ())  # noqa: E731
-    _report(compute, ("richness",), output, overwrite, as_json)
+    _report(compute, ("richness",), output, force, as_json)
 
 
 @analyse.command(epilog=example("understudy analyse errors runs/teacher runs/plain runs/frs -o figures"))
@@ -126,7 +126,7 @@ def errors(
     ] = "difference",
     score: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a counted and drawn detection.")] = 0.3,
     output: Output = None,
-    overwrite: Overwrite = False,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify the errors of models, side by side.
@@ -141,7 +141,7 @@ def errors(
     compute = lambda: analyse_errors(  # noqa: E731
         models, data, split=split, images=images, names=image or (), shown=shown, order=ORDERS[by], score=score
     )
-    _report(compute, FIGURES, output, overwrite, as_json)
+    _report(compute, FIGURES, output, force, as_json)
 
 
 @analyse.command(epilog=example("understudy analyse entropy runs/teacher -o figures"))
@@ -153,7 +153,7 @@ def entropy(
     threshold: Threshold = 0.1,
     limit: Annotated[float, typer.Option(min=0.01, help="The histogram is over (-limit, limit).")] = 5.0,
     output: Output = None,
-    overwrite: Overwrite = False,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the entropy of a teacher's features by region.
@@ -166,7 +166,7 @@ def entropy(
     compute = lambda: analyse_entropy(  # noqa: E731
         teacher, data, split=split, images=images, threshold=threshold, limit=limit
     )
-    _report(compute, ("entropy",), output, overwrite, as_json)
+    _report(compute, ("entropy",), output, force, as_json)
 
 
 @analyse.command(epilog=example("understudy analyse ranks runs/teacher runs/plain runs/rm -o figures"))
@@ -177,7 +177,7 @@ def ranks(
     split: Split = None,
     images: Images = None,
     output: Output = None,
-    overwrite: Overwrite = False,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare the ranks of anchors of students and teacher.
@@ -189,7 +189,7 @@ def ranks(
     from understudy.analysis.ranks import analyse_ranks
 
     compute = lambda: analyse_ranks(teacher, students, data, split=split, images=images)  # noqa: E731
-    _report(compute, ("ranks",), output, overwrite, as_json)
+    _report(compute, ("ranks",), output, force, as_json)
 
 
 @analyse.command(epilog=example("understudy analyse imitation runs/teacher runs/plain runs/pfi -o figures"))
@@ -200,7 +200,7 @@ def imitation(
     split: Split = None,
     images: Images = None,
     output: Output = None,
-    overwrite: Overwrite = False,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
 ) -> None:
     """Correlate feature and prediction differences.
@@ -211,7 +211,7 @@ def imitation(
     from understudy.analysis.imitation import analyse_imitation
 
     compute = lambda: analyse_imitation(teacher, students, data, split=split, images=images)  # noqa: E731
-    _report(compute, ("imitation", "imitation_cells"), output, overwrite, as_json)
+    _report(compute, ("imitation", "imitation_cells"), output, force, as_json)
 
 
 @analyse.command(
@@ -226,7 +226,7 @@ def regions(
         list[str] | None,
         typer.Option(metavar="NAME", help="plain, gt, tp, tp+fp, tp+tn or soft; may be repeated; default: all."),
     ] = None,
-    overwrite: Overwrite = False,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
@@ -240,7 +240,7 @@ def regions(
     compute = lambda: analyse_regions(  # noqa: E731
         output, config, overrides or [], method or [], regions=region or [], say=_say
     )
-    _report(compute, ("regions",), output, overwrite, as_json)
+    _report(compute, ("regions",), output, force, as_json)
 
 
 @analyse.command(
@@ -262,7 +262,7 @@ def teachers(
     config: ConfigFile = None,
     method: Methods = None,
     output: Output = None,
-    overwrite: Overwrite = False,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
 ) -> None:
     """Plot students' AP against their teachers' AP and size.
@@ -281,7 +281,7 @@ def teachers(
         raise UserError("With a config, students are trained: name the folder of their runs, --output FOLDER.")
     else:
         compute = lambda: train_with_teachers(found, output, config, keys, method or [], say=_say)  # noqa: E731
-    _report(compute, ("teachers", "teachers_size"), output, overwrite, as_json)
+    _report(compute, ("teachers", "teachers_size"), output, force, as_json)
 
 
 @app.command(hidden=True, epilog=example("understudy analyse swap runs/teacher runs/student"))

@@ -24,7 +24,7 @@ class Captioned:
     caption: str
 
 
-def refuse_existing(folder: Path, names: Sequence[str], *, overwrite: bool = False) -> None:
+def refuse_existing(folder: Path, names: Sequence[str], *, force: bool = False) -> None:
     """Check, before anything is computed, that no file in a folder would be replaced.
 
     Raises:
@@ -33,9 +33,9 @@ def refuse_existing(folder: Path, names: Sequence[str], *, overwrite: bool = Fal
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Choose another one: --output FOLDER.")
     existing = [folder / name for name in names if (folder / name).exists()]
-    if existing and not overwrite:
+    if existing and not force:
         raise UserError.listing(
-            "These files exist. Choose another folder (--output FOLDER), or replace them (--overwrite):",
+            "These files exist. Choose another folder (--output FOLDER), or replace them (--force):",
             map(str, existing),
         )
 
