@@ -58,7 +58,8 @@ def train(config: ConfigFile = None, recipe: RecipeName = None, overrides: Overr
     epilog=example(
         "understudy distill run=runs/student data=photos teacher=runs/teacher \\",
         "    detector=retinanet_resnet18 --method frs methods.frs.threshold=0.1",
-        "understudy distill --recipe frs-retinanet-r50 data=coco teacher=r101.ckpt run=runs/frs",
+        "understudy distill --recipe frs-fcos-r50 run=runs/frs data=coco \\",
+        "    teacher=fcos_r101_ms2x.ckpt",
     ),
 )
 def distill(
