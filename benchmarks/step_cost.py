@@ -59,7 +59,7 @@ class Scene:
         low = torch.rand(6, 2) * options.size * 0.6
         boxes = torch.cat([low, low + options.size * (0.1 + 0.3 * torch.rand(6, 2))], dim=1).to(device)
         targets = [{"boxes": boxes, "labels": torch.arange(6, device=device)} for _ in range(options.batch)]
-        images = torch.rand(options.batch, 3, options.size, options.size, device=device)
+        images = torch.rand(options.batch, 3, options.size, options.size).to(device)
         return cls(
             student.to(device),
             teacher.to(device).requires_grad_(False).eval(),

@@ -1,7 +1,9 @@
 """Checkpoints as other libraries write them. The names are written from mmdet's side, independently of the package."""
 
+import math
 import os
 import re
+import zlib
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
@@ -74,6 +76,13 @@ HARMLESS = Malicious(os.system, "true")
 
 def mmdet_name(key: str, family: str, levels: int) -> str:
     """Return mmdet's name of one of our parameters."""
+    key = re.sub(r"^backbone\.body\.stem\.0\.", "backbone.conv1.", key)  # a RegNet's
+    key = re.sub(r"^backbone\.body\.stem\.1\.", "backbone.bn1.", key)
+    for number, letter in enumerate("abc", start=1):
+        for place, kind in enumerate(("conv", "bn")):
+            block = rf"^backbone\.body\.block(\d)\.block\1-(\d+)\.f\.{letter}\.{place}\."
+            key = re.sub(block, rf"backbone.layer\1.\2.{kind}{number}.", key)
+    key = re.sub(r"^backbone\.body\.block(\d)\.block\1-(\d+)\.proj\.", r"backbone.layer\1.\2.downsample.", key)
     key = re.sub(r"^backbone\.body\.", "backbone.", key)
     key = re.sub(r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"neck.lateral_convs.\1.conv.", key)
     key = re.sub(r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"neck.fpn_convs.\1.conv.", key)
@@ -120,6 +129,50 @@ def as_mmdet(network: nn.Module, family: str, bgr: bool = False) -> OrderedDict[
     if family == "gfl":
         state["bbox_head.integral.project"] = torch.linspace(0, 16, 17)
     return state
+
+
+def as_by_fcos_authors(network: nn.Module) -> OrderedDict[str, Tensor]:
+    """Return the state dict of an FCOS on a MobileNetV2 as its authors' repository saves it, in colours of BGR."""
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    for key, value in network.state_dict().items():
+        if key.endswith("regression_head.scales"):
+            state |= {f"module.rpn.head.scales.{level}.scale": scale.view(1) for level, scale in enumerate(value)}
+            continue
+        key = re.sub(r"^backbone\.body\.0\.", "backbone.body.features.0.", key)
+        for ours, theirs in (("0.0", 0), ("0.1", 1), ("1", 3), ("2", 4)):
+            key = key.replace(f"backbone.body.1.conv.{ours}.", f"backbone.body.features.1.conv.{theirs}.")
+        for ours, theirs in (("0.0", 0), ("0.1", 1), ("1.0", 3), ("1.1", 4), ("2", 6), ("3", 7)):
+            block = rf"^backbone\.body\.(\d+)\.conv\.{re.escape(ours)}\."
+            key = re.sub(block, rf"backbone.body.features.\1.conv.{theirs}.", key)
+        for level in range(3):
+            key = key.replace(f"fpn.inner_blocks.{level}.0.", f"fpn.fpn_inner{level + 2}.")
+            key = key.replace(f"fpn.layer_blocks.{level}.0.", f"fpn.fpn_layer{level + 2}.")
+        key = key.replace("fpn.extra_blocks.", "fpn.top_blocks.")
+        for ours, theirs in (("classification", "cls"), ("regression", "bbox")):
+            for convolution in range(4):
+                for place in range(2):
+                    tower = f"rpn.head.{theirs}_tower.{3 * convolution + place}."
+                    key = key.replace(f"head.{ours}_head.conv.{convolution}.{place}.", tower)
+        key = key.replace("head.classification_head.cls_logits.", "rpn.head.cls_logits.")
+        key = key.replace("head.regression_head.bbox_reg.", "rpn.head.bbox_pred.")
+        key = re.sub(r"^head\.\w+_head\.bbox_ctrness\.", "rpn.head.centerness.", key)
+        state[f"module.{key}"] = value
+    return state
+
+
+def filled(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return values for a parameter that depend on its name alone, so that another library can be given the same."""
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    if len(shape) > 1:
+        return (2 * values - 1) * math.sqrt(6 / math.prod(shape[1:]))
+    if name.endswith(("weight", "running_var", "scale")):
+        return 0.8 + 0.4 * values
+    return 0.2 * values - 0.1
+
+
+def image_for_references() -> Tensor:
+    """Return the image (1, 3, 96, 128) on which other libraries' numbers were computed."""
+    return torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
 
 
 def plain(family: str, backbone: str = "resnet18", classes: int = 3, **options) -> Any:

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import torch
-from references import sigmoid, softmax
+from references import sigmoid, softmax, wave
 from torch import Tensor
 
 from understudy.outputs import Outputs, Spec, Truth
@@ -49,6 +49,21 @@ def record(of: Spec, seed: int, images: int = 2) -> Outputs:
         class_logits=[random(images, *size, of.num_anchors, of.num_classes).requires_grad_() for size in SIZES],
         box_raw=[level.requires_grad_() for level in raw],
         anchors=[squares(stride, side, *size, of.num_anchors) for stride, size in zip(STRIDES, SIZES, strict=True)],
+    )
+
+
+def waves(of: Spec, start: float) -> Outputs:
+    """Like `record`, but sines in float64: inputs for values that were computed with other code."""
+
+    def levels(rate: float, size: float, *last: int) -> list[Tensor]:
+        return [wave((2, *cells, *last), rate, start, size).requires_grad_() for cells in SIZES]
+
+    features = [wave((2, of.channels[0], *cells), 0.7, start, 1.0).requires_grad_() for cells in SIZES]
+    return replace(
+        record(of, 0),
+        features=features,
+        class_logits=levels(0.5, 3.0, of.num_anchors, of.num_classes),
+        box_raw=levels(0.3, 2.0 if of.box_code == "distributions" else 0.3, of.num_anchors, of.box_size),
     )
 
 

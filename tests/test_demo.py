@@ -44,10 +44,7 @@ def test_the_shipped_teacher_knows_the_scenes(tmp_path):
     teacher = load_checkpoint(demo.Path(understudy.__file__).parent / "demo_teacher")
     assert teacher.classes == SCENE_CLASSES
     scenes = make_scenes(tmp_path / "scenes", train=1, val=24, size=demo.SIZE, seed=11)
-    data = demo.open_data(scenes, "val")
-    loader = demo.evaluation_loader(data, batch_size=8, shorter_side=demo.SIZE, longer_side=demo.SIZE)
-    found = demo.detect_all(teacher.detector, loader, "cpu", data.category_ids)
-    assert demo.score(data, found).coco["AP"] > 0.6
+    assert demo.evaluate(teacher.path, scenes, split="val", batch_size=8).coco["AP"] > 0.6
 
 
 def test_a_seed_of_the_teachers_scenes_is_refused(tmp_path):

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from understudy.cli import app, main
+from understudy.cli.analyse import analyse
 
 GOLDEN = Path(__file__).with_name("golden")
-COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if not command.hidden]
+ANALYSES = [f"analyse {command.callback.__name__}" for command in analyse.registered_commands]
 
 CASES = {
-    "help": ["--help", *(f"{command} --help" for command in COMMANDS)],
+    "help": ["--help", *(f"{command} --help" for command in [*COMMANDS, "analyse", *ANALYSES])],
     "config_train": ["config train"],
     "config_distill": ["config distill"],
     "errors_in_keys": [
@@ -43,6 +45,10 @@ CASES = {
         "predict runs/a photos -o found --score 3",
         "config tran",
         "methods frs --short",
+        "analyse",
+        "analyse nonsense",
+        "analyse regions --threshold 3",
+        "analyse teachers",
     ],
     "methods": ["methods --short", "methods"],
     "method": ["methods frs"],

@@ -118,11 +118,12 @@ def distill(config: "Source" = None, **overrides: Any) -> "Path":
     return training.distill(load_config(DistillConfig, config, overrides))
 
 
-def resume(run: "str | Path") -> "Path":
+def resume(run: "str | Path", *, accept_changes: bool = False) -> "Path":
     """Continue an interrupted run exactly where it stopped, like ``understudy resume``.
 
     Args:
         run: the run folder.
+        accept_changes: continue with other data or another teacher than at the start.
 
     Returns:
         The run folder.
@@ -135,7 +136,7 @@ def resume(run: "str | Path") -> "Path":
 
     from understudy.training import run as training
 
-    return training.resume(Path(run))
+    return training.resume(Path(run), accept_changes=accept_changes)
 
 
 def __getattr__(name: str) -> Any:

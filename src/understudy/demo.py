@@ -12,13 +12,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from understudy.checkpoints import load_checkpoint
 from understudy.compare.table import Table, summarise
 from understudy.config import DistillConfig, TrainConfig, load_config
-from understudy.data import evaluation_loader, open_data
 from understudy.data.scenes import make_scenes
 from understudy.errors import UserError
-from understudy.evaluation import detect_all, score
+from understudy.evaluation import evaluate
 from understudy.report import report_on
 from understudy.training.folder import RunFolder
 from understudy.training.run import distill, train
@@ -135,13 +133,7 @@ def make_teacher(run: Path, scenes: Path) -> Path:
 
 def _measure_teacher(run: Path, scenes: Path) -> None:
     """Evaluate the teacher on the students' validation scenes, on which it was not trained."""
-    folder = RunFolder(run)
-    checkpoint = load_checkpoint(run)
-    data = open_data(scenes, "val")
-    loader = evaluation_loader(data, batch_size=16, shorter_side=SIZE, longer_side=SIZE)
-    evaluation = score(data, detect_all(checkpoint.detector, loader, "cpu", data.category_ids))
-    before = json.loads(folder.result.read_text()) if folder.result.exists() else {}
-    parameters = sum(parameter.numel() for parameter in checkpoint.detector.parameters())
-    own = {"epoch": TEACHER_EPOCHS, "train_seconds": None, "parameters": parameters}
-    result = own | before | evaluation.to_dict() | {"measured_on": [str(scenes.absolute()), "val"]}
-    folder.result.write_text(json.dumps(result, indent=2) + "\n")
+    file = RunFolder(run).result
+    measured = evaluate(run, scenes, split="val", device="cpu", batch_size=16)
+    result = json.loads(file.read_text()) | measured.to_dict() | {"measured_on": [str(scenes.absolute()), "val"]}
+    file.write_text(json.dumps(result, indent=2) + "\n")

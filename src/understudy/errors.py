@@ -1,4 +1,4 @@
-"""The two errors that understudy raises on purpose; any other exception is a bug in understudy."""
+"""The two errors that understudy raises on purpose, and the end of a run by a signal; any other exception is a bug."""
 
 from collections.abc import Iterable
 from typing import Self
@@ -31,3 +31,21 @@ class RunError(RuntimeError):
 
     The command line prints the message without a traceback and exits with 1.
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that a signal has stopped; the message says what was saved, and names the command that continues it.
+
+    The command line prints the message and exits with ``exit_code``.
+
+    Args:
+        message: the message.
+        number: the signal.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as shells count.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.exit_code = 128 + number

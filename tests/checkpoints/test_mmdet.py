@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_files import CONFIG_2, CONFIG_3, IMPROVED_FCOS, as_mmdet, mmdet_state, plain, refusal, save
+from foreign_files import (
+    CONFIG_2,
+    CONFIG_3,
+    IMPROVED_FCOS,
+    as_mmdet,
+    filled,
+    image_for_references,
+    mmdet_state,
+    plain,
+    refusal,
+    save,
+)
 
 from understudy.checkpoints import import_checkpoint
 
@@ -33,6 +44,34 @@ def test_sizes_are_read_from_the_tensors(tmp_path, family, backbone, options, zi
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
     assert found.classes == ("a", "b", "c", "d")
     assert found.meta["category_ids"] == [1, 2, 3, 4]
+
+
+FEATURES_ON_REGNETX_800MF = [949.961225, 1201.408367, 872.217089, 617.957283, 620.893034]
+"""Mean absolute values of P3 to P7 in mmdet 3.3.0, for weights that depend on their names alone."""
+
+
+def test_a_regnet_computes_mmdets_numbers(tmp_path):
+    network = plain("retinanet", "regnet_x_800mf", width_mult=1.0, neck_channels=16)
+    state = {name: filled(name, tuple(value.shape)) for name, value in as_mmdet(network, "retinanet").items()}
+    found = import_checkpoint(save(tmp_path, state), tmp_path / "out.ckpt", classes="a,b,c")
+    with torch.no_grad():
+        features = found.detector(image_for_references()).features
+    assert [float(level.double().abs().mean()) for level in features] == pytest.approx(
+        FEATURES_ON_REGNETX_800MF, rel=1e-4
+    )
+    build = found.meta["build"]
+    assert build["name"] == "retinanet_regnet_x_800mf"
+    assert build["image_std"] == pytest.approx([58.395 / 255, 57.12 / 255, 57.375 / 255])  # red first
+    assert not any("stride" in each for each in found.meta["imported"]["assumptions"])
+
+
+def test_a_regnet_that_torchvision_does_not_have_is_refused(tmp_path):
+    """The RegNetX-400MF of mmdet has 384 channels in its last stage, torchvision's has 400."""
+    state = as_mmdet(plain("retinanet", "regnet_x_800mf", width_mult=1.0, neck_channels=16), "retinanet")
+    state["backbone.layer4.0.conv3.weight"] = state["backbone.layer4.0.conv3.weight"][:640]
+    message = refusal(save(tmp_path, state), tmp_path)
+    assert "The RegNet of 1, 3, 7, 5 blocks and 64, 128, 288, 640 channels in its four stages" in message
+    assert "expected one of regnet_x_400mf, regnet_x_800mf" in message
 
 
 def test_settings_are_read_from_a_config_of_3x(tmp_path):
@@ -136,7 +175,7 @@ def test_parts_of_other_detectors_are_named(tmp_path, extra, message):
     text = refusal(save(tmp_path, state, {"cfg": "model = dict(type='SomethingElse')"}), tmp_path)
     assert message in text
     assert "its config has model.type = SomethingElse" in text
-    assert "supported: RetinaNet, FCOS, GFL, Faster R-CNN of mmdet 2.x and 3.x, on a ResNet or ResNeXt" in text
+    assert "supported: RetinaNet, FCOS, GFL, Faster R-CNN of mmdet 2.x and 3.x, on a ResNet, ResNeXt or RegNetX" in text
 
 
 def test_a_detector_of_another_kind_is_described(tmp_path):
@@ -189,3 +228,12 @@ def test_options_that_do_not_fit_the_file(tmp_path):
     assert "nms_threshold: expected a value like 0.6, got 'x'" in message
     assert "--set shorter_side: expected pixels, got -1" in message
     assert "--architecture: expected one of retinanet, fcos," in refusal(file, tmp_path, architecture="yolo")
+
+
+@pytest.mark.parametrize("nms", ["soft_nms", "SoftNMS"])
+def test_soft_nms_of_a_one_stage_detector_is_replaced_and_said(tmp_path, nms):
+    text = CONFIG_3.format(style="pytorch").replace("type='nms'", f"type={nms!r}")
+    meta = {"cfg": text, "dataset_meta": {"classes": ("a", "b", "c")}}
+    state = as_mmdet(plain("fcos", settings=IMPROVED_FCOS), "fcos")
+    found = import_checkpoint(save(tmp_path, state, meta), tmp_path / "out.ckpt")
+    assert f"{nms} is replaced by ordinary NMS (--set nms_threshold=VALUE)" in found.meta["imported"]["assumptions"]

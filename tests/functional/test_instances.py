@@ -28,7 +28,7 @@ def test_general_instances_against_a_greedy_loop():
     for place in range(60):
         left, top, right, bottom = pair[int(theirs[place] > own[place])][place].tolist()
         box = [min(left, 70), min(top, 64), min(right, 70), min(bottom, 64)]
-        if box[2] - box[0] >= 10 and box[3] - box[1] >= 10:
+        if box[2] - box[0] > 10 and box[3] - box[1] > 10:
             ranked.append((abs(theirs[place] - own[place]).item(), box))
     kept = []
     for _, box in sorted(ranked, reverse=True):
@@ -36,6 +36,12 @@ def test_general_instances_against_a_greedy_loop():
             kept.append(box)
     torch.testing.assert_close(found, torch.tensor(kept[:5]))
     assert len(general_instances(own, theirs, pair[0] / 20, pair[1] / 20, (64, 70))) == 0  # all are too small
+
+
+def test_both_sides_of_a_general_instance_are_longer_than_ten_pixels():
+    boxes = torch.tensor([[0.0, 0, 10, 20], [20, 20, 30.5, 31]])
+    found = general_instances(torch.ones(2), torch.zeros(2), boxes, boxes, (64, 64))
+    assert torch.equal(found, boxes[1:])  # as in daixinghome/Distill_GID_detectron2 @ 9118c54, find_top_rpn_proposals
 
 
 def slow_region(feature: Tensor, box: list[float], stride: int) -> Tensor:
@@ -86,6 +92,12 @@ def test_distance_relation_has_its_known_value():
     # Distances relative to their mean do not know the scale, and need three boxes.
     assert distance_relation_loss(7 * student, teacher).item() == pytest.approx(0.006309568, abs=1e-6)
     assert distance_relation_loss(student[:2], teacher[:2]).item() == 0
+
+
+def test_a_distance_of_zero_counts_in_the_mean_distance():
+    """The value is that of daixinghome/Distill_GID_detectron2 @ 9118c54, loss_RkdDistance."""
+    student, teacher = (wave((5, 6), rate, start, 1.0)[[0, 0, 1, 2, 3]] for rate, start in ((0.9, 0.4), (0.7, 0.1)))
+    assert distance_relation_loss(student, teacher).item() == pytest.approx(0.34518626, rel=1e-5)
 
 
 def test_distance_relation_of_boxes_that_are_all_the_same_is_finite():

@@ -80,7 +80,7 @@ def test_points_are_widened_around_their_middle():
 
 
 def test_an_object_is_on_the_level_of_its_size_and_fills_its_cells():
-    sides = [30, 111, 112, 223, 224, 500, 5000]
+    sides = [30, 110.9, 111, 222.9, 223, 500, 5000]
     strides, sizes = (8, 16, 32), [(100, 100), (50, 50), (25, 25)]
     for side, level in zip(sides, [0, 0, 1, 1, 2, 2, 2], strict=True):
         masks = object_cells([torch.tensor([[0.0, 0, side, side]])], strides, sizes)

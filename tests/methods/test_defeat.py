@@ -3,10 +3,11 @@
 import itertools
 from dataclasses import replace
 
+import predictions
 import pytest
 import torch
 from pairs import BIG, OF_FAMILY, record, truth
-from references import NO_BOX, boxes, cells, ground, identity, pyramid, strides_reached
+from references import NO_BOX, boxes, cells, ground, identity, pyramid, strides_reached, waved
 
 from understudy.methods import METHODS
 from understudy.methods.defeat import DeFeat
@@ -32,6 +33,16 @@ def test_against_a_loop():
     for kind, expected in sums.items():
         assert expected > 0
         assert terms[f"defeat_{kind}"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_values_of_the_authors_code():
+    """The values are those of ggjy/DeFeat.pytorch @ c46a793, AnchorHead.get_gt_mask and the neck terms of train.py."""
+    student, teacher = (predictions.spec(name, family="retinanet") for name in ("little", "big"))
+    targets = boxes((4, 4, 30, 40), (0, 0, 111, 112)), boxes((10, 2, 50, 30))  # the largest is on the second level
+    own, theirs = predictions.waves(student, 0.1), predictions.waves(teacher, 0.9)
+    terms = waved(DeFeat(student, teacher))(own, theirs, ground(*targets))
+    expected = {"defeat_foreground": 4.7737471764, "defeat_background": 4.6777645102}
+    assert {term: value.item() for term, value in terms.items()} == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

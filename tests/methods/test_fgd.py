@@ -4,10 +4,11 @@ import itertools
 import math
 from dataclasses import replace
 
+import predictions
 import pytest
 import torch
 from pairs import BIG, made_up_specs, record, truth
-from references import cells
+from references import cells, waved
 from torch import Tensor, nn
 
 from understudy.functional import area_weights
@@ -61,6 +62,21 @@ def test_against_loops():
     terms = method(student, teacher, whole)
     for kind, value in expected.items():
         assert terms[f"fgd_{kind}"].item() == pytest.approx(value, rel=1e-4), kind
+
+
+def test_the_values_of_the_authors_code():
+    """The values are those of yzd-v/FGD @ c03a6cf, FeatureLoss, one term at a time, summed over the levels."""
+    student = predictions.spec("little", family="retinanet")
+    teacher = predictions.spec("big", family="retinanet", channels=(6, 6))
+    own, theirs = predictions.waves(student, 0.1), predictions.waves(teacher, 0.9)
+    terms = waved(FGD(student, teacher))(own, theirs, predictions.truth())
+    expected = {
+        "fgd_foreground": 12.3299207479,
+        "fgd_background": 5.8966307849,
+        "fgd_attention": 10.3038471032,
+        "fgd_relation": 1448.5574382084,
+    }
+    assert {term: value.item() for term, value in terms.items()} == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_temperature_depends_on_the_family_and_the_blocks_begin_as_the_identity():

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from pairs import BIG, LITTLE, OF_FAMILY, record, run, truth
-from references import softmax
+from predictions import spec, waves
+from references import softmax, waved
 
+from understudy.methods import METHODS
 from understudy.methods.loading import build_methods
 
 TWO_STAGE = {"family": "faster_rcnn", **OF_FAMILY["faster_rcnn"]}
@@ -59,6 +61,19 @@ def test_channel_and_spatial():
         spatial += math.sqrt(total)
     assert terms["fkd_channel"].item() == pytest.approx(channel, rel=1e-4)
     assert terms["fkd_spatial"].item() == pytest.approx(spatial, rel=1e-4)
+
+
+@pytest.mark.parametrize(("family", "feature"), [(TWO_STAGE, 43.1306271153), ({"family": "retinanet"}, 42.9521917824)])
+def test_the_values_of_another_projects_code(family, feature):
+    """The values are those of open-mmlab/mmrazor @ 90c7af1, FBKDLoss and FBKDStudentConnector, summed over levels.
+
+    Its loss leaves out the attention to channels; for one stage its mask_l2_loss was given the product of both.
+    """
+    student, teacher = (spec(name, channels=(8, 8), **family) for name in ("little", "big"))
+    method = waved(METHODS["fkd"](student, teacher, terms=("feature", "channel", "spatial")))
+    terms = method(waves(student, 0.1), waves(teacher, 0.9), truth(student))
+    expected = {"fkd_feature": feature, "fkd_channel": 5.1508675686, "fkd_spatial": 10.1094034030}
+    assert {term: value.item() for term, value in terms.items()} == pytest.approx(expected, rel=1e-6)
 
 
 def test_relation_is_nonlocal():

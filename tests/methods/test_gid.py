@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import predictions
 import pytest
 import torch
 from pairs import (
@@ -19,6 +20,8 @@ from pairs import (
     truth,
 )
 from references import NO_BOX, identity
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
 
 from understudy.boxes import decode
 from understudy.errors import UserError
@@ -98,6 +101,30 @@ def test_the_terms_are_those_of_its_parts(family):
             assert terms[f"gid_{term}"].item() == pytest.approx(loss(*values).item(), rel=1e-5)
     again = replace(inputs, truth=replace(inputs.truth, targets=[NO_BOX, NO_BOX])).terms(method)
     assert all(torch.equal(again[term], value) for term, value in terms.items())
+
+
+def test_the_values_of_the_authors_code():
+    """Without the adapter, which the code builds but does not use, and with the assignment of its RetinaNet.
+
+    The values are those of daixinghome/Distill_GID_detectron2 @ 9118c54, DistillGID.distill_losses, run with detectron2
+    @ 02b5c4e, in float32.
+    """
+
+    def assign(outputs, targets):
+        anchors = torch.cat([level.flatten(0, 2) for level in outputs.anchors])
+        match = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+        return torch.stack([match(box_iou(target["boxes"], anchors)) for target in targets])
+
+    specs = predictions.spec("little"), predictions.spec("big")
+    own, theirs = (
+        replace(predictions.waves(spec, start), image_sizes=((48, 64), (44, 60)))
+        for spec, start in zip(specs, (0.1, 0.9), strict=True)
+    )
+    detector = SimpleNamespace(spec=specs[0], assign=assign)
+    method = identity(METHODS["gid"](*specs)).double()
+    terms = method(own, theirs, predictions.truth(), Layers(detector, detector, None, own, theirs))
+    expected = {"gid_feature": 1.3056547, "gid_relation": 0.0021898681, "gid_class": 1.8743687, "gid_box": 0.4131191}
+    assert {term: value.item() for term, value in terms.items()} == pytest.approx(expected, rel=1e-6)
 
 
 def test_it_assigns_on_all_of_the_students_levels_and_compares_on_the_common_ones():

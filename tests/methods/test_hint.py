@@ -5,7 +5,11 @@ from dataclasses import replace
 
 import pytest
 from pairs import BIG, LITTLE, run
+from predictions import spec, truth, waves
+from references import waved
 from torch import nn
+
+from understudy.methods import METHODS
 
 
 def test_it_is_the_mean_square_of_every_level_summed():
@@ -18,6 +22,13 @@ def test_it_is_the_mean_square_of_every_level_summed():
             total += sum(((weight @ mine[n, :, y, x] + bias - other[n, :, y, x]) ** 2).tolist())
         expected += total / other.numel()
     assert terms["hint_feature"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_value_of_another_projects_code():
+    """The value is that of open-mmlab/mmrazor @ 90c7af1, L2Loss per element and not normalised, summed over levels."""
+    student, teacher = spec("little"), spec("big", channels=(6, 6))
+    terms = waved(METHODS["hint"](student, teacher))(waves(student, 0.1), waves(teacher, 0.9), truth())
+    assert terms["hint_feature"].item() == pytest.approx(2.0144797166, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["hint", "cwd", "mgd", "fgd"])

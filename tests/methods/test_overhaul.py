@@ -2,16 +2,19 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pairs import LITTLE, tiny_detector, tiny_teacher
+from references import wave
 from torch import Tensor, nn
 
 from understudy import functional
 from understudy.errors import UserError
 from understudy.methods.base import Layers
 from understudy.methods.overhaul import Overhaul
+from understudy.outputs import Outputs
 from understudy.pairing import pair
 
 
@@ -50,6 +53,46 @@ def test_against_a_slow_loop_with_the_teachers_last_norms():
     some.connectors.load_state_dict(nn.ModuleList(list(method.connectors)[1:]).state_dict())
     without = some(*reduced, None, replace(layers, pairing=common))["overhaul_feature"].item()
     assert 0 < without < found
+
+
+class Stages(nn.ModuleDict):
+    """A backbone of which only the last batch normalisation of each stage is left."""
+
+    def __init__(self, norms: list[nn.BatchNorm2d]):
+        super().__init__({str(number): norm for number, norm in enumerate(norms)})
+        self.return_layers = dict.fromkeys(self)
+
+
+def test_the_value_of_the_authors_code():
+    """Before a ReLU, where nothing is exactly zero, all is as in the authors' code.
+
+    The value is that of clovaai/overhaul-distillation @ 76344a8, ImageNet's Distiller, divided by the two images.
+    """
+    widths, sizes = (4, 6), ((4, 5), (2, 3))
+    student = replace(LITTLE, stage_channels=(3, 4))
+    teacher = replace(LITTLE, stage_channels=widths, name="big")
+    norms = [nn.BatchNorm2d(width) for width in widths]
+    for norm in norms:
+        norm.weight.data, norm.bias.data = (
+            wave((norm.num_features,), *of) for of in ((1.1, 0.2, 0.9), (1.7, 0.6, 0.8))
+        )
+    detector = SimpleNamespace(spec=teacher, network=SimpleNamespace(backbone=SimpleNamespace(body=Stages(norms))))
+    method = Overhaul(student, teacher)
+    for number, (convolution, _) in enumerate(method.double().connectors):
+        convolution.weight.data.copy_(wave(tuple(convolution.weight.shape), 0.3, 0.1 * number, 0.8))
+    channels = zip(student.stage_channels, widths, sizes, strict=True)
+    pairs = [
+        (wave((2, own, *size), 0.9, 0.4, 1.0), wave((2, other, *size), 0.7, 0.1, 1.5)) for own, other, size in channels
+    ]
+    own, theirs = (Outputs(stages=list(stages), features=[]) for stages in zip(*pairs, strict=True))
+    loss = method(own, theirs, None, Layers(detector, detector, None, own, theirs))["overhaul_feature"]
+    assert loss.item() == pytest.approx(122.674270, rel=1e-6)
+
+
+def test_connectors_begin_with_the_spread_of_the_authors_code():
+    wide = replace(LITTLE, stage_channels=(32, 64))
+    for convolution, _ in Overhaul(wide, replace(wide, stage_channels=(128, 128))).connectors:
+        assert convolution.weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.1)
 
 
 def test_it_is_refused_where_a_stage_has_no_norm_or_there_is_no_stage():

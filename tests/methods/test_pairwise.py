@@ -4,7 +4,10 @@ import itertools
 
 import pytest
 from pairs import run
+from predictions import spec, truth, waves
 from torch import Tensor, nn
+
+from understudy.methods import METHODS
 
 
 def naive(student: Tensor, teacher: Tensor) -> float:
@@ -29,3 +32,14 @@ def test_all_pairs_of_cells_are_compared_and_large_levels_pooled():
     assert whole == unpooled != terms["pairwise_relation"]
     last = run("pairwise", max_cells=12)[3]["pairwise_relation"]  # of the second level's 3 x 4 cells all are left
     assert last.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("options", "value"), [({}, 0.0166045371), ({"max_cells": 12}, 0.1095049484)])
+def test_the_values_of_the_authors_code(options, value):
+    """The values are those of irfanICMLL/structure_knowledge_distillation @ ce208e1, sim_dis_compute, per level.
+
+    The pooled one is that of CriterionPairWiseforWholeFeatAfterPool with patches of 2 x 2 cells on the first level.
+    """
+    student, teacher = spec("little"), spec("big", channels=(6, 6))
+    terms = METHODS["pairwise"](student, teacher, **options)(waves(student, 0.1), waves(teacher, 0.9), truth())
+    assert terms["pairwise_relation"].item() == pytest.approx(value, rel=1e-6)

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from predictions import TARGETS, divergence, pair_of, positives, truth
+from predictions import TARGETS, divergence, pair_of, positives, spec, truth, waves
 from references import sigmoid
 from torchvision.ops import box_iou
 
@@ -39,6 +39,18 @@ def test_against_a_slow_loop(score, temperature):
         assert terms[f"rank_mimicking_{term}"].item() == pytest.approx(value, rel=1e-4)
     terms["rank_mimicking_location"].backward()
     assert sum(level.grad.abs().sum() for level in own.box_raw) > 0
+
+
+@pytest.mark.parametrize(("score", "value"), [("sigmoid", 0.0251678020), ("logit", 0.4867482429)])
+def test_the_values_of_a_draft_implementation(score, value):
+    """There is no authors' code. The values are those of open-mmlab/mmrazor @ 4a47267d, RankMimicLoss.
+
+    It takes the scores as they are; for "sigmoid" it was given sigmoids.
+    """
+    student, teacher = spec("little", family="retinanet"), spec("big", family="retinanet")
+    method = METHODS["rank_mimicking"](student, teacher, score=score)
+    terms = method(waves(student, 0.1), waves(teacher, 0.9), truth())
+    assert terms["rank_mimicking_class"].item() == pytest.approx(value, rel=1e-6)
 
 
 def test_objectness_is_ranked_and_location_is_off():

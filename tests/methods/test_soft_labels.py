@@ -4,7 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from predictions import CODES, divergence, entropy, pair_of, positives, record, spec, truth
+from predictions import CODES, divergence, entropy, pair_of, positives, record, spec, truth, waves
 from references import sigmoid
 from torch.nn.functional import smooth_l1_loss
 from torchvision.ops import generalized_box_iou
@@ -49,6 +49,23 @@ def test_boxes_against_a_slow_loop(code, kind):
         first, second = (flatten_levels(boxes.decode(outputs, student))[n, r][None] for outputs in (own, theirs))
         expected += 1 - generalized_box_iou(first, second).item()
     assert method(own, theirs, truth())["soft_labels_box"].item() == pytest.approx(expected / 8, rel=1e-4)
+
+
+def test_the_values_of_other_projects_code():
+    """There is no authors' code of the whole, so the parts were computed with code of other projects.
+
+    "kl" open-mmlab/mmrazor @ 90c7af1, KLDivergence; "bce" daixinghome/Distill_GID_detectron2 @ 9118c54,
+    distill_loss_response; boxes TinyTigerPan/BCKD @ 121c9aa (mmdet 2), GIoULoss and SmoothL1Loss.
+    """
+    student, teacher = spec("little"), spec("big")
+    own, theirs = waves(student, 0.1), waves(teacher, 0.9)
+    for options, score, box in (
+        ({}, 1.7719967047, 0.4866236074),
+        ({"loss": "kl", "temperature": 2.0, "boxes": "raw"}, 0.2194629185, 0.0581077388),
+    ):
+        terms = METHODS["soft_labels"](student, teacher, **options)(own, theirs, truth())
+        assert terms["soft_labels_class"].item() == pytest.approx(score, rel=1e-6)
+        assert terms["soft_labels_box"].item() == pytest.approx(box, rel=1e-6)
 
 
 def test_boxes_of_different_codes_are_compared_as_boxes():

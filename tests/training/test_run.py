@@ -72,14 +72,14 @@ def test_a_second_ctrl_c_stops_at_once(tiny, trained, tmp_path):
     assert_same(understudy.resume(run), trained)
 
 
-def test_a_second_ctrl_c_before_anything_was_saved(tiny, tmp_path):
-    with (
-        at_step(2, ctrl_c_twice),
-        pytest.raises(KeyboardInterrupt, match=r"No checkpoint was saved yet: delete .*/run"),
-    ):
-        understudy.train(tiny, run=tmp_path / "run")
-    with pytest.raises(UserError, match=r"has no checkpoint: it was stopped before the first was saved\. Delete"):
-        understudy.resume(tmp_path / "run")
+def test_a_second_ctrl_c_before_anything_was_saved(tiny, trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    message = f"No checkpoint was saved yet. To start again: understudy resume {run}"
+    with at_step(4, ctrl_c_twice), pytest.raises(KeyboardInterrupt, match=message):
+        understudy.train(tiny, run=run)
+    assert len(read_rows(run / "losses.csv")) == 1
+    assert_same(understudy.resume(run), trained)
+    assert "The run has no checkpoint: it starts again from its first step" in capsys.readouterr().err
 
 
 def command(*arguments: object, **keys: object) -> list[str]:
@@ -207,7 +207,7 @@ def test_a_student_on_a_backbone_for_bgr_images_is_resumed_and_exported(tiny, tm
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tmp_path):
-    """With losses that are divided per image: RetinaNet's, and FRS' with the normaliser of an image."""
+    """A whole run; test_processes.py has every family and method."""
     teacher = confident("retinanet_mobilenet_v2")
     keys = {
         **tiny,
@@ -220,7 +220,7 @@ def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tm
         "optimizer.lr": 0.01,
         "schedule.epochs": 1,
         "optimizer.clip_norm": 350,
-        "methods": json.dumps({"frs": {"normaliser": "image", "class_weight": 200, "ramp_steps": 0}}),
+        "methods": json.dumps({"frs": {"class_weight": 200, "ramp_steps": 0}}),
         "log_every": 1,
     }
     one, two = tmp_path / "one", tmp_path / "two"
@@ -259,16 +259,24 @@ def no_room(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("file", ["best.ckpt", "losses.csv", "metrics.csv"])
-def test_a_full_disk_leaves_the_last_checkpoint(file, tiny, trained, tmp_path, capsys):
-    """The disk is full when `file` is written the second time; with room again the run equals any other."""
+@pytest.mark.parametrize(
+    ("file", "write", "saved"),
+    [
+        ("losses.csv", 2, 4),
+        ("last.ckpt", 1, None),
+        ("best.ckpt", 1, 4),
+        ("metrics.csv", 2, 8),
+    ],
+)
+def test_a_full_disk_leaves_the_last_checkpoint(file, write, saved, tiny, trained, tmp_path, capsys):
+    """The disk is full when `file` is written the n-th time; with room again the run equals any other."""
     run, opened, writes = tmp_path / "run", Path.open, []
 
     def open_(path, mode="r", *args, **kwargs):
         stream = opened(path, mode, *args, **kwargs)
         if path.name in (file, f".{file}.part") and mode in ("wb", "ab"):
             writes.append(path)
-            if len(writes) == 2:
+            if len(writes) == write:
                 stream.write(b"half a ro")
                 stream.close()
                 return contextlib.nullcontext(types.SimpleNamespace(write=no_room))
@@ -282,10 +290,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(file, tiny, trained, tmp_path, c
     err = capsys.readouterr().err
     assert "Error: The disk is full" in err
     assert str(run / file) in err
-    assert f"understudy resume {run}" in err
     assert not list(run.glob(".*.part"))
-    assert "half" not in (run / "losses.csv").read_text() + (run / "metrics.csv").read_text()
-    assert saved_step(run) == 4
+    assert not any("half" in rows.read_text() for rows in run.glob("*.csv"))
+    assert saved_step(run) == saved
+    assert f"understudy resume {run}" in err
     assert_same(understudy.resume(run), trained)
 
 

@@ -32,7 +32,7 @@ def class_names(given: str | Sequence[str]) -> tuple[str, ...]:
         names = VOC.split()
     elif "," not in given and Path(given).is_file():
         try:
-            names = Path(given).read_text(encoding="utf-8").splitlines()
+            names = Path(given).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"Class names cannot be read from {given} ({error}): expected a text file with a name on each line."

@@ -11,8 +11,9 @@ from understudy.errors import UserError
 from understudy.text import listed
 
 SUPPORTED = (
-    f"{listed([family.title for family in FAMILIES.values() if family.mmdet])} of mmdet 2.x and 3.x, on a ResNet or "
-    "ResNeXt with FPN",
+    f"{listed([family.title for family in FAMILIES.values() if family.mmdet])} of mmdet 2.x and 3.x, on a ResNet, "
+    "ResNeXt or RegNetX with FPN",
+    "FCOS of its authors' repository, on a ResNet, ResNeXt or MobileNetV2",
     "RetinaNet, FCOS, Faster R-CNN of torchvision, as published or fine-tuned",
     "a folder of `understudy export`",
 )

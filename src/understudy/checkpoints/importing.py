@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from understudy.checkpoints.class_names import class_names
+from understudy.checkpoints.fcos_authors import from_fcos_authors, is_by_fcos_authors
 from understudy.checkpoints.import_options import SUMMARY, ImportedDetector, ImportOptions, unsupported
 from understudy.checkpoints.mmdet import from_mmdet, is_mmdet
 from understudy.checkpoints.mmdet_keys import UNKNOWN
@@ -39,7 +40,8 @@ def import_checkpoint(
     Nothing in the file is executed. Tensors and plain values are read, all other objects are skipped.
 
     Args:
-        file: published or fine-tuned weights of torchvision, a checkpoint of mmdet 2.x or 3.x, or an exported folder.
+        file: published or fine-tuned weights of torchvision, a checkpoint of mmdet 2.x or 3.x or of the FCOS authors'
+            repository, or an exported folder.
         output: the checkpoint to write. It must not exist. None: the file's name with ``.ckpt``, in the current folder.
         classes: names of the classes, in the order of the labels: a list, ``"coco"``, ``"voc"``, ``"cat,dog"`` or a
             file with a name on each line; None: those in the file.
@@ -111,6 +113,8 @@ def _found(
     file: Path, state: Mapping[str, Tensor], content: Mapping[str, Any], options: ImportOptions
 ) -> ImportedDetector:
     try:
+        if is_by_fcos_authors(state):
+            return from_fcos_authors(state, options)
         if is_torchvision(state):
             return from_torchvision(state, options, file.name)
         if is_mmdet(state):
@@ -231,9 +235,11 @@ def _network(found: ImportedDetector, partial: bool) -> tuple[torch.nn.Module, l
             *_counted("of another shape", shapes),
             *_counted("not finite", not_finite),
         ]
-        hopeless = bool(shapes or not_finite)
+        few = len(missing) > MOST_MISSING * len(expected)
+        hopeless = bool(shapes or not_finite or few)
         if faults and (hopeless or not partial):
             advice = "" if hopeless else " Add --partial to import it anyway: missing weights are randomly initialised."
+            advice += " Most of it would be randomly initialised: it is another detector (--architecture)." * few
             raise UserError.listing(f"The weights do not fit the detector, {found.build['name']}.{advice}", faults)
         network = plain_network(**found.build)
     except UserError:
@@ -242,6 +248,10 @@ def _network(found: ImportedDetector, partial: bool) -> tuple[torch.nn.Module, l
         raise UserError(f"The detector in the file cannot be built: {error}") from error
     network.load_state_dict({key: value for key, value in weights.items() if key in expected}, strict=False)
     return network, faults
+
+
+MOST_MISSING = 0.5
+"""Largest share of a detector's tensors that may be missing with ``--partial``."""
 
 
 def _is_counter(key: str) -> bool:

@@ -41,32 +41,36 @@ def layout_of(family: Family) -> MMDetLayout | None:
     return import_module(family.mmdet).LAYOUT if family.mmdet else None
 
 
-def from_mmdet(state: Mapping[str, Tensor], meta: Any, options: ImportOptions) -> ImportedDetector:
+def from_mmdet(
+    state: Mapping[str, Tensor], meta: Any, options: ImportOptions, config: Mapping[str, Any] | None = None
+) -> ImportedDetector:
     """Describe an mmdet detector by the names and options of this package.
 
     Args:
         state: its state dict.
         meta: ``"meta"`` of its checkpoint.
         options: the user's options.
+        config: its config, instead of the one in ``meta``.
 
     Raises:
         UserError: listing every fault: the detector is not supported, its tensors and its config disagree, or an
             option is missing.
     """
     meta = meta if isinstance(meta, Mapping) else {}
-    config = parse_config(meta.get("cfg", meta.get("config")))
+    config = config or parse_config(meta.get("cfg", meta.get("config")))
     if not isinstance(look_up(config, "model"), Mapping):
         config = None
     family, layout = _family(state, config, options.architecture)
-    reader = OptionsReader(family, layout, BackboneSizes(state), config, options)
+    tensors = BackboneSizes(state)
+    reader = OptionsReader(family, layout, tensors, config, options)
     build = reader.build()
     names = reader.class_names(meta)
     if reader.faults:
         raise UserError.listing(f"This {family.title} of mmdet cannot be imported:", reader.faults)
-    weights = translate(state, layout, centerness_on_reg=build["settings"].get("centerness_on_reg", False))
+    centerness_on_reg = build["settings"].get("centerness_on_reg", False)
+    weights = translate(state, layout, centerness_on_reg=centerness_on_reg, backbone=tensors.keys)
     if not reader.rgb:
-        stem = weights["backbone.body.conv1.weight"]
-        weights["backbone.body.conv1.weight"] = stem[:, [2, 1, 0]]
+        weights[tensors.stem] = weights[tensors.stem][:, [2, 1, 0]]
     version = meta.get("mmdet_version")
     source = f"mmdet {version}" if isinstance(version, str) else "mmdet"
     return ImportedDetector(source, build, weights, names, category_ids(names), tuple(reader.assumptions))

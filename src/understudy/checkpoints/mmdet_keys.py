@@ -18,7 +18,7 @@ _WITHOUT_MEANING = re.compile(r".*\.num_batches_tracked|bbox_head\.integral\.pro
 
 
 def translate(
-    state_dict: Mapping[str, Tensor], layout: MMDetLayout, *, centerness_on_reg: bool = False
+    state_dict: Mapping[str, Tensor], layout: MMDetLayout, *, centerness_on_reg: bool = False, backbone: Keys = ()
 ) -> dict[str, Tensor]:
     """Rename and rearrange the weights of an mmdet detector.
 
@@ -28,6 +28,7 @@ def translate(
         state_dict: state dict of mmdet 2.x or 3.x, without a ``module.`` prefix.
         layout: the family's layout.
         centerness_on_reg: centre-ness is computed from the box tower, not from the class tower.
+        backbone: names of the backbone's parameters; empty: those of a ResNet.
 
     Returns:
         Weights by the plain network's names, without counters of batches. A parameter that no detector of this family
@@ -47,7 +48,7 @@ def translate(
         elif found := _FPN_CONV.fullmatch(key):
             weights[_pyramid_name(int(found[1]), laterals) + found[2]] = value
         else:
-            weights[_renamed(key, layout.keys)] = value
+            weights[_renamed(key, (*backbone, *layout.keys))] = value
     if scales:
         weights[f"{BOXES}.scales"] = torch.stack([scales[level] for level in sorted(scales)])
     layout.rearrange(weights)

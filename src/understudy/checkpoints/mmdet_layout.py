@@ -88,6 +88,7 @@ class MMDetLayout:
 
 
 IMAGENET: dict[str, Any] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "bgr_to_rgb": True}
+REGNET: dict[str, Any] = {"mean": [103.53, 116.28, 123.675], "std": [57.375, 57.12, 58.395], "bgr_to_rgb": False}
 CAFFE: dict[str, Any] = {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "bgr_to_rgb": False}
 
 
@@ -123,7 +124,7 @@ def _extra_levels(value: Any) -> Any:
 
 _STRIDES = [8, 16, 32, 64, 128]
 COMMON: dict[str, tuple[Any, ...]] = {
-    "model.backbone.type": ("ResNet", "ResNeXt"),
+    "model.backbone.type": ("ResNet", "ResNeXt", "RegNet"),
     "model.backbone.num_stages": (4,),
     "model.backbone.strides": ([1, 2, 2, 2],),
     "model.backbone.dilations": ([1, 1, 1, 1],),
@@ -156,6 +157,33 @@ COMMON_KEYS: Keys = (
     (r"backbone\.(conv1|bn1|layer\d.*)\.(\w+)", r"backbone.body.\1.\2"),
     (r"neck\.lateral_convs\.(\d+)\.conv\.(\w+)", r"backbone.fpn.inner_blocks.\1.0.\2"),
 )
+_REGNET_BLOCK, _REGNET_PLAIN = r"backbone\.layer(\d)\.(\d+)\.", r"backbone.body.block\1.block\1-\2."
+REGNET_KEYS: Keys = (
+    (r"backbone\.conv1\.(\w+)", r"backbone.body.stem.0.\1"),
+    (r"backbone\.bn1\.(\w+)", r"backbone.body.stem.1.\1"),
+    (rf"{_REGNET_BLOCK}downsample\.(\d)\.(\w+)", rf"{_REGNET_PLAIN}proj.\3.\4"),
+    *(
+        (rf"{_REGNET_BLOCK}{kind}{number}\.(\w+)", rf"{_REGNET_PLAIN}f.{letter}.{place}.\3")
+        for number, letter in enumerate("abc", start=1)
+        for place, kind in enumerate(("conv", "bn"))
+    ),
+)
+"""Names of a RegNet's parameters: mmdet has those of a ResNet."""
+
+_MOBILENET_BLOCK, _MOBILENET_PLAIN = r"backbone\.features\.(\d+)\.conv\.", r"backbone.body.\1.conv."
+MOBILENET_KEYS: Keys = (
+    (r"backbone\.features\.0\.(\w+\.\w+)", r"backbone.body.0.\1"),
+    (r"backbone\.features\.1\.conv\.([01])\.(\w+)", r"backbone.body.1.conv.0.\1.\2"),
+    (r"backbone\.features\.1\.conv\.3\.(\w+)", r"backbone.body.1.conv.1.\1"),
+    (r"backbone\.features\.1\.conv\.4\.(\w+)", r"backbone.body.1.conv.2.\1"),
+    (rf"{_MOBILENET_BLOCK}([01])\.(\w+)", rf"{_MOBILENET_PLAIN}0.\2.\3"),
+    (rf"{_MOBILENET_BLOCK}3\.(\w+)", rf"{_MOBILENET_PLAIN}1.0.\2"),
+    (rf"{_MOBILENET_BLOCK}4\.(\w+)", rf"{_MOBILENET_PLAIN}1.1.\2"),
+    (rf"{_MOBILENET_BLOCK}6\.(\w+)", rf"{_MOBILENET_PLAIN}2.\2"),
+    (rf"{_MOBILENET_BLOCK}7\.(\w+)", rf"{_MOBILENET_PLAIN}3.\2"),
+)
+"""Names of the parameters of a MobileNetV2 whose blocks list all layers, as the FCOS authors' own does."""
+
 CLASSES, BOXES = "head.classification_head", "head.regression_head"
 
 

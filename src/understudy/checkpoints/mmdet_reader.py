@@ -5,7 +5,7 @@ from typing import Any
 
 from understudy.checkpoints.import_options import ImportOptions, fits
 from understudy.checkpoints.mmdet_config import image_scale, look_up, modernised, normalisation, recorded_names
-from understudy.checkpoints.mmdet_layout import CAFFE, IMAGENET, MMDetLayout, Setting, last_name
+from understudy.checkpoints.mmdet_layout import CAFFE, IMAGENET, REGNET, MMDetLayout, Setting, last_name
 from understudy.checkpoints.mmdet_sizes import BackboneSizes
 from understudy.detectors.build import builder_settings
 from understudy.detectors.families import Family
@@ -122,7 +122,7 @@ class OptionsReader:
         if style is None and self.config is not None:
             style = "pytorch"  # mmdet's default
         if style is None:
-            usually_caffe = self.layout.usually_caffe and "resnext" not in self.tensors.backbone
+            usually_caffe = self.layout.usually_caffe and self.tensors.backbone.startswith("resnet")
             style = "caffe" if usually_caffe else "pytorch"
             if self.tensors.bottleneck:
                 convolution = {"caffe": "first 1x1", "pytorch": "3x3"}[style]
@@ -154,6 +154,8 @@ class OptionsReader:
         return values[0], values[1]
 
     def _usual_normalisation(self) -> dict[str, Any]:
+        if self.tensors.backbone.startswith("regnet"):
+            return REGNET
         if not self.caffe:
             return IMAGENET
         return dict(CAFFE if self.tensors.conv_bias else self.layout.caffe)
@@ -196,8 +198,9 @@ class OptionsReader:
         kind = last_name(look_up(self.config, f"{head}.type"))
         if kind is not None and kind != self.layout.head:
             self._assume(f"the {kind} of its config detects like a {self.layout.head}", "compare its AP with mmdet's")
-        if "soft" in str(nms := look_up(self.config, "model.test_cfg.rcnn.nms.type", "")):
-            self._assume(f"{nms} is replaced by ordinary NMS", "--set nms_threshold=VALUE")
+        for stage in ("model.test_cfg", "model.test_cfg.rcnn"):
+            if "soft" in str(nms := look_up(self.config, f"{stage}.nms.type", "")).lower():
+                self._assume(f"{nms} is replaced by ordinary NMS", "--set nms_threshold=VALUE")
 
     def _check_names(self) -> None:
         available = {setting.name for setting in self.layout.settings} | {"shorter_side", "longer_side"}

@@ -4,10 +4,13 @@ import math
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from understudy.checkpoints.mmdet_layout import MOBILENET_KEYS, REGNET_KEYS, Keys
 from understudy.errors import UserError
-from understudy.networks.backbones import BLOCKS
+from understudy.networks.backbones import BACKBONES, BLOCKS, build_body
+from understudy.text import listed
 
 
 class BackboneSizes:
@@ -17,20 +20,32 @@ class BackboneSizes:
         state: the tensors, from which a family's layout reads further sizes.
         backbone: name of the backbone.
         width_mult: width of the backbone.
-        bottleneck: the backbone has bottlenecks.
+        bottleneck: the backbone has bottlenecks, whose style is not in the tensors.
         sizes: sizes of the backbone, by their names in a config.
+        keys: names of the backbone's parameters, if they are not those of a ResNet.
+        stem: name of the weight of the plain network's first convolution.
         neck_channels: channels of the neck.
         group_norm: the towers of the head have GroupNorm.
         conv_bias: the convolutions of the towers have biases.
         stacked_convs: convolutions of each tower.
 
     Raises:
-        UserError: a tensor is missing, or the backbone is not a ResNet or ResNeXt.
+        UserError: a tensor is missing, or the backbone is not supported.
     """
+
+    keys: Keys = ()
+    stem = "backbone.body.conv1.weight"
 
     def __init__(self, state: Mapping[str, Tensor]):
         self.state = state
-        self.backbone, self.width_mult, self.bottleneck, self.sizes = self._residual_network()
+        if "backbone.features.0.0.weight" in state:
+            self.backbone, self.width_mult, self.bottleneck, self.sizes = "mobilenet_v2", 1.0, False, {}
+            self.keys, self.stem = MOBILENET_KEYS, "backbone.body.0.0.weight"
+        elif self.shape("backbone.conv1.weight", 4)[-1] == 3:
+            self.backbone, self.width_mult, self.bottleneck, self.sizes = self._regnet(), 1.0, False, {}
+            self.keys, self.stem = REGNET_KEYS, "backbone.body.stem.0.weight"
+        else:
+            self.backbone, self.width_mult, self.bottleneck, self.sizes = self._residual_network()
         self.neck_channels = self.shape("neck.lateral_convs.0.conv.weight", 4)[0]
         self.group_norm = "bbox_head.cls_convs.0.gn.weight" in state
         self.conv_bias = "bbox_head.cls_convs.0.conv.bias" in state
@@ -88,6 +103,23 @@ class BackboneSizes:
         if groups == 1 and width == 64:
             return f"resnet{depths[0]}", width_mult, True, sizes | {"groups": 1}
         return f"resnext{depths[0]}_{groups}x{width}d", width_mult, True, sizes | {"groups": groups}
+
+    def _regnet(self) -> str:
+        """Return the name of a RegNet, whose stem is a 3x3 convolution."""
+        stages = range(1, 5)
+        blocks = [self._count(rf"backbone\.layer{stage}\.(\d+)\.conv1\.weight") for stage in stages]
+        widths = [self.shape(f"backbone.layer{stage}.0.conv3.weight", 4)[0] for stage in stages]
+        known = [name for name in BACKBONES if name.startswith("regnet_x")]
+        for name in known:
+            with torch.device("meta"):
+                body = build_body(name)
+            depths = [len(list(stage.children())) for stage in list(body.module.children())[1:]]
+            if (depths, list(body.channels)) == (blocks, widths):
+                return name
+        raise UserError(
+            f"The RegNet of {listed(blocks)} blocks and {listed(widths)} channels in its four stages is not supported; "
+            f"expected one of {', '.join(known)}, with torchvision's channels."
+        )
 
     def _count(self, pattern: str) -> int:
         found = [re.fullmatch(pattern, key) for key in self.state]

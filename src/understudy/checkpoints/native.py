@@ -13,6 +13,7 @@ from torch import Tensor
 
 from understudy.config import TrainConfig
 from understudy.detectors import Detector, open_detector
+from understudy.detectors.backbone_weights import not_finite
 from understudy.detectors.build import plain_network
 from understudy.errors import UserError
 from understudy.files import write_atomically
@@ -59,7 +60,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Only tensors and plain values are read. A file that contains anything else is refused, not executed.
 
     Raises:
-        UserError: the file does not exist, is damaged or not a checkpoint of understudy, or its weights do not fit.
+        UserError: the file does not exist, is damaged or not a checkpoint of understudy, or its weights do not fit or
+            are not finite.
     """
     file = _checkpoint_file(Path(path))
     content = read_checkpoint(file)
@@ -73,6 +75,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         name.removeprefix(STUDENT): value for name, value in content["state_dict"].items() if name.startswith(STUDENT)
     }
     _check_weights(file, meta["build"]["name"], network.state_dict(), weights)
+    check_finite(file, weights, network.state_dict())
     network.load_state_dict(weights)
     detector = open_detector(network, meta["build"]["name"]).eval()
     return Checkpoint(detector, classes, config, meta, file)
@@ -139,6 +142,25 @@ def _check_weights(file: Path, name: str, expected: Mapping[str, Tensor], found:
     if faults:
         more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
         raise UserError.listing(f"The weights in {file} do not fit its detector, {name}:", faults[:10] + more)
+
+
+def check_finite(file: Path, weights: Mapping[str, Tensor], built: Mapping[str, Tensor] | None = None) -> None:
+    """Refuse weights that are nan or infinite: they detect nothing, and teach nothing.
+
+    Args:
+        file: named in the message.
+        weights: tensors by name.
+        built: see :func:`.not_finite`.
+
+    Raises:
+        UserError: naming the tensors.
+    """
+    if faults := not_finite(weights, built):
+        raise UserError.listing(
+            f"The weights in {file} cannot be used: the training that wrote them diverged, or the file is damaged. Use "
+            "another checkpoint:",
+            faults,
+        )
 
 
 def _shape(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The application that the commands register with, and the parts that they share."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -26,8 +27,9 @@ class Commands(TyperGroup):
         except RunError as error:
             message, code = f"Error: {error}", 1
         except KeyboardInterrupt as stop:
-            message, code = str(stop) or "Interrupted.", 130
-        print(message, file=sys.stderr)
+            message, code = str(stop) or "Interrupted.", getattr(stop, "exit_code", 130)
+        with contextlib.suppress(OSError):  # the terminal has been closed
+            print(message, file=sys.stderr, flush=True)
         raise typer.Exit(code)
 
 
@@ -49,7 +51,7 @@ def example(*lines: str) -> str:
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
-def _not_an_option(ctx: typer.Context, arguments: list[str] | None) -> list[str] | None:
+def not_an_option(ctx: typer.Context, arguments: list[str] | None) -> list[str] | None:
     """Refuse a misspelt option and suggest the right one; load_config refuses all others."""
     from understudy.text import closest
 
@@ -67,7 +69,7 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         show_default=False,
         help="Config keys, e.g. optimizer.lr=0.02; `understudy config` lists them.",
-        callback=_not_an_option,
+        callback=not_an_option,
     ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML config to start from.")]
@@ -113,7 +115,7 @@ def show_result(result: Result, as_json: bool) -> None:
 
 def print_folder(run: Path) -> None:
     """Print the folder of a finished run, in one process only."""
-    from understudy.training.folder import is_first_process
+    from understudy.training.launching import is_first_process
 
     if is_first_process():
         print(f"Run folder: {run}")

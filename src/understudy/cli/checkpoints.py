@@ -25,7 +25,9 @@ def export(
     epilog=example("understudy import gfl_r101_fpn.pth", "understudy import frcnn.pth --classes cat,dog -o cats.ckpt"),
 )
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of torchvision or checkpoint of mmdet.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Weights of torchvision, or checkpoint of mmdet or FCOS' authors.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(

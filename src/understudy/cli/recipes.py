@@ -21,7 +21,7 @@ def recipes(
         ),
     ] = None,
 ) -> None:
-    """List the recipes for the papers' tables, or explain one.
+    """List the papers' recipes, explain one, or check them all.
 
     A recipe is a config to start from: `understudy distill --recipe NAME`. The
     check builds detectors and methods; its exit code is 1 if any fails.

@@ -34,31 +34,6 @@ def evaluate(
     show_result(result, as_json)
 
 
-@app.command(epilog=example("understudy swap runs/teacher runs/student"))
-def swap(
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Run folder or checkpoint.")],
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder (its last.ckpt) or checkpoint.")],
-    data: Annotated[
-        Path | None,
-        typer.Argument(metavar="DATA", show_default=False, help="Data set; default: that of the student's run."),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of that run.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate a teacher on a student's feature maps.
-
-    The feature maps are used directly if the shapes match, and through the
-    transforms that the method dist2 trained.
-    """
-    from understudy.analysis.swap import swap_test
-
-    with redirect_stdout(sys.stderr):  # libraries print progress
-        result = swap_test(teacher, student, data, split=split)
-    show_result(result, as_json)
-
-
 @app.command(epilog=example("understudy predict runs/student holiday.jpg -o found"))
 def predict(
     checkpoint: CheckpointPath,
@@ -81,7 +56,7 @@ def predict(
 
 @app.command(epilog=example("understudy compare runs/teacher runs/plain runs/student --html compare.html"))
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, and checkpoints.")],
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
     ] = None,
@@ -89,11 +64,13 @@ def compare(
     """Compare finished runs.
 
     Prints AP, size and speed, and the share of the gap to the teacher that each
-    distilled student closes.
+    distilled student closes. A checkpoint without a run folder, such as an
+    imported teacher, is evaluated on the data of the runs.
     """
     from understudy.compare import table as results
 
-    table = results.summarise(runs)
+    with redirect_stdout(sys.stderr):  # libraries print progress
+        table = results.summarise(runs)
     show(table)
     if html:
         from understudy.report import report_on

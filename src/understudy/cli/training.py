@@ -58,8 +58,8 @@ def train(config: ConfigFile = None, recipe: RecipeName = None, overrides: Overr
     epilog=example(
         "understudy distill run=runs/student data=photos teacher=runs/teacher \\",
         "    detector=retinanet_resnet18 --method frs methods.frs.threshold=0.1",
-        "understudy distill --recipe frs-fcos-r50 run=runs/frs data=coco \\",
-        "    teacher=fcos_r101_ms2x.ckpt",
+        "understudy distill --recipe frs-retinanet-r50 run=runs/frs data=coco \\",
+        "    teacher=r101.ckpt",
     ),
 )
 def distill(
@@ -84,8 +84,13 @@ def distill(
 
 
 @app.command(epilog=example("understudy resume runs/student"))
-def resume(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")]) -> None:
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")],
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Continue with other data or another teacher than at the start.")
+    ] = False,
+) -> None:
     """Continue an interrupted run exactly where it stopped."""
     import understudy
 
-    print_folder(understudy.resume(run))
+    print_folder(understudy.resume(run, accept_changes=accept_changes))

@@ -20,6 +20,7 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
     recipes = (note for row in rows for note in recipe_notes(row))
     parts = (
         _ap_note(rows),
+        _checkpoint_notes(rows),
         _partner_notes(rows),
         _budget_notes(rows),
         _seed_notes(rows),
@@ -35,6 +36,15 @@ def _ap_note(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {shown_location(data)}."
     )
+
+
+def _checkpoint_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Name the checkpoints that have no run folder, which were evaluated for this comparison."""
+    for run in (run for row in rows for run in row.runs if run.kind != "run"):
+        note = f"{run.folder} has no run folder: it was evaluated now, on the same images, at its own image size."
+        if run.kind == "imported":
+            note += " It was imported, so its training is not known and not compared."
+        yield note
 
 
 def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
@@ -77,7 +87,7 @@ def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:
     if any(len(row.runs) > 1 for row in rows):
         yield "± is the standard deviation over runs that differ in the seed only."
     for row in rows:
-        sides = [side.name for side in (row.plain, row) if side and len(side.runs) == 1] if row.plain else []
+        sides = [side.name for side in (row.plain, row) if len(side.runs) == 1] if row.plain else []
         if sides:
             yield (
                 f"{row.name}: there is only one run of {' and '.join(sides)}. AP also varies with the seed: confirm "

@@ -328,6 +328,11 @@ class DistillConfig(TrainConfig):
         {"frs": {}},
         description="Distillation methods, each with its options; `understudy methods NAME` lists the options.",
     )
+    teacher_check: NonNegativeInt = Field(
+        100,
+        description="Validation images on which the teacher is evaluated when the run starts, for at most a minute; 0: "
+        "none.",
+    )
     inherit: bool = Field(
         False,
         description="Whether to initialise the student's neck and head with the teacher's weights, where the names and "

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -238,5 +238,6 @@ def _container(cls: type[Section], path: tuple[str, ...], present: Any) -> Any:
         found = field.default if present is None and field else one_as_list(present)
         return list(found) if isinstance(found, list | tuple) else found
     if get_origin(annotation) is dict:
-        return names_as_options(present or {})
+        of_options = get_origin(get_args(annotation)[1]) is dict  # in other dicts a null is a value
+        return names_as_options(present or {}) if of_options else present or {}
     return {} if present is None else present

@@ -49,7 +49,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         UserError: the file cannot be read or does not contain a mapping.
     """
     try:
-        values = parse_yaml(file.read_text(encoding="utf-8"))
+        values = parse_yaml(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"The config file {file} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -83,7 +83,7 @@ def _read_list(year: Path, file: Path) -> SplitDraft:
     layout = _layout(year)
     draft = SplitDraft(source=year, image_root=layout.images)
     stems = []
-    for line in filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())):
+    for line in filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())):
         if safe_path(layout.annotations, f"{line}.xml") is None:
             what = f'"{line}" is not inside the data set ({layout.annotations})'
             draft.fault("file outside the data set", file.name, what)

@@ -64,7 +64,7 @@ def _splits_of_lists(root: Path, lists: list[Path]) -> dict[str, Callable[[], Sp
 def _describes_data(file: Path) -> bool:
     """Return whether a YAML file in the folder describes the data set; it may be a config or hyper-parameters."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, OSError, ValueError):
         return file.stem == "data"  # its fault is to be reported
     return isinstance(content, dict) and "names" in content
@@ -87,7 +87,7 @@ def _load_yaml(file: Path) -> dict:
     """Read the YAML file; all of its faults are reported at once."""
     expected = "a mapping with names (the classes), train and val (folders of images, or lists)"
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{file} is not YAML: {error}. Expected {expected}.") from None
     if not isinstance(content, dict):
@@ -182,7 +182,7 @@ def _image_paths(place: Path, root: Path, draft: SplitDraft) -> list[Path]:
         draft.fault("image folder missing", str(draft.source), f"{place} does not exist")
         return []
     paths = []
-    for line in filter(None, map(str.strip, place.read_text(encoding="utf-8").splitlines())):
+    for line in filter(None, map(str.strip, place.read_text(encoding="utf-8-sig").splitlines())):
         # Lists often have absolute paths, which are accepted inside the data set.
         inside = Path(line).is_absolute() and Path(line).is_relative_to(root.absolute())
         name = Path(line).relative_to(root.absolute()).as_posix() if inside else line.removeprefix("./")
@@ -205,7 +205,7 @@ def _classes_beside(root: Path) -> tuple[str, ...]:
     """Class names from a text file, one per line; empty if there is no such file."""
     for file in (folder / name for folder in (root, root / "labels") for name in _NAME_FILES):
         if file.is_file():
-            return tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
+            return tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())))
     return ()
 
 
@@ -222,7 +222,7 @@ def _numbered_classes(every: list[list[Path]], root: Path) -> tuple[str, ...]:
 
 def _text(file: Path) -> str:
     """Return the text of a label file; an image without a label file has no objects."""
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return file.read_text(encoding="utf-8-sig", errors="replace") if file.is_file() else ""
 
 
 def _objects(

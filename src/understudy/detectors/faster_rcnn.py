@@ -17,6 +17,7 @@ from understudy.detectors.base import PROBE_SIZE, Detector, evaluating
 from understudy.detectors.dense import DenseDetector
 from understudy.errors import UserError
 from understudy.networks.faster_rcnn import MMDetFasterRCNN, rpn_targets
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Target, anchors_per_level, flat_anchors, flatten_levels
 
 
@@ -77,7 +78,9 @@ class FasterRCNNDetector(DenseDetector):
         return match_by_overlap(self.network.rpn.proposal_matcher, outputs, targets)
 
     def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
-        """Compute the losses of both stages, each averaged over the anchors or proposals drawn at random.
+        """Compute the losses of both stages, each divided by the number of anchors or proposals drawn at random.
+
+        The number is averaged over processes.
 
         The second stage is trained on the proposals of the first, as in torchvision. Under the same seed it draws
         the same samples as ``network(images, targets)``.
@@ -85,7 +88,7 @@ class FasterRCNNDetector(DenseDetector):
         rpn, heads = self.network.rpn, self.network.roi_heads
         anchors = torch.cat(flat_anchors(outputs))
         labels, matched = rpn_targets(targets, gt_index)
-        loss_objectness, loss_rpn_box_reg = rpn.compute_loss(
+        loss_objectness, loss_rpn_box_reg = self._rpn_loss(
             flatten_levels(outputs.class_logits).flatten(0, 1).float(),
             flatten_levels(outputs.box_raw).flatten(0, 1).float(),
             labels,
@@ -109,7 +112,18 @@ class FasterRCNNDetector(DenseDetector):
     def _roi_loss(
         self, class_logits: Tensor, deltas: Tensor, labels: list[Tensor], wanted: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        return fastrcnn_loss(class_logits, deltas, labels, list(wanted))
+        drawn = class_logits.new_tensor(len(class_logits))
+        return _over_processes(fastrcnn_loss(class_logits, deltas, labels, list(wanted)), drawn)
+
+    def _rpn_loss(
+        self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], wanted: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        sampler = self.network.rpn.fg_bg_sampler
+        most = int(sampler.batch_size_per_image * sampler.positive_fraction)
+        positives = torch.stack([(row >= 1).sum() for row in labels]).clamp(max=most)
+        negatives = torch.stack([(row == 0).sum() for row in labels])
+        drawn = positives + torch.minimum(negatives, sampler.batch_size_per_image - positives)
+        return _over_processes(self.network.rpn.compute_loss(objectness, deltas, labels, wanted), drawn.sum())
 
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Apply the RPN's deltas to its anchors: proposals, not clipped; see :meth:`Detector.decode`."""
@@ -192,12 +206,23 @@ class MMDetFasterRCNNDetector(FasterRCNNDetector):
     ) -> tuple[Tensor, Tensor]:
         return self.network.roi_heads.compute_loss(class_logits, deltas, labels, wanted)
 
+    def _rpn_loss(
+        self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], wanted: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return self.network.rpn.compute_loss(objectness, deltas, labels, wanted)
+
 
 OPENERS: dict[type[nn.Module], type[Detector]] = {
     MMDetFasterRCNN: MMDetFasterRCNNDetector,
     FasterRCNN: FasterRCNNDetector,
 }
 """The detector class for each class of plain network, subclasses first."""
+
+
+def _over_processes(losses: tuple[Tensor, Tensor], count: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide losses, which torchvision has divided by a count of this process, by its mean over processes instead."""
+    share = count / averaged_over_processes(count)
+    return losses[0] * share, losses[1] * share
 
 
 def _image_sizes(outputs: Outputs) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,7 @@ from understudy.detectors.base import Detector
 from understudy.detectors.dense import DenseDetector
 from understudy.networks.fcos import MMDetFCOS
 from understudy.networks.geometry import centres, distances_to_sides
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Target, anchors_per_level, flat_anchors
 
 
@@ -18,7 +19,8 @@ class FCOSDetector(DenseDetector):
     """Open a torchvision ``FCOS``.
 
     ``box_raw`` are distances to the four sides in strides, ``extra["centerness"]`` (N, R) the centre-ness logits.
-    Its focal, GIoU and centre-ness loss are each summed over the batch and divided by the positives of the batch.
+    Its focal, GIoU and centre-ness loss are each summed over the batch and divided by the positives of the batch,
+    averaged over processes.
     """
 
     family = "fcos"
@@ -68,6 +70,12 @@ class FCOSDetector(DenseDetector):
             row.copy_(index.masked_fill(preference < 1e-5, -1))
         return gt_index
 
+    def loss(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
+        """Compute the losses of the network's own head by name; see :meth:`Detector.loss`."""
+        own = (gt_index >= 0).sum()  # torchvision divides by it
+        share = own.clamp(min=1) / averaged_over_processes(own)
+        return {name: loss * share for name, loss in super().loss(outputs, targets, gt_index).items()}
+
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Lay the distances around each point; see :meth:`Detector.decode`."""
         return [
@@ -83,6 +91,7 @@ class MMDetFCOSDetector(FCOSDetector):
     """
 
     box_code = "distances in pixels"
+    loss = DenseDetector.loss  # its own head divides by the positives of all processes
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from understudy.checkpoints import load_checkpoint
 from understudy.data import DetectionData, Record, UnreadableImage, load_image, open_data, splits
-from understudy.data.images import SUFFIXES, open_image
+from understudy.data.images import SUFFIXES, shown_size
 from understudy.errors import RunError, UserError
 from understudy.evaluation.detections import (
     Detection,
@@ -161,11 +161,8 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _as_split(files: list[Path], source: Path, classes: Sequence[str], category_ids: Sequence[int]) -> DetectionData:
     """Make a split without objects from image files."""
-    nothing = torch.zeros(0, dtype=torch.int64)
-    records = []
-    for number, (file, (width, height)) in enumerate(zip(files, _readable_sizes(files), strict=True), start=1):
-        boxes = torch.zeros(0, 4, dtype=torch.float64)
-        records.append(Record(number, file, width, height, boxes, nothing, nothing.bool(), nothing.double(), nothing))
+    sizes = enumerate(zip(files, _readable_sizes(files), strict=True), start=1)
+    records = [Record.without_objects(number, file, size) for number, (file, size) in sizes]
     return DetectionData(tuple(classes), tuple(category_ids), tuple(records), "coco", source, "images")
 
 
@@ -181,7 +178,7 @@ def _readable_sizes(
     sizes, faults = [], []
     for file in files:
         try:
-            size = stated[file] if stated else _upright_size(file)
+            size = stated[file] if stated else shown_size(file)
             load_image(file, size)
             sizes.append(size)
         except UnreadableImage as error:
@@ -189,13 +186,6 @@ def _readable_sizes(
     if faults:
         raise UserError.listing(f"{len(faults)} of {len(files)} images cannot be read:", faults)
     return sizes
-
-
-def _upright_size(file: Path) -> tuple[int, int]:
-    """Return width and height of an image turned upright: EXIF orientations 5 to 8 swap the two."""
-    with open_image(file) as image:
-        on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.height, image.width) if on_its_side else image.size
 
 
 def _draw_all(data: DetectionData, rows: list[Detection], output: Path, score_threshold: float) -> None:

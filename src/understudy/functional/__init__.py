@@ -79,6 +79,7 @@ from understudy.functional.scores import (
     score_gap,
     soft_label_loss,
 )
+from understudy.networks.processes import averaged_over_processes
 
 __all__ = [
     "SMALLEST_DEVIATION",
@@ -89,6 +90,7 @@ __all__ = [
     "area_weights",
     "atss_thresholds",
     "attention_loss",
+    "averaged_over_processes",
     "batch_distance",
     "channel_attention",
     "channelwise_loss",

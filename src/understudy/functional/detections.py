@@ -6,6 +6,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from understudy.functional.precision import comparable
 from understudy.functional.richness import SMALLEST_MASS
+from understudy.networks.processes import averaged_over_processes
 
 
 def soft_detection_loss(class_logits: Tensor, boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor) -> Tensor:
@@ -14,7 +15,7 @@ def soft_detection_loss(class_logits: Tensor, boxes: Tensor, teacher_logits: Ten
     This is our choice for Dist2's distribution imitation without labels; it is in no paper. At every anchor the binary
     cross-entropy of the scores with the teacher's as soft targets, summed over classes, is added to one minus the GIoU
     of the two boxes. The sum over images and anchors is weighted by the teacher's highest score and divided by the sum
-    of the weights. The minimum is the entropy of the teacher's scores, not zero.
+    of the weights, averaged over processes. The minimum is the entropy of the teacher's scores, not zero.
 
     Args:
         class_logits: (N, R, K), before the sigmoid.
@@ -33,4 +34,4 @@ def soft_detection_loss(class_logits: Tensor, boxes: Tensor, teacher_logits: Ten
     entropy = F.binary_cross_entropy_with_logits(own, target, reduction="none").sum(-1)
     apart = generalized_box_iou_loss(*comparable(boxes, teacher_boxes, "boxes"))
     weight = target.amax(-1)
-    return (weight * (entropy + apart)).sum() / weight.sum().clamp(min=SMALLEST_MASS)
+    return (weight * (entropy + apart)).sum() / averaged_over_processes(weight.sum(), SMALLEST_MASS)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes, roi_align
+from torchvision.ops import clip_boxes_to_image, nms, roi_align
 
 from understudy.functional.precision import at_least_float32, comparable
+from understudy.networks.processes import averaged_over_processes
 
 USUAL_SIDE, USUAL_STRIDE = 224.0, 16
 """An object of this side is pooled from the level of this stride (Lin et al., CVPR 2017, Eq. 1)."""
@@ -18,7 +19,7 @@ REGION_CELLS = 10
 
 INSTANCE_CANDIDATES, INSTANCE_OVERLAP, INSTANCE_SIDE = 3000, 0.3, 10.0
 """Constants of GID's instances (the first author's re-implementation): number of candidates, the IoU above which a box
-suppresses a worse one, and the shortest side in pixels."""
+suppresses a worse one, and the length in pixels that both sides must exceed."""
 
 
 def scored_boxes(class_logits: Sequence[Tensor], boxes: Sequence[Tensor], per_cell: bool) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ def general_instances(
     boxes = torch.where((surer > 0)[:, None], teacher_boxes, student_boxes)
     distance, best = surer.abs().topk(min(INSTANCE_CANDIDATES, len(surer)))
     boxes = clip_boxes_to_image(boxes[best], image_size)
-    large = remove_small_boxes(boxes, INSTANCE_SIDE)
+    large = (boxes[:, 2:] - boxes[:, :2] > INSTANCE_SIDE).all(1)
     boxes = boxes[large]
     return boxes[nms(boxes, distance[large].to(boxes.dtype), INSTANCE_OVERLAP)[:count]]
 
@@ -150,7 +151,7 @@ def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute the squared difference of the features of boxes.
 
     The feature term of GID (Dai et al., CVPR 2021), with the reduction of the first author's re-implementation: summed
-    over channels, averaged over boxes and their cells.
+    over channels, averaged over boxes and their cells. The number of boxes is averaged over processes.
 
     Args:
         student: (G, C, S, S), adapted to the teacher's channels.
@@ -164,15 +165,14 @@ def region_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     own, theirs = comparable(student, teacher, "regions")
     squares = (own - theirs).square().sum(1)
-    return squares.sum() / max(squares.numel(), 1)
+    return squares.sum() / averaged_over_processes(squares.new_tensor(squares.numel()))
 
 
 def distance_relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compare the distances between the features of boxes with the teacher's.
 
-    The relation term of GID (Dai et al., CVPR 2021): Euclidean distances of all pairs, divided by the mean of the
-    detector's distances above zero; smooth L1 (beta 1) between the two detectors, summed over ordered pairs and divided
-    by their number, G * (G - 1).
+    The relation term of GID (Dai et al., CVPR 2021): Euclidean distances of all pairs of boxes, divided by the
+    detector's mean distance; smooth L1 (beta 1) between the two detectors, averaged over the G * (G - 1) ordered pairs.
 
     Args:
         student: (G, D), the boxes of the whole batch.
@@ -199,7 +199,8 @@ def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compare the class scores of some anchors with the teacher's.
 
     The class part of GID's response term (Dai et al., CVPR 2021), as in the first author's re-implementation: binary
-    cross-entropy with the teacher's scores as soft targets, summed over classes, averaged over anchors.
+    cross-entropy with the teacher's scores as soft targets, summed over classes, averaged over anchors (their number
+    over processes).
 
     Args:
         student: (P, K) logits.
@@ -213,14 +214,14 @@ def response_class_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     own, theirs = comparable(student, teacher, "class logits")
     entropy = F.binary_cross_entropy_with_logits(own, theirs.sigmoid(), reduction="sum")
-    return entropy / max(len(student), 1)
+    return entropy / averaged_over_processes(own.new_tensor(len(own)))
 
 
 def response_box_loss(student: Tensor, teacher: Tensor, beta: float = 0.1) -> Tensor:
     """Compare the raw box outputs of some anchors with the teacher's.
 
     The box part of GID's response term (Dai et al., CVPR 2021), as in the first author's re-implementation: smooth L1,
-    summed over the numbers of a box, averaged over anchors.
+    summed over the numbers of a box, averaged over anchors (their number over processes).
 
     Args:
         student: (P, D).
@@ -234,7 +235,7 @@ def response_box_loss(student: Tensor, teacher: Tensor, beta: float = 0.1) -> Te
         ValueError: the shapes differ.
     """
     own, theirs = comparable(student, teacher, "box outputs")
-    return F.smooth_l1_loss(own, theirs, reduction="sum", beta=beta) / max(len(student), 1)
+    return F.smooth_l1_loss(own, theirs, reduction="sum", beta=beta) / averaged_over_processes(own.new_tensor(len(own)))
 
 
 def _aligned(features: Tensor, boxes: list[Tensor], stride: int) -> Tensor:
@@ -247,5 +248,5 @@ def _relative_distances(features: Tensor) -> Tensor:
     # Without matrix products: they lose small distances, and their gradient at zero is not zero.
     features = at_least_float32(features)
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    mean = distances.sum() / (len(features) * (len(features) - 1))
     return distances / mean.clamp(min=1e-12)

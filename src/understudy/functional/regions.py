@@ -10,10 +10,11 @@ from torchvision.ops import box_iou
 from understudy.functional.features import channel_attention, spatial_attention
 from understudy.functional.precision import at_least_float32, comparable, same_shape
 from understudy.networks.geometry import centres
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Target, Truth, unflatten_levels
 
 FINEST_SIDE = 56.0
-"""Objects of less than twice this side, the root of their area in pixels, are on the finest level (DeFeat's code)."""
+"""Objects of less than twice this side, by :func:`object_cells`, are on the finest level (DeFeat's code)."""
 
 POINT_CELLS = 8
 """Side in cells of the box that takes the place of a point: as wide as an anchor of ATSS and GFL."""
@@ -66,12 +67,12 @@ def object_cells(
 ) -> list[Tensor]:
     """Choose the cells inside objects, each object on the one level of its size.
 
-    The masks of DeFeat (Guo et al., CVPR 2021) by the authors' code. An object of side s, the root of its area, is on
-    level floor(log2(s / 56)), counted from the finest. It fills the cells from that of its first corner to the one
-    before that of its last. Two things are ours. Levels are counted by their strides, each twice the one before, so
-    that a level's objects do not depend on which other levels there are. An object whose own level is absent is on the
-    next finer level, or else on the finest. An object thinner than a cell fills at least one row and column; the code's
-    rule then chooses a single cell.
+    The masks of DeFeat (Guo et al., CVPR 2021) by the authors' code. An object of side s is on level floor(log2(s /
+    56)), counted from the finest, where s is the root of its area, with width and height one pixel longer. It fills the
+    cells from that of its first corner to the one before that of its last. Two things are ours. Levels are counted by
+    their strides, each twice the one before, so that a level's objects do not depend on which other levels there are.
+    An object whose own level is absent is on the next finer level, or else on the finest. An object thinner than a cell
+    fills at least one row and column; the code's rule then chooses a single cell.
 
     Args:
         boxes: per image (M, 4), xyxy in pixels.
@@ -89,7 +90,7 @@ def object_cells(
     """
     masks: list[list[Tensor]] = [[] for _ in strides]
     for each in boxes:
-        sides = (each[:, 2:] - each[:, :2]).clamp(min=0).prod(1).sqrt()
+        sides = (each[:, 2:] - each[:, :2] + 1).clamp(min=1).prod(1).sqrt()
         wanted = (sides / FINEST_SIDE + 1e-6).log2().floor().clamp(min=0) + math.log2(finest or strides[0])
         levels = (wanted[:, None] >= wanted.new_tensor([math.log2(stride) for stride in strides[1:]])).sum(1)
         for level, (stride, size) in enumerate(zip(strides, level_sizes, strict=True)):
@@ -126,8 +127,8 @@ def imitation_loss(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
     """Compute half of the squared difference of two feature maps, averaged over some cells.
 
     FGFI's imitation loss (Wang et al., CVPR 2019), for one level: summed over channels, averaged over the chosen cells
-    of the whole batch, halved. Divided by the number of channels it is the loss of DeFeat (Guo et al., CVPR 2021) for
-    one kind of cell, as its authors' code reduces it.
+    of the whole batch (their number averaged over processes), halved. Divided by the number of channels it is the loss
+    of DeFeat (Guo et al., CVPR 2021) for one kind of cell, as its authors' code reduces it.
 
     Args:
         student: (N, C, H, W), adapted to the teacher's channels.
@@ -143,7 +144,7 @@ def imitation_loss(student: Tensor, teacher: Tensor, cells: Tensor) -> Tensor:
     own, theirs = comparable(student, teacher)
     _check_cells(cells, own)
     # Chosen before the square, and not by a product with 0: values of other cells, even NaN, must give no gradient.
-    return torch.where(cells[:, None], own - theirs, 0).square().sum() / (2 * cells.sum()).clamp(min=1)
+    return torch.where(cells[:, None], own - theirs, 0).square().sum() / averaged_over_processes(2 * cells.sum())
 
 
 def area_weights(truth: Truth, size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from understudy.functional.precision import at_least_float32, comparable
 from understudy.networks.geometry import centres
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Truth, unflatten_levels
 
 Normaliser = Literal["batch", "image"]
@@ -129,10 +130,10 @@ def richness_masks(
     if region != "tp_tn" or not truth.left_out:
         return masks
     levels = zip(masks, student.anchors, assigned, strict=True)
-    return [mask * ((index >= 0).any(-1) | ~_within(cells, truth.left_out)) for mask, cells, index in levels]
+    return [mask * ((index >= 0).any(-1) | ~cells_within(cells, truth.left_out)) for mask, cells, index in levels]
 
 
-def _within(anchors: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+def cells_within(anchors: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """Return whether the middle of a cell's anchors (H, W, A, 4) lies in one of an image's boxes (X, 4): (N, H, W)."""
     middles = centres(anchors[:, :, :1])
     inside = [((middles > each[:, :2]) & (middles < each[:, 2:])).all(-1).any(-1) for each in boxes]
@@ -161,7 +162,8 @@ def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, norm
         student: (N, C, H, W), adapted to the teacher's channels.
         teacher: (N, C, H, W), a constant: no gradient reaches it.
         weight: (N, H, W), not negative; its scale does not matter.
-        normaliser: ``"batch"`` sums over all images and divides once by the weights of all images (the authors' code).
+        normaliser: ``"batch"`` sums over all images and divides once by the weights of all images (the authors' code),
+            averaged over processes.
             ``"image"`` divides per image and averages over images (the equation read literally).
 
     Returns:
@@ -243,7 +245,7 @@ def _weighted_mean_of_cells(cells: Tensor, weight: Tensor, normaliser: Normalise
         raise ValueError(f"weight map of shape {tuple(weight.shape)} for cells of shape {tuple(cells.shape)}")
     weight = at_least_float32(weight)
     if normaliser == "batch":
-        return (cells * weight).sum() / weight.sum().clamp(min=SMALLEST_MASS)
+        return (cells * weight).sum() / averaged_over_processes(weight.sum(), SMALLEST_MASS)
     if normaliser == "image":
         return ((cells * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=SMALLEST_MASS)).mean()
     raise ValueError(f'normaliser: expected "batch" or "image", got {normaliser!r}')

@@ -109,7 +109,8 @@ def _facts(recipe: Recipe) -> Iterator[str]:
         yield f"{_fact('Weights', 'of the backbone; download into the current folder')}\n{'':11}{url}"
     yield _fact("Hardware", f"{recipe.hardware}; {recipe.images} images, {recipe.steps} steps")
     for device, seconds in step_seconds().get(recipe.pair, {}).items():
-        yield _fact("Expected", f"{recipe.steps * seconds / 3600:.1f} hours on {device} ({seconds:.3f} s a step)")
+        hours = f"{recipe.steps * seconds / 3600:.1f} hours on {device}"
+        yield _fact("Expected", f"{hours} ({seconds:.3f} s a step, measured with frs, without loading images)")
 
 
 def _commands(recipe: Recipe) -> Iterator[str]:

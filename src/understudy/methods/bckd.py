@@ -7,6 +7,7 @@ from understudy.boxes import chosen, split_levels
 from understudy.functional import gap_weighted_loss, score_gap
 from understudy.methods.base import Layers, Method
 from understudy.networks.geometry import paired_giou
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Truth
 
 
@@ -29,14 +30,14 @@ class BCKD(Method):
         \operatorname{BCE}(p, q) = -q \log p - (1 - q) \log(1 - p)
 
     :math:`R` are the anchors of the levels to which an object of the batch is assigned, without those that are ignored.
-    :math:`P` is the number of anchors of the batch that are assigned to an object, at least 1. :math:`z` are class
-    logits and :math:`b` decoded boxes.
+    :math:`P` is the number of anchors of the batch that are assigned to an object, where a labelled image without any
+    counts as one. :math:`z` are class logits and :math:`b` decoded boxes.
 
     Evidence:
         paper: Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection.
-        code: Formulas and reductions are the authors'.
-        ours: No gradient flows through the weight of a box, because ``location`` should train boxes only. The sources
-            do not mention this.
+        code: Formulas and reductions are the authors'. As there, gradient flows through the weight of a class score,
+            and none through that of a box.
+        ours: An unlabelled image adds nothing to :math:`P`.
         weight: 1 and 4 are the authors', for GFL. No weight is known for other families, so it must be given.
     """
 
@@ -44,7 +45,10 @@ class BCKD(Method):
     terms = ("class", "location")
     weights = {"gfl": {"class": 1.0, "location": 4.0}}
     source = "Yang et al., ICCV 2023; reductions and weights from the authors' code"
-    checked = "authors' code, TinyTigerPan/BCKD @121c9aa: read"
+    checked = (
+        "authors' code, TinyTigerPan/BCKD @121c9aa, run: values and gradients to 1e-6; the divisor of images without "
+        "positives by a transcription"
+    )
     reads = {"class": ("class_logits", "assignment"), "location": ("class_logits", "boxes", "assignment")}
 
     def forward(
@@ -54,7 +58,7 @@ class BCKD(Method):
         # Selected before anything is computed: values of ignored anchors must not reach the gradient, either.
         counted = chosen(_counted(student, truth), student)
         own, theirs = counted.of(student.class_logits), counted.of(teacher.class_logits)
-        divisor = (truth.gt_index >= 0).sum().clamp(min=1)
+        divisor = averaged_over_processes(torch.maximum((truth.gt_index >= 0).sum(1), truth.labelled).sum())
         terms = {}
         if "class" in self.terms:
             terms["bckd_class"] = gap_weighted_loss(own, theirs).sum() / divisor
@@ -67,6 +71,7 @@ class BCKD(Method):
 
 
 def _counted(outputs: Outputs, truth: Truth) -> Tensor:
-    """Choose the anchors of levels that have an object, except the ignored ones: (N, R) bool."""
+    """Choose the anchors of levels that have an object in some process, except the ignored ones: (N, R) bool."""
     parts = split_levels(truth.gt_index, outputs)
-    return torch.cat([(part > -2) & (part >= 0).any() for part in parts], dim=1)
+    used = averaged_over_processes(torch.stack([(part >= 0).sum() for part in parts]), least=0) > 0
+    return torch.cat([(part > -2) & any_object for part, any_object in zip(parts, used, strict=True)], dim=1)

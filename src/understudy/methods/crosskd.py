@@ -11,6 +11,7 @@ from understudy.functional import align_scale, gap_weighted_loss, softened_diver
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import differences
 from understudy.networks.geometry import paired_giou, paired_iou
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, TowerMaps, Truth, flatten_levels
 
 
@@ -98,15 +99,14 @@ class CrossKD(Method):
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
     ) -> dict[str, Tensor]:
         """Compute ``crosskd_class`` and ``crosskd_box``, of all levels together."""
-        layers = self.both_detectors(layers)
-        crossed, target = self.crossed(layers), flatten_levels(teacher.class_logits).detach()
-        counted = truth.gt_index > -2
+        crossed, counted = self.crossed(layers := self.both_detectors(layers)), truth.gt_index > -2
+        target = flatten_levels(teacher.class_logits).detach()
         gaps = gap_weighted_loss(flatten_levels(crossed.class_logits), target).where(counted, 0.0)
         weights = target.amax(-1).float().sigmoid().where(counted, 0.0)
         boxes = (weights * self._boxes(crossed, teacher, layers).where(counted, 0.0)).sum()
         positives = total_centerness(student.anchors, truth) if self.student.centerness else (truth.gt_index >= 0).sum()
-        amount = positives.clamp(min=1)
-        mass = weights.sum().clamp(min=1e-6) if box_code(self.teacher).distributed else amount
+        amount = averaged_over_processes(positives)
+        mass = averaged_over_processes(weights.sum(), 1e-6) if box_code(self.teacher).distributed else amount
         terms = {"crosskd_class": gaps.sum() / amount, "crosskd_box": boxes / mass}
         return {name: terms[name] for name in (f"crosskd_{term}" for term in self.terms)}
 

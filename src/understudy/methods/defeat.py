@@ -24,17 +24,19 @@ class DeFeat(Method):
         L_\text{background} = \frac{1}{L} \sum_l \frac{1}{2 C |\bar M_l|} \sum_{(n, h, w) \in \bar M_l} \sum_c
         \left(\phi_l(F^S_l) - F^T_l\right)^2
 
-    :math:`M_l` are the cells inside objects of the level, :math:`\bar M_l` its background. An object of side :math:`s`,
-    the root of its area in pixels, is on level :math:`\lfloor \log_2(s / 56) \rfloor`, counted from the finest, 0.
+    :math:`M_l` are the cells inside objects of the level, :math:`\bar M_l` its background. An object is on level
+    :math:`\lfloor \log_2(s / 56) \rfloor`, counted from the finest, 0, where :math:`s` is the root of its area in
+    pixels, with width and height one pixel longer.
 
     Evidence:
         paper: Distilling Object Detectors via Decoupled Features, the terms of the neck.
         code: Masks, adapter with its initial weights, and reduction: half of a mean per element, to which the weights
             belong. The authors clip the gradient at 35 (``optimizer.clip_norm=35``).
         ours: Levels are counted from stride 4 for a two-stage student, as the authors', and from stride 8 for others,
-            whichever levels the teacher shares. So objects of less than 112 pixels are on stride 4 or 8, those of less
-            than 224 on the next level. Unlabelled images, and the cells of objects of classes that the teacher lacks,
-            are neither foreground nor background.
+            whichever levels the teacher shares. So objects of less than 111 pixels are on stride 4 or 8, those of less
+            than 223 on the next level. An object thinner than a cell fills a row or column; the authors' code chooses
+            one cell of it. Unlabelled images, and the cells of objects of classes that the teacher lacks, are neither
+            foreground nor background.
         weight: 3 and 12 are the authors' for a Faster R-CNN on VOC, and ours for other families: the reduction does not
             depend on the detector. The terms of the backbone, which have weight 0 there, are not implemented.
         related: The paper's third term, on the class scores of a Faster R-CNN's second stage, is not implemented: it
@@ -46,7 +48,10 @@ class DeFeat(Method):
     terms = ("foreground", "background")
     weights = {EVERY_FAMILY: {"foreground": 3.0, "background": 12.0}}
     source = "Guo et al., CVPR 2021; reductions and weights from the authors' code, our choice for other detectors"
-    checked = "authors' code, ggjy/DeFeat.pytorch @c46a793: read"
+    checked = (
+        "authors' code, ggjy/DeFeat.pytorch @c46a793, run: values and gradients to 1e-12, except for objects "
+        "thinner than a cell"
+    )
     reads = dict.fromkeys(terms, ("features", "objects"))
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):

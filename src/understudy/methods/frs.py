@@ -42,10 +42,11 @@ class FRS(Method):
         paper: Distilling Object Detectors with Feature Richness, Eq. 5 to 8. It states neither weights nor ramp nor
             adapter.
         code: If the authors' code differs from the paper, this implementation follows the code. The maximum runs over
-            anchors, too. The divisor is the sum of the mask over the whole batch of a process (``normaliser=image`` is
-            Eq. 6 read literally). The adapter exists although the channels agree. The weights grow linearly over 500
-            steps. A two-stage detector is distilled in its first stage alone. ``box`` and ``centerness`` are from the
-            authors' development code, as are the definitions of the regions, which the paper's Table 4 names.
+            anchors, too. The divisor is the sum of the mask over the whole batch (``normaliser=image`` is Eq. 6 read
+            literally). With several processes it is their mean, where the authors divide by that of each. The adapter
+            exists although the channels agree. The weights grow linearly over 500 steps. A two-stage detector is
+            distilled in its first stage alone. ``box`` and ``centerness`` are from the authors' development code, as
+            are the definitions of the regions, which the paper's Table 4 names.
         ours: ``scores=cell``, for pairs with different anchors.
         weight: From the authors' configurations for RetinaNet, FCOS, GFL and Faster R-CNN. ``box`` has 0.2 for
             RetinaNet and 0.002 for GFL in their development code, and is off here by default.
@@ -77,8 +78,8 @@ class FRS(Method):
         """The options of FRS."""
 
         normaliser: richness.Normaliser = "batch"
-        """Divide by the mask of the whole ``"batch"`` of a process (the authors' code) or of each ``"image"`` (Eq. 6
-        read literally; the same on one process or several)."""
+        """Divide by the mask of the whole ``"batch"`` (the authors' code) or of each ``"image"`` (Eq. 6 read
+        literally)."""
         threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
         """None: cells are weighted by richness. A score in 0..1: cells above it have the weight 1, all others 0. If
         ``region`` needs a threshold, None stands for 0.1, as in the authors' ablation."""

@@ -17,7 +17,8 @@ from understudy.functional import (
 )
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Layers, Method
-from understudy.methods.compatibility import differences
+from understudy.methods.compatibility import differences, neither_dense
+from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, Truth, flat_anchors
 
 
@@ -95,20 +96,16 @@ class LD(Method):
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
         """Require sides that are distributions over the same bins, and more than one class."""
-        if not (student.dense and teacher.dense):  # already refused because of `reads`
-            return {}
+        if not (student.dense and teacher.dense):  # the other terms are refused because of `reads`
+            return {"feature": neither_dense(student, teacher)}
         if not (box_code(student).distributed and box_code(teacher).distributed):
             codes = f"the student {student.name} has {student.box_code}, the teacher {teacher.name} {teacher.box_code}"
             fault = [f"both must predict the sides of a box as distributions: {codes}"]
             return dict.fromkeys(cls.all_terms(), fault)
         bins = differences(student, teacher, lambda spec: f"sides of {spec.box_size // 4} bins")
         single = [f"a softmax over the one class of {student.name} and {teacher.name} is constant"]
-        return {
-            "location": bins,
-            "vlr": bins,
-            "class": single if student.num_classes == 1 else [],
-            "feature": differences(student, teacher, lambda spec: f"the channels {spec.channels}"),
-        }
+        widths = differences(student, teacher, lambda spec: f"the channels {spec.channels}")
+        return {"location": bins, "vlr": bins, "class": single if student.num_classes == 1 else [], "feature": widths}
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
@@ -116,7 +113,8 @@ class LD(Method):
         """Compute ``ld_location`` and ``ld_vlr``, sums over anchors; ``ld_class`` and ``ld_feature``, sums of means."""
         found = positives(truth, student)
         own = at_least_float32(found.of(student.class_logits))
-        divisor = max(len(own), 1) if self.options.normaliser == "positives" else 1
+        counts = own.new_tensor(found.per_level)  # of each level
+        divisor = averaged_over_processes(counts.sum()) if self.options.normaliser == "positives" else 1
         terms = {}
         if "location" in self.terms:
             trust = own.detach().amax(-1).sigmoid()
@@ -130,12 +128,13 @@ class LD(Method):
         if "class" in self.terms:
             theirs, temperature = found.of(teacher.class_logits), self.options.class_temperature
             levels = (softened_divergence(own, theirs, temperature) / own.shape[-1]).split(found.per_level)
-            terms["ld_class"] = torch.stack([level.sum() / max(len(level), 1) for level in levels]).sum()
+            terms["ld_class"] = (torch.stack([level.sum() for level in levels]) / averaged_over_processes(counts)).sum()
         if "feature" in self.terms:
             masks = imitated_cells(student.anchors, truth.targets)
-            levels = zip(student.features, teacher.features, masks, found.per_level, strict=True)
+            used = averaged_over_processes(counts, least=0) > 0
+            levels = zip(student.features, teacher.features, masks, used, strict=True)
             # A mean over channels too, and not halved. A level without positives does not count, as in the code.
-            losses = [2 / own.shape[1] * imitation_loss(own, *others) * (count > 0) for own, *others, count in levels]
+            losses = [2 / own.shape[1] * imitation_loss(own, *others) * used for own, *others, used in levels]
             terms["ld_feature"] = torch.stack(losses).sum()
         return terms
 

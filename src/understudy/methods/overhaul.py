@@ -36,8 +36,8 @@ class Overhaul(Method):
 
     Evidence:
         paper: A Comprehensive Overhaul of Feature Distillation.
-        code: Written for classification and segmentation. We follow its reduction, connector, margin and weights of the
-            stages, each twice that of the one before and 1 for the last.
+        code: Written for classification and segmentation. We follow its reduction, connector with its initial weights,
+            margin, and weights of the stages: each is twice that of the one before, and 1 for the last.
         ours: The authors read both networks before the last ReLU of a stage, but the stages of a detector end after it,
             where a negative response is only a zero. So a zero of the teacher stands for the expected negative
             response, which is the margin itself (theirs keep a value between the margin and zero), and the student's
@@ -53,15 +53,16 @@ class Overhaul(Method):
     terms = ("feature",)
     weights = {EVERY_FAMILY: {"feature": 1e-5}}
     source = "Heo et al., ICCV 2019, and the authors' code; their weight for segmentation, our choice for detectors"
-    checked = "authors' code, clovaai/overhaul-distillation @76344a8: read; the stages of a detector are ours"
+    checked = (
+        "authors' code, clovaai/overhaul-distillation @76344a8, run: values and gradients to 1e-12, margins to 1e-7; "
+        "before the ReLU only"
+    )
     reads = {"feature": ("stages", "layers")}
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):
         super().__init__(student, teacher, **options)
-        self.connectors = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(own, theirs, 1, bias=False), nn.BatchNorm2d(theirs))
-            for own, theirs in zip(student.stage_channels, teacher.stage_channels, strict=True)
-        )
+        channels = zip(student.stage_channels, teacher.stage_channels, strict=True)
+        self.connectors = nn.ModuleList(_connector(own, theirs) for own, theirs in channels)
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
@@ -74,6 +75,12 @@ class Overhaul(Method):
             for stage, (connector, own, theirs, margin) in enumerate(stages)
         ]
         return {"overhaul_feature": torch.stack(losses).sum()}
+
+
+def _connector(student: int, teacher: int) -> nn.Sequential:
+    convolution = nn.Conv2d(student, teacher, 1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out")  # as in the authors' code
+    return nn.Sequential(convolution, nn.BatchNorm2d(teacher))
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ class ScoreL2(Method):
 
     Evidence:
         code: The feature term of the distillation in Ultralytics' YOLO toolkit, written from its formula.
-        ours: The maximum runs over anchors, too. The adapter is as wide inside as the teacher's features. All common
-            levels are compared; theirs are three.
+        ours: The maximum runs over anchors, too. Theirs runs over the classes of a head without anchors, whose logits
+            are averaged over two branches. All common levels are compared; theirs are three.
         weight: 6 is their default, combined with their own losses, and our choice for these detectors.
         related: Divide a weight by the number of channels to compare it with one of ``frs_feature``.
     """
@@ -38,7 +38,7 @@ class ScoreL2(Method):
         "the feature term of the distillation in Ultralytics' YOLO, from its formula; the weight is their default, "
         "combined with their own losses, and our choice for these detectors"
     )
-    checked = "authors' code, Ultralytics' YOLO toolkit, no commit recorded: read"
+    checked = "authors' code, ultralytics 8.4.190, loss_sl2 of its DistillationModel, run: values and gradients to 1e-9"
     reads = {"feature": ("features", "teacher_scores")}
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):

@@ -22,6 +22,7 @@ from .backbones import with_pyramid
 from .design import Design
 from .geometry import ClippedBoxCoder, StrideAnchors
 from .matching import ForcedMatcher, SizedTransform, match_in_own_padding
+from .processes import averaged_over_processes
 
 STRIDES = (4, 8, 16, 32, 64)
 CANDIDATES_IN_TRAINING = 2000
@@ -138,17 +139,19 @@ class MMDetRPN(RegionProposalNetwork):
     ) -> tuple[Tensor, Tensor]:
         """Compute cross-entropy and L1 loss, each summed over the drawn anchors and divided by their number.
 
-        An image without positives, or without negatives, counts as one anchor more.
+        The number is averaged over processes. An image without positives, or without negatives, counts as one anchor
+        more.
         """
         drawn = self.fg_bg_sampler(labels)
-        count = sum(max(int(mask.sum()), 1) for masks in drawn for mask in masks)
+        count = torch.stack([mask.sum().clamp(min=1) for masks in drawn for mask in masks]).sum()
         positive, negative = (torch.cat(masks) for masks in drawn)
         either = positive | negative
         objectness_loss = F.binary_cross_entropy_with_logits(
             objectness.flatten()[either], torch.cat(labels)[either], reduction="sum"
         )
         box_loss = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
-        return objectness_loss / count, box_loss / count
+        divisor = averaged_over_processes(count)
+        return objectness_loss / divisor, box_loss / divisor
 
     def _get_top_n_idx(self, objectness: Tensor, num_anchors_per_level: list[int]) -> Tensor:
         # By score, not by logit, and by mmdet's own call, which decides the order of scores equal in float32.
@@ -244,13 +247,16 @@ class MMDetRoIHeads(RoIHeads):
     def compute_loss(
         self, class_logits: Tensor, deltas: Tensor, labels: list[Tensor], regression_targets: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Compute cross-entropy and L1 loss, each summed over the drawn proposals and divided by their number."""
+        """Compute cross-entropy and L1 loss, each summed over the drawn proposals and divided by their number.
+
+        The number is averaged over processes.
+        """
         classes = torch.cat(labels)
         positive = torch.where(classes > 0)[0]
         found = deltas.unflatten(-1, (-1, 4))[positive, classes[positive]]
         box_loss = F.l1_loss(found, torch.cat(list(regression_targets))[positive], reduction="sum")
-        count = max(len(classes), 1)
-        return F.cross_entropy(class_logits, classes, reduction="sum") / count, box_loss / count
+        divisor = averaged_over_processes(classes.new_tensor(len(classes)))
+        return F.cross_entropy(class_logits, classes, reduction="sum") / divisor, box_loss / divisor
 
     def postprocess_detections(
         self,

@@ -23,6 +23,7 @@ from .dense import STRIDES, classification_loss, flat, initialise, tower, usual_
 from .design import Design
 from .geometry import StrideAnchors, centres, distances_to_sides, paired_iou, true_centerness
 from .postprocessing import postprocess_levels
+from .processes import averaged_over_processes
 
 
 def build_torchvision(design: Design) -> FCOS:
@@ -148,7 +149,8 @@ class MMDetFCOSHead(nn.Module):
         """Compute focal loss, box loss and centre-ness loss, each summed over the batch.
 
         Focal and centre-ness loss are divided by the number of matched points in the batch. The box loss of a point is
-        weighted by its true centre-ness, and their sum is divided by the sum of these weights.
+        weighted by its true centre-ness, and their sum is divided by the sum of these weights. Both divisors are
+        averaged over processes, as in mmdet.
 
         Args:
             targets: per image ``boxes`` (M, 4) and ``labels`` (M,).
@@ -158,7 +160,7 @@ class MMDetFCOSHead(nn.Module):
         """
         index = torch.stack(list(matched_idxs))
         positive = index >= 0
-        divisor = positive.sum().clamp(min=1)
+        divisor = averaged_over_processes(positive.sum())
         raw = head_outputs["bbox_regression"].float()[positive]  # (P, 4)
         centerness = head_outputs["bbox_ctrness"].float().squeeze(-1)[positive]  # (P,)
         squares = torch.stack(list(anchors))[positive]
@@ -169,7 +171,7 @@ class MMDetFCOSHead(nn.Module):
         logits = head_outputs["cls_logits"].float()
         return {
             "classification": classification_loss(logits, targets, matched_idxs, divisor),
-            "bbox_regression": (box_loss * wanted).sum() / wanted.sum().clamp(min=1e-6),
+            "bbox_regression": (box_loss * wanted).sum() / averaged_over_processes(wanted.sum(), least=1e-6),
             "bbox_ctrness": centre_loss / divisor,
         }
 

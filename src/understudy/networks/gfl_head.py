@@ -13,6 +13,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from .dense import flat, initialise, tower
 from .geometry import boxes_around, centres, distances_to_sides, integral, paired_iou
+from .processes import averaged_over_processes
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
@@ -167,6 +168,8 @@ class GFLHead(nn.Module):
         - ``distribution``: the distribution focal loss, averaged over the four sides, with the same weights and
           divisor.
 
+        Both divisors are averaged over processes, as in mmdet.
+
         The paper (Eq. 8) weights the last two by the scores, too, and divides all three by the number of matched
         anchors.
 
@@ -195,9 +198,10 @@ class GFLHead(nn.Module):
         giou = generalized_box_iou_loss(predicted, boxes)
         distances = self.box_coder.encode(boxes, own_anchors)
         distribution = distribution_focal_loss(own_raw.unflatten(-1, (4, -1)), distances).mean(-1)
-        total_weight = weights.sum().clamp(min=1)
+        divisor = averaged_over_processes(positive.sum(dim=1).clamp(min=1).sum())
+        total_weight = averaged_over_processes(weights.sum())
         return {
-            "classification": classification / positive.sum(dim=1).clamp(min=1).sum(),
+            "classification": classification / divisor,
             "bbox_regression": self.giou_weight * (weights * giou).sum() / total_weight,
             "distribution": self.distribution_weight * (weights * distribution).sum() / total_weight,
         }

@@ -21,6 +21,7 @@ from .design import Design
 from .geometry import ClippedBoxCoder, StrideAnchors
 from .matching import ForcedMatcher, SizedTransform, match_in_own_padding
 from .postprocessing import postprocess_levels
+from .processes import averaged_over_processes
 
 
 def build_torchvision(design: Design) -> RetinaNet:
@@ -67,7 +68,8 @@ class MMDetRetinaNetHead(RetinaNetHead):
     ) -> dict[str, Tensor]:
         """Compute the focal loss and the L1 loss of the deltas, each summed over the batch.
 
-        Both are divided by the number of matched anchors in the batch. An image without any counts as one.
+        Both are divided by the number of matched anchors in the batch, averaged over processes (mmdet divides by that
+        of each process). An image without any counts as one.
 
         Args:
             targets: per image ``boxes`` (M, 4) and ``labels`` (M,).
@@ -76,7 +78,8 @@ class MMDetRetinaNetHead(RetinaNetHead):
             matched_idxs: per image (R,), number of the object, -1 background, -2 ignored.
         """
         logits, raw = head_outputs["cls_logits"].float(), head_outputs["bbox_regression"].float()
-        divisor = torch.stack([(index >= 0).sum().clamp(min=1) for index in matched_idxs]).sum()
+        positives = torch.stack([(index >= 0).sum().clamp(min=1) for index in matched_idxs]).sum()
+        divisor = averaged_over_processes(positives)
         distance = raw.new_zeros(())
         for image, (target, index) in enumerate(zip(targets, matched_idxs, strict=True)):
             positive = torch.where(index >= 0)[0]

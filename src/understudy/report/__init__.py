@@ -8,12 +8,12 @@ import torch
 
 from understudy.compare.table import Table
 from understudy.data import open_data
+from understudy.report.analyses import view_analyses
 from understudy.report.examples import view_examples
 from understudy.report.page import write_report
-from understudy.report.richness import view_richness
 from understudy.report.views import RunView, one_of_each_role, view_run, view_runs
 
-__all__ = ["RunView", "report_on", "view_examples", "view_richness", "view_run", "view_runs", "write_report"]
+__all__ = ["RunView", "report_on", "view_analyses", "view_examples", "view_run", "view_runs", "write_report"]
 
 
 def report_on(
@@ -27,7 +27,8 @@ def report_on(
 ) -> Path:
     """Write the page about a comparison; the best checkpoints are run on a few validation images for it.
 
-    The teacher's feature richness is shown if the teacher is among the runs.
+    Types of errors are shown for one run of each role; the teacher's feature richness, entropy and ranks if it is among
+    the runs.
 
     Args:
         page: the HTML file to write.
@@ -46,7 +47,7 @@ def report_on(
     runs = view_runs(table)
     shown = one_of_each_role(runs)
     data = open_data(*table.rows[0].runs[0].measured_on)
-    teachers = [run for run in shown if run.role == "teacher"]
+    analyses = view_analyses(shown, data, device=device)
     write_report(
         page,
         runs,
@@ -54,6 +55,8 @@ def report_on(
         facts=facts or {},
         table=table,
         examples=view_examples(shown, data, count=images, device=device),
-        richness=view_richness(teachers[0], data, device=device) if teachers else (),
+        richness=analyses.richness,
+        analyses=analyses.charts,
+        remarks=analyses.remarks,
     )
     return page
