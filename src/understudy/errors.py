@@ -1,4 +1,4 @@
-"""The two errors that understudy raises on purpose, and the end of a run by a signal; any other exception is a bug."""
+"""The errors that understudy raises on purpose, and the end of a run by a signal; any other exception is a bug."""
 
 from collections.abc import Iterable
 from typing import Self
@@ -30,6 +30,13 @@ class RunError(RuntimeError):
     """A run that cannot continue (a full disk, a loss that is nan, a term without a gradient).
 
     The command line prints the message without a traceback and exits with 1.
+    """
+
+
+class MethodError(RunError):
+    """A distillation method raised an error, which is the ``__cause__``: a bug of the method.
+
+    The command line prints the message, then the traceback of the cause, and exits with 1.
     """
 
 

@@ -13,6 +13,7 @@ from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import UserError
 from understudy.training.assembly import assemble, resolve_config
 from understudy.training.folder import RunFolder
+from understudy.training.trainer import make_trainer
 
 
 def single_file(scenes, renamed, tmp_path):
@@ -184,7 +185,8 @@ def main_exits(arguments: list[str]) -> None:
 def test_an_evaluation_on_training_images_is_said(tiny, scenes, tmp_path):
     def notes(**data: str) -> tuple[str, ...]:
         keys = {**tiny, "run": tmp_path / "run", **{f"data.{key}": value for key, value in data.items()}}
-        return assemble(load_config(TrainConfig, keys), RunFolder(tmp_path / "run")).notes
+        config, folder = load_config(TrainConfig, keys), RunFolder(tmp_path / "run")
+        return assemble(config, folder, make_trainer(config, folder.path)).notes
 
     assert notes() == ()
     (note,) = notes(val="train")

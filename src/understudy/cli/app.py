@@ -4,12 +4,13 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from traceback import format_exception
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from typer.core import TyperGroup
 
-from understudy.errors import RunError, UserError
+from understudy.errors import MethodError, RunError, UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,6 +25,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             message, code = f"Error: {error}", 2
+        except MethodError as error:
+            message, code = f"Error: {error}\n{''.join(format_exception(error.__cause__))}", 1
         except RunError as error:
             message, code = f"Error: {error}", 1
         except KeyboardInterrupt as stop:
