@@ -11,7 +11,6 @@ from torchvision.models import get_model_weights
 
 from understudy.errors import UserError
 
-
 MOST_NAMES = 5
 """Tensors that a message names."""
 
@@ -43,7 +42,8 @@ def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path, *, b
             in an imported detector, so that it computes the same function of an RGB image.
 
     Raises:
-        UserError: there are no such weights, they do not fit or are not finite, or ``bgr`` is set for weights of torchvision.
+        UserError: there are no such weights, they do not fit or are not finite, or ``bgr`` is set for weights of
+            torchvision.
     """
     state = _torchvision_weights(backbone_name, str(weights))
     if state is not None and bgr:

@@ -81,7 +81,9 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
     if isinstance(config, DistillConfig):
         methods = resolve_options(config.methods, parts.learner.student.spec)
         config = config.model_copy(update={"methods": methods})
-    check = CheckTeacher(parts.teacher, val_data, config) if parts.teacher else None
+    check = (
+        CheckTeacher(parts.teacher, val_data, config) if isinstance(config, DistillConfig) and parts.teacher else None
+    )
     validate = Validate(folder, val_data, config, check)
     checkpoints = KeepCheckpoints(folder, saved["step"] if saved else 0)
     first = [check] if check else []
