@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from understudy import functional
@@ -118,11 +119,13 @@ def distill(config: "Source" = None, **overrides: Any) -> "Path":
     return training.distill(load_config(DistillConfig, config, overrides))
 
 
-def resume(run: "str | Path") -> "Path":
+def resume(run: "str | Path", methods: "Sequence[str]" = ()) -> "Path":
     """Continue an interrupted run exactly where it stopped, like ``understudy resume``.
 
     Args:
         run: the run folder.
+        methods: your own methods of the run, ``package.module:Class``. They are imported, so a run that uses any is
+            continued only if they are named.
 
     Returns:
         The run folder.
@@ -135,7 +138,7 @@ def resume(run: "str | Path") -> "Path":
 
     from understudy.training import run as training
 
-    return training.resume(Path(run))
+    return training.resume(Path(run), methods)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,7 @@
-"""The two errors that understudy raises on purpose; any other exception is a bug in understudy."""
+"""The two errors that understudy raises on purpose, and the recognition of failed allocations.
+
+Apart from these and the system's own errors (``OSError``), any exception is a bug in understudy.
+"""
 
 from collections.abc import Iterable
 from typing import Self
@@ -31,3 +34,11 @@ class RunError(RuntimeError):
 
     The command line prints the message without a traceback and exits with 1.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed: Python's, NumPy's, or PyTorch's on the CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import OVERRIDABLE, ConfigFile, Overrides, app, example, print_folder, show
+from understudy.cli.app import (
+    OVERRIDABLE,
+    AllowOutside,
+    ConfigFile,
+    MaxPixels,
+    Overrides,
+    app,
+    example,
+    limits_given,
+    print_folder,
+    show,
+)
 
 
 @app.command(epilog=example("understudy check photos --sheet sheet.png", "understudy check VOC2007 VOC2012"))
@@ -16,14 +27,17 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
     ] = None,
+    allow_outside: AllowOutside = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Check a data set and report all faults at once.
 
     The exit code is 2 if there are faults.
     """
+    from understudy.data import LIMITS
     from understudy.data.check import check_data
 
-    report = check_data(data, sheet)
+    report = check_data(data, sheet, limits_given(allow_outside, max_pixels) or LIMITS)
     show(report)
     if not report.ok:
         raise typer.Exit(2)
@@ -71,8 +85,22 @@ def distill(
 
 
 @app.command(epilog=example("understudy resume runs/student"))
-def resume(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")]) -> None:
-    """Continue an interrupted run exactly where it stopped."""
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="NAME",
+            help="Your own method that the run uses, package.module:Class; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Continue an interrupted run exactly where it stopped.
+
+    A method of your own is code, so it is imported only if you name it again.
+    """
     import understudy
 
-    print_folder(understudy.resume(run))
+    print_folder(understudy.resume(run, methods=method or []))

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.data import as_paths, shown_location
 from understudy.errors import UserError
 from understudy.evaluation import Evaluation
+from understudy.reading import read_json, read_yaml
 from understudy.training.folder import RunFolder
 
 Role = Literal["teacher", "plain", "distilled"]
 """The teacher, a student trained without one, or a distilled student."""
 
 _NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every"}
-"""Keys in which the configs of one experiment may differ; ``data.workers`` is one too."""
+"""Keys in which the configs of one experiment may differ."""
+
+_NOT_OF_THE_RESULT_IN_DATA = ("workers", "max_pixels", "allow_outside")
+"""The same in the section ``data``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Run:
     def experiment(self) -> str:
         """Everything in the config that decides the result, except the seed and the teacher, as text."""
         settings = self.config.model_dump(mode="json", exclude=_NOT_OF_THE_RESULT)
-        settings["data"].pop("workers")
+        for key in _NOT_OF_THE_RESULT_IN_DATA:
+            settings["data"].pop(key)
         return json.dumps(settings, sort_keys=True)
 
 
@@ -104,9 +107,8 @@ def _read_run(folder: Path) -> Run:
     files = RunFolder.open(folder)
     if not files.result.is_file():
         raise UserError(f"{folder} is not finished: it has no result.json. Finish it: `understudy resume {folder}`")
+    result, config = read_json(files.result), read_yaml(files.config, "config file")
     try:
-        result = json.loads(files.result.read_text(encoding="utf-8"))
-        config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
         return Run(
             folder=folder,
             config=load_config(DistillConfig if "teacher" in config else TrainConfig, files.config),
@@ -116,7 +118,7 @@ def _read_run(folder: Path) -> Run:
             train_seconds=result["train_seconds"],
             measured_on=_measured_on(config, result),
         )
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}: its config.yaml or result.json is damaged ({error!r})") from error

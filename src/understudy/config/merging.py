@@ -22,8 +22,9 @@ from understudy.config.paths import (
     path_of,
     type_at,
 )
-from understudy.config.yaml_text import NULL, DuplicateKey, parse_yaml, read_yaml, typed_by_look
+from understudy.config.yaml_text import NULL, DuplicateKey, parse_text, read_config, typed_by_look
 from understudy.errors import UserError
+from understudy.reading import yaml_problem
 from understudy.text import shown
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -58,7 +59,7 @@ def load_config(
     """
     draft = _Draft(cls)
     if isinstance(source, str | Path):
-        draft.add(read_yaml(Path(source)), written=True)
+        draft.add(read_config(Path(source)), written=True)
     elif source is not None:
         draft.add(source.model_dump() if isinstance(source, TrainConfig) else source)
     if methods:
@@ -138,12 +139,11 @@ class _Draft:
         if is_text(type_at(self.cls, path), text):
             return [(path, None if NULL.match(text) else text)]
         try:
-            return _assignments(self.cls, {key: parse_yaml(text)}, ())
+            return _assignments(self.cls, {key: parse_text(text)}, ())
         except DuplicateKey as error:
             self.faults.append(f"{key}: {error.problem}")
         except yaml.YAMLError as error:
-            reason = getattr(error, "problem", None) or "malformed"
-            self.faults.append(f"{key}: {text} is not valid YAML: {reason}")
+            self.faults.append(f"{key}: {shown(text)} is not valid YAML: {yaml_problem(error)}")
         return []
 
     def _put_all(self, assignments: Iterable[Assignment], written: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from understudy.compare.table import Table
-from understudy.data import open_data
+from understudy.data import Limits, open_data
 from understudy.report.examples import view_examples
 from understudy.report.page import write_report
 from understudy.report.richness import view_richness
@@ -45,7 +45,8 @@ def report_on(
     """
     runs = view_runs(table)
     shown = one_of_each_role(runs)
-    data = open_data(*table.rows[0].runs[0].measured_on)
+    first = table.rows[0].runs[0]
+    data = open_data(*first.measured_on, Limits.of(first.config.data))
     teachers = [run for run in shown if run.role == "teacher"]
     write_report(
         page,

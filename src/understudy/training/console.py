@@ -2,10 +2,12 @@
 
 from rich.console import Console
 
-CONSOLE = Console(stderr=True, highlight=False)
+from understudy.text import printable
+
+CONSOLE = Console(stderr=True, highlight=False, markup=False)
 """Standard error; :func:`say` and the progress bar share it, so that lines appear above the bar."""
 
 
 def say(text: str) -> None:
     """Print a line on standard error, above the progress bar if there is one."""
-    CONSOLE.print(text, soft_wrap=True)
+    CONSOLE.print(printable(text), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -56,6 +57,12 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callba
             f"accelerator={config.accelerator} devices={config.devices} strategy={config.strategy} "
             f"precision={config.precision} is not available on this machine: {error}"
         ) from error
+    if config.num_nodes > 1 and not _has_launcher():
+        raise UserError(
+            f"num_nodes={config.num_nodes} needs a launcher that starts the command on every machine; this process "
+            "would wait for the others without end. Use SLURM (srun), or on each machine: torchrun "
+            f"--nnodes={config.num_nodes} --node-rank=NUMBER --master-addr=FIRST_MACHINE -m understudy ..."
+        )
     on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     if config.precision == "16" and on_cpu:
         raise UserError("precision=16 needs a GPU, but this run is on the CPU. Use precision=32 or precision=bf16.")
@@ -65,6 +72,12 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callba
             "detector.norm=batch (statistics of each process's own images), eval or frozen."
         )
     return trainer
+
+
+def _has_launcher() -> bool:
+    """Return whether the environment tells this process its place among the machines of a run."""
+    known = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_RANK")
+    return any(name in os.environ for name in known)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
 from understudy.data import DetectionData, evaluation_loader
 from understudy.evaluation import detect_all, gather_detections, score
-from understudy.files import append_row, read_rows, write_atomically
+from understudy.files import append_row, write_atomically
+from understudy.reading import number_in, read_rows
 from understudy.training.console import say
 from understudy.training.folder import RunFolder
 
@@ -55,7 +56,7 @@ class Validate(L.Callback):
         """Write the epoch's row, and the checkpoint if it is the best so far."""
         evaluation = score(self.data, detections)
         metrics = {name: evaluation.coco[name] for name in ("AP", "AP50", "AP75")}
-        best = max((float(row["AP"]) for row in read_rows(self.folder.metrics)), default=-1.0)
+        best = max((number_in(row, "AP", self.folder.metrics) for row in read_rows(self.folder.metrics)), default=-1.0)
         row = {"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": round(engine.seconds, 1)}
         if metrics["AP"] > best:
             weights = engine.learner.student.network.state_dict(prefix=STUDENT)
