@@ -18,7 +18,7 @@ from understudy.detectors.build import plain_network
 from understudy.errors import UserError
 from understudy.files import write_atomically
 from understudy.reading import require_file
-from understudy.text import shown
+from understudy.text import is_printable, shown
 
 FORMAT = 1
 STUDENT = "learner.student.network."
@@ -155,8 +155,9 @@ def _refuse_compressed(file: Path) -> None:
 
 def _faults_of(meta: Mapping[str, Any]) -> Iterator[str]:
     """Describe the metadata of a checkpoint that are missing or of the wrong type."""
-    classes, ids = meta.get("classes"), meta.get("category_ids")
-    if not _is_list_of(str, classes) or not all(name.isprintable() for name in classes):
+    classes: Any = meta.get("classes")
+    ids: Any = meta.get("category_ids")
+    if not _is_list_of(str, classes) or not all(map(is_printable, classes)):
         yield f"classes: expected a list of names, got {shown(classes)}"
     elif not _is_list_of(int, ids) or len(ids) != len(classes):
         yield f"category_ids: expected a list of {len(classes)} integers, got {shown(ids)}"
@@ -173,7 +174,7 @@ def _is_list_of(kind: type, value: Any) -> bool:
 
 
 def check_weights(summary: str, expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
-    """Raise a ``UserError`` that begins with ``summary`` if names or shapes differ, or if values are no plain tensors."""
+    """Raise a ``UserError`` that begins with ``summary`` if names or shapes differ, or values are not plain tensors."""
     faults = [f"{key}: missing" for key in expected if key not in found]
     faults += [f"{shown(key)}: unknown" for key in found if key not in expected]
     faults += [

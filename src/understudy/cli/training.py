@@ -93,7 +93,7 @@ def resume(
             "--method",
             "-m",
             metavar="NAME",
-            help="Your own method that the run uses, package.module:Class; repeatable.",
+            help="Your own method of the run, package.module:Class; may be repeated.",
         ),
     ] = None,
 ) -> None:

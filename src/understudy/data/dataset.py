@@ -18,6 +18,7 @@ from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
 from understudy.data.limits import LIMITS, Limits
 from understudy.data.records import SPLIT_NAMES, DetectionData, Fault, Format, Record, SplitDraft, repeated
 from understudy.errors import UserError
+from understudy.text import is_printable
 
 logger = logging.getLogger(__name__)
 
@@ -226,12 +227,9 @@ def different_classes(name: str, drafts: Mapping[str, SplitDraft]) -> list[Fault
 def add_faults_of_content(draft: SplitDraft) -> None:
     """Add a fault for each class name that cannot be printed, and if a split has no image or no object to train on."""
     for name in draft.classes:
-        if not name.isprintable():
-            draft.fault(
-                "invalid class name",
-                draft.source.name,
-                f"{name!a} contains characters that cannot be printed; rename it",
-            )
+        if not is_printable(name):
+            what = f"{name!a} contains characters that cannot be printed; rename the class"
+            draft.fault("invalid class name", draft.source.name, what)
     if draft.faults:
         return  # these explain why nothing could be read
     if not draft.records:

@@ -68,9 +68,8 @@ def resume(run: Path, methods: Sequence[str] = ()) -> Path:
         config = load_unchanged_config(folder, saved)
         check_own_methods(folder, config, methods)
         assembled = assemble(config, folder, saved)
-        check_weights(
-            f"The weights in {folder.last} do not fit the run:", assembled.engine.state_dict(), content["state_dict"]
-        )
+        summary = f"The weights in {folder.last} do not fit the run:"
+        check_weights(summary, assembled.engine.state_dict(), content["state_dict"])
         if is_first_process():
             for file in (folder.losses, folder.metrics):
                 drop_rows_after(file, saved["step"])
@@ -95,7 +94,12 @@ def _fit(run: AssembledRun) -> Path:
         try:
             run.trainer.fit(run.engine, run.loader, ckpt_path=run.folder.last if run.resumed else None)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, UserError | RunError) or not run.resumed or run.engine.restored:
+            if (
+                isinstance(error, UserError | RunError)
+                or not run.resumed
+                or run.engine.restored
+                or is_out_of_memory(error)
+            ):
                 raise
             raise UserError(
                 f"{run.folder.last} is damaged, so the run cannot continue ({type(error).__name__}: "
