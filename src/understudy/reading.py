@@ -4,6 +4,7 @@ Every fault is a :class:`~understudy.errors.UserError` that names the file, and 
 """
 
 import csv
+import functools
 import json
 import stat
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import UserError
+from understudy.text import shown
 
 DEEPEST = 40
 """Most levels of lists and mappings within each other."""
@@ -151,7 +153,7 @@ def parse_yaml(text: str, loader: Any = None) -> Any:
     if len(text) > LARGEST_YAML:
         raise yaml.YAMLError(f"it has {len(text)} characters, more than {LARGEST_YAML}")
     try:
-        reader = (loader or yaml.SafeLoader)(text)
+        reader = _bounded(loader or yaml.SafeLoader)(text)
         try:
             node = reader.get_single_node()
             if node is None:
@@ -166,6 +168,24 @@ def parse_yaml(text: str, loader: Any = None) -> Any:
         raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep") from None
     except Exception as error:  # PyYAML's constructors raise many types: a date of month 13 is a ValueError
         raise yaml.YAMLError(f"a value is invalid ({error})") from None
+
+
+@functools.cache
+def _bounded(loader: Any) -> Any:
+    """Return a loader that raises as soon as a text is nested too deeply."""
+
+    class Bounded(loader):
+        level = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.level += 1
+            if self.level > DEEPEST + 1:
+                raise RecursionError
+            node = super().compose_node(parent, index)
+            self.level -= 1
+            return node
+
+    return Bounded
 
 
 def read_yaml(file: Path, what: str = "file", loader: Any = None) -> dict[Any, Any]:
@@ -184,7 +204,7 @@ def read_yaml(file: Path, what: str = "file", loader: Any = None) -> dict[Any, A
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"The {what} {file} is not valid YAML{line}: {yaml_problem(error)}.") from None
     if not isinstance(values, dict | None):
-        raise UserError(f"The {what} {file} must contain `key: value` lines, got a {type(values).__name__}.")
+        raise UserError(f"The {what} {file} must contain `key: value` lines, got {shown(values)}.")
     return values or {}
 
 

@@ -20,6 +20,9 @@ NOUNS: dict[Any, str] = {
     Path: "a path",
     types.NoneType: "null",
 }
+UNLIMITED = 10**9
+"""Upper limits from here on only keep the arithmetic from overflowing, and are not mentioned."""
+
 LIMITS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -147,6 +150,8 @@ def _limits(metadata: Iterable[Any]) -> str:
     """Describe the limits of a number, with a leading space."""
     marks = [mark for each in metadata for mark in getattr(each, "metadata", [each])]
     limit = {name: getattr(mark, name) for name in ("ge", "gt", "le", "lt") for mark in marks if hasattr(mark, name)}
+    if limit.get("le", 0) >= UNLIMITED:
+        del limit["le"]
     if "ge" in limit and "le" in limit:
         return f" from {limit['ge']} to {limit['le']}"
     found = [f"{LIMITS[name]} {value}" for name, value in limit.items()]

@@ -49,7 +49,7 @@ def test_all_faults_at_once():
         ("data.shorter_side.x=640", "data.shorter_side.x: no such item; "),
         (
             "data.shorter_side=[640, big]",
-            "data.shorter_side: expected a list, each item an integer of at least 32, got ",
+            "data.shorter_side: expected a list, each item an integer from 32 to 32768, got ",
         ),
         ("data.shorter_side=[]", "data.shorter_side: expected a list, "),
         ("data.path=", "data.path: expected one or several paths, got null"),

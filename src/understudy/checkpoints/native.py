@@ -67,7 +67,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     file = _checkpoint_file(Path(path))
     content = read_checkpoint(file)
     meta = content["understudy"]
-    if faults := list(_faults_of(meta)):
+    if faults := list(faults_of_metadata(meta)):
         raise UserError.listing(f"The metadata in {file} are damaged:", faults)
     weights = {
         name.removeprefix(STUDENT): value
@@ -140,7 +140,7 @@ def _checkpoint_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     for name in ("best.ckpt", "last.ckpt"):
-        if (path / name).is_file():
+        if (path / name).exists():
             return path / name
     raise UserError(f"{path} contains neither best.ckpt nor last.ckpt: expected a run folder with a checkpoint.")
 
@@ -153,7 +153,7 @@ def _refuse_compressed(file: Path) -> None:
                 raise UserError(f"{file} was compressed after it was written: unpack it, and use the file inside.")
 
 
-def _faults_of(meta: Mapping[str, Any]) -> Iterator[str]:
+def faults_of_metadata(meta: Mapping[str, Any]) -> Iterator[str]:
     """Describe the metadata of a checkpoint that are missing or of the wrong type."""
     classes: Any = meta.get("classes")
     ids: Any = meta.get("category_ids")

@@ -1,5 +1,6 @@
 """What the command line says when a command fails: a message and an exit code, never a traceback on the terminal."""
 
+import errno
 import platform
 import shlex
 import sys
@@ -14,7 +15,8 @@ from understudy.errors import RunError, UserError, is_out_of_memory
 BUG = 70
 """Exit code of a bug in understudy (EX_SOFTWARE)."""
 
-_WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+"""Errors of the system that no other argument avoids; all others come from a wrong path."""
 
 NO_MEMORY = (
     "The machine has too little memory for this. Lower batch_size, data.shorter_side or data.workers, or use a smaller "
@@ -35,7 +37,7 @@ def failure(error: Exception) -> tuple[str, int]:
         return f"Error: {NO_MEMORY}", 1
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
-        return f"Error: {where}{error.strerror or error}.", 2 if isinstance(error, _WRONG_PATHS) else 1
+        return f"Error: {where}{error.strerror or error}.", 1 if error.errno in _OF_THE_MACHINE else 2
     summary = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return f"Internal error: {summary}. This is a bug in understudy; please report it with {_written(error)}", BUG
 

@@ -15,8 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     StringConstraints,
     model_validator,
 )
@@ -88,8 +86,11 @@ Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(number_as
 FilePath = Annotated[Path, BeforeValidator(possible_path), AfterValidator(expanded)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=32, le=32768)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e6)]  # limits that no run needs, so that no arithmetic overflows
-NonNegativeFloat = Annotated[float, Field(ge=0, le=1e6)]
+# Upper limits that no run needs, so that no arithmetic overflows; texts leave them out (`text.UNLIMITED`).
+PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**9)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
 ThreeNumbers = tuple[float, float, float]
 ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
@@ -269,13 +270,17 @@ class OptimizerConfig(Section):
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fill in the defaults that depend on the optimizer."""
-        return _where_null(values, cls.DEFAULTS.get(values.get("name", "sgd"), {}))
+        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "sgd")))
 
 
 class ScheduleConfig(Section):
     """The length of the run and the learning rate schedule."""
 
-    EPOCHS: ClassVar[dict[str, int]] = {"1x": 12, "2x": 24, "cosine": 12}
+    DEFAULTS: ClassVar[dict[str, dict[str, int]]] = {
+        "1x": {"epochs": 12},
+        "2x": {"epochs": 24},
+        "cosine": {"epochs": 12},
+    }
 
     name: Literal["1x", "2x", "cosine"] = Field(
         "1x",
@@ -300,8 +305,7 @@ class ScheduleConfig(Section):
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fill in the number of epochs, which depends on the schedule."""
-        name = values.get("name", "1x")
-        return _where_null(values, {"epochs": cls.EPOCHS[name]} if name in cls.EPOCHS else {})
+        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "1x")))
 
 
 class TrainConfig(Section):
@@ -322,7 +326,7 @@ class TrainConfig(Section):
         description="Precision of the arithmetic in bits: 32, or mixed precision with bf16 or 16, which is faster on "
         "hardware that supports it.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
         0, description="Random seed of the initialisation, the order of images and the augmentation."
     )
     accelerator: Text = Field("auto", description="Type of device: auto, cpu, gpu or another Lightning accelerator.")
@@ -346,6 +350,11 @@ class DistillConfig(TrainConfig):
         description="Whether to initialise the student's neck and head with the teacher's weights, where the names and "
         "shapes of layers agree; works with any method.",
     )
+
+
+def _of_name(defaults: Mapping[str, Mapping[str, Any]], name: Any) -> Mapping[str, Any]:
+    """Return the defaults of a name; none for a value that is not one, which the check of types refuses."""
+    return defaults.get(name, {}) if isinstance(name, str) else {}
 
 
 def _where_null(values: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

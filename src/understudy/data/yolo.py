@@ -68,13 +68,17 @@ def _splits_of_lists(folder: DataFolder, lists: list[Path]) -> dict[str, Callabl
 
 def _describes_data(file: Path, folder: DataFolder) -> bool:
     """Return whether a YAML file in the folder describes the data set; it may be a config or hyper-parameters."""
+    if file.stem == "data":
+        return True  # if it does not, this is a fault to report
     try:
         return folder.allows(file) and "names" in read_yaml(file)
     except UserError:
-        return file.stem == "data"  # its fault is to be reported
+        return False
 
 
 def _splits_of_yaml(file: Path, folder: DataFolder) -> dict[str, Callable[[], SplitDraft]]:
+    if not folder.allows(file):
+        raise UserError(folder.refusal(file))
     content = _load_yaml(file)
     classes = _class_names(content["names"])
     root = _yaml_root(file, content)
@@ -212,7 +216,7 @@ def _label_file(image: Path) -> Path:
 def _classes_beside(root: Path, folder: DataFolder) -> tuple[str, ...]:
     """Class names from a text file, one per line; empty if there is no such file."""
     for file in (place / name for place in (root, root / "labels") for name in _NAME_FILES):
-        if file.is_file():
+        if file.exists():
             if not folder.allows(file):
                 raise UserError(folder.refusal(file))
             return tuple(filter(None, map(str.strip, read_text(file, "list of classes").splitlines())))

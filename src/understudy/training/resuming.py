@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from understudy.checkpoints import read_checkpoint
+from understudy.checkpoints import faults_of_metadata, read_checkpoint
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.data import DetectionData
 from understudy.errors import UserError
@@ -48,8 +48,9 @@ def read_resumable(file: Path) -> dict[str, Any]:
             "last.ckpt; best.ckpt contains only the detector."
         )
     meta = content["understudy"]
-    kinds: dict[str, Any] = {"step": int, "epoch": int | float, "seconds": int | float, "classes": list, "config": dict}
-    faults = [
+    kinds: dict[str, Any] = {"step": int, "epoch": int | float, "seconds": int | float}
+    faults = list(faults_of_metadata(meta))
+    faults += [
         f"{key}: expected {getattr(kind, '__name__', 'a number')}, got {shown(meta.get(key))}"
         for key, kind in kinds.items()
         if not isinstance(meta.get(key), kind)
