@@ -106,10 +106,12 @@ CONFIGS = {
 }
 """Contents of config files by what is wrong with them."""
 
+BASES = ("coco", "yolo", "photos", "trained")
+
 GROUPS = {
     "values": [Case(f"{TRAIN} {value}", base=("coco",)) for value in VALUES],
     "values_of_distill": [Case(f"{DISTILL} {value}", base=("coco", "trained")) for value in OF_DISTILL],
-    "arguments": [Case(line, base=("coco", "yolo", "photos", "trained")) for line in ARGUMENTS],
+    "arguments": [Case(line, base=tuple(base for base in BASES if base in line)) for line in ARGUMENTS],
     "configs": [
         Case(f"{'distill' if 'methods' in name else 'train'} -c a.yaml", {"a.yaml": content}, name=name)
         for name, content in CONFIGS.items()
