@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from understudy.listing import detectors, methods
+from understudy.listing.recipes import number
+from understudy.recipes import papers, read_recipe, recipe_names, teachers
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "methods"
+RECIPES = ROOT / "docs" / "recipes.md"
 LOSS_SIZES = ROOT / "docs" / "loss_sizes.md"
+RECIPES_FROM_HERE = "<!-- Generated from src/understudy/recipes from here on: python docs/generate.py -->\n"
 NOTE = "<!-- Generated from the docstring and the class attributes of the method: python docs/generate.py -->\n"
 
 
@@ -36,6 +40,7 @@ def main() -> None:
     for name, facts in methods.stored_facts().items():
         (PAGES / f"{name}.md").write_text(method_page(facts), encoding="utf-8")
     (PAGES / "README.md").write_text(index_page(), encoding="utf-8")
+    RECIPES.write_text(recipes_page(), encoding="utf-8")
     if not options.quick:
         detectors.STORED.write_text(detector_listing(), encoding="utf-8")
         command = [sys.executable, str(ROOT / "benchmarks" / "loss_sizes.py")]
@@ -108,6 +113,22 @@ def index_page() -> str:
             lines += [f"## {heading}", ""] if lines[-1] == "" else ["", f"## {heading}", ""]
         lines.append(f"- [{name}]({name}.md): {markdown(methods.marked(facts))}")
     return "\n".join(lines) + "\n"
+
+
+def recipes_page() -> str:
+    """Return the page about the recipes: the part that is written by hand, then a table for each paper."""
+    written = RECIPES.read_text(encoding="utf-8").partition(RECIPES_FROM_HERE)[0] if RECIPES.exists() else ""
+    lines = [RECIPES_FROM_HERE]
+    recipes = [read_recipe(name) for name in recipe_names()]
+    for key, paper in papers().items():
+        lines += [f"### {paper}", "", "| recipe | table | teacher | plain | teacher AP | distilled | ours |"]
+        lines.append("|---|---|---|---|---|---|---|")
+        for recipe in (recipe for recipe in recipes if recipe.paper == key):
+            printed, teacher = recipe.published, teachers()[recipe.teacher].title if recipe.teacher else "none"
+            aps = (printed.plain, printed.teacher, printed.distilled, recipe.measured and recipe.measured.ap)
+            lines.append(f"| `{recipe.name}` | {recipe.table} | {teacher} | {' | '.join(map(number, aps))} |")
+        lines.append("")
+    return written + "\n".join(lines).rstrip() + "\n"
 
 
 def markdown(text: str) -> str:

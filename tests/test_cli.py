@@ -12,12 +12,16 @@ import pytest
 
 import understudy
 from understudy.cli import app, main
+from understudy.cli.analyse import analyse
 from understudy.config import DistillConfig, TrainConfig, dump_config, load_config
 from understudy.data import LIMITS
 from understudy.errors import RunError, UserError
 
 HEAVY = ("torch", "torchvision", "lightning", "matplotlib", "numpy")
-COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+COMMANDS = sorted(
+    command.name or command.callback.__name__ for command in app.registered_commands if not command.hidden
+)
+ANALYSES = sorted(command.callback.__name__ for command in analyse.registered_commands)
 
 
 @pytest.fixture
@@ -83,9 +87,9 @@ def test_no_command_shows_help_and_version_is_known(run):
     assert run("--version").out.strip() == understudy.__version__
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"analyse {name}" for name in ANALYSES)])
 def test_help_of_a_command_has_an_example_and_fits_80_columns(run, command):
-    result = run(command, "-h")
+    result = run(*command.split(), "-h")
     assert result.code == 0
     assert f"Example:\n    understudy {command}" in result.out
     assert max(map(len, result.out.splitlines())) <= 80
@@ -94,6 +98,9 @@ def test_help_of_a_command_has_an_example_and_fits_80_columns(run, command):
 
 def test_short_help_is_whole(run):
     assert "..." not in run("-h").out.partition("Commands:")[2]
+    analyses = run("analyse", "-h").out
+    assert "..." not in analyses.partition("Commands:")[2]
+    assert all(f"\n  {name} " in analyses for name in ANALYSES)
 
 
 # --- public names -----------------------------------------------------------------------------------------------------
@@ -158,7 +165,7 @@ def test_distill_and_its_methods(run, stand_in, tmp_path):
 def test_resume(run, stand_in):
     calls = stand_in("training.run", "resume", Path("runs/a"))
     assert "runs/a" in run("resume", "runs/a").out
-    assert calls == [((Path("runs/a"), []), {})]
+    assert calls == [((Path("runs/a"), []), {"accept_changes": False})]
 
 
 def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
@@ -168,7 +175,7 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     report = Report("3 images")
     calls = stand_in("data.check", "check_data", report)
     assert run("check", "photos", "--sheet", "sheet.png").out == "3 images\n"
-    assert calls == [(([Path("photos")], Path("sheet.png"), LIMITS), {})]
+    assert calls == [(([Path("photos")], Path("sheet.png"), LIMITS), {"force": False})]
     report.ok = False
     assert run("check", "photos").code == 2
 
@@ -215,7 +222,7 @@ def test_compare(run, stand_in):
     assert "page.html" in run("compare", "runs/t", "runs/s", "--html", "page.html").out
     runs = [Path("runs/t"), Path("runs/s")]
     assert summarise[0] == ((runs,), {})
-    assert page == [((Path("page.html"), "teacher 40.0"), {})]
+    assert page == [((Path("page.html"), "teacher 40.0"), {"force": False})]
 
 
 def test_demo(run, stand_in):
@@ -277,6 +284,12 @@ LONG = "RM compares anchors one to one: " + "the student has 1 anchor per cell [
         ("evaluation", "evaluate", ("evaluate", "r")),
         ("evaluation", "evaluate", ("evaluate", "r", "--json")),
         ("analysis.swap", "swap_test", ("swap", "t", "s")),
+        ("analysis.swap", "swap_test", ("analyse", "swap", "t", "s")),
+        ("analysis.richness", "analyse_richness", ("analyse", "richness", "t")),
+        ("analysis.entropy", "analyse_entropy", ("analyse", "entropy", "t")),
+        ("analysis.ranks", "analyse_ranks", ("analyse", "ranks", "t", "s")),
+        ("analysis.imitation", "analyse_imitation", ("analyse", "imitation", "t", "s")),
+        ("analysis.regions", "analyse_regions", ("analyse", "regions", "-o", "out")),
         ("evaluation.prediction", "predict", ("predict", "r", "d", "-o", "out")),
         ("export", "export", ("export", "r", "out")),
         ("compare.table", "summarise", ("compare", "r")),

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from understudy.cli import app, main
+from understudy.cli.analyse import analyse
 
 GOLDEN = Path(__file__).with_name("golden")
-COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if not command.hidden]
+ANALYSES = [f"analyse {command.callback.__name__}" for command in analyse.registered_commands]
 
 CASES = {
-    "help": ["--help", *(f"{command} --help" for command in COMMANDS)],
+    "help": ["--help", *(f"{command} --help" for command in [*COMMANDS, "analyse", *ANALYSES])],
     "config_train": ["config train"],
     "config_distill": ["config distill"],
     "errors_in_keys": [
@@ -43,11 +45,23 @@ CASES = {
         "predict runs/a photos -o found --score 3",
         "config tran",
         "methods frs --short",
+        "analyse",
+        "analyse nonsense",
+        "analyse regions --threshold 3",
+        "analyse teachers",
     ],
     "methods": ["methods --short", "methods"],
     "method": ["methods frs"],
     "detectors": ["detectors", "detectors gfl_mobilenet_v2 width_mult=0.5 num_classes=20"],
-    "errors_in_names": ["methods fsr", "methods frs,pfi", "methods :X", "detectors fcos_resnet1B"],
+    "recipes": ["recipes", "recipes dist2-fcos-mnv2-nonlocal"],
+    "errors_in_names": [
+        "recipes frs-retina-r50",
+        "recipes frs-fcos-r50 frs-gfl-r50",
+        "methods fsr",
+        "methods frs,pfi",
+        "methods :X",
+        "detectors fcos_resnet1B",
+    ],
 }
 """Command lines by the name of the file that contains their output, ``tests/golden/<name>.txt``."""
 

@@ -30,7 +30,20 @@ ABOVE = {  # a room and the rooms that it must not import
     "data": {"methods", "detectors", "training", "evaluation", "compare", "report", "cli"},
     "evaluation": {"methods", "learner", "training", "compare", "report", "analysis", "cli"},
     "training": {"compare", "report", "analysis", "listing", "demo", "cli"},
-    "compare": {"report", "analysis", "listing", "demo", "cli"},
+    "compare": {"report", "analysis", "figures", "listing", "demo", "cli"},
+    "figures": {
+        "report",
+        "analysis",
+        "compare",
+        "training",
+        "evaluation",
+        "data",
+        "detectors",
+        "listing",
+        "demo",
+        "cli",
+    },
+    "analysis": {"report", "listing", "demo", "cli"},
 }
 
 

@@ -3,40 +3,45 @@
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
 from understudy.files import read_rows
+from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.loss_log import LogLosses
-from understudy.training.validation import Validate
 
 
 @contextlib.contextmanager
 def at_step(step: int, act: Callable[[], object], during: str = "step") -> Generator[None]:
-    """Call a function at the end of a step, or in the evaluation after it."""
-    owner, name = (LogLosses, "on_train_batch_end") if during == "step" else (Validate, "on_train_epoch_end")
+    """Call a function at the end of a step, or before each batch of the evaluation after it."""
+    owner, name = (LogLosses, "on_train_batch_end") if during == "step" else (KeepCheckpoints, "stop_evaluation")
     original = getattr(owner, name)
 
     def hooked(self, trainer, *args):
-        original(self, trainer, *args)
         if trainer.global_step == step:
             act()
+        original(self, trainer, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, hooked)
         yield
 
 
+def send(numbers: Iterable[int]) -> None:
+    """Send signals to this process, one after the other."""
+    for number in numbers:
+        signal.raise_signal(number)
+
+
 def ctrl_c() -> None:
-    signal.raise_signal(signal.SIGINT)
+    send([signal.SIGINT])
 
 
 def ctrl_c_twice() -> None:
-    ctrl_c()
-    ctrl_c()
+    send([signal.SIGINT, signal.SIGINT])
 
 
 def crash() -> None:

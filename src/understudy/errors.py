@@ -1,6 +1,6 @@
-"""The two errors that understudy raises on purpose, and the recognition of failed allocations.
+"""The errors that understudy raises on purpose, the end of a run by a signal, and failed allocations.
 
-Apart from these and the system's own errors (``OSError``), any exception is a bug in understudy.
+Apart from these and the system's own errors (``OSError``), any exception is a bug.
 """
 
 from collections.abc import Iterable
@@ -34,6 +34,31 @@ class RunError(RuntimeError):
 
     The command line prints the message without a traceback and exits with 1.
     """
+
+
+class MethodError(RunError):
+    """A distillation method raised an error, which is the ``__cause__``: a bug of the method.
+
+    The command line prints the message, then the traceback of the cause, and exits with 1.
+    """
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that a signal has stopped; the message says what was saved, and names the command that continues it.
+
+    The command line prints the message and exits with ``exit_code``.
+
+    Args:
+        message: the message.
+        number: the signal.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as shells count.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from understudy.errors import RunError
+from understudy.errors import RunError, UserError
 from understudy.reading import number_in, read_rows
 
 
@@ -52,6 +52,16 @@ def _csv(rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def check_writable(file: Path, force: bool) -> None:
+    """Check that a command may write a file that its user named, before it does anything else.
+
+    Raises:
+        UserError: the file exists, and `force` is false.
+    """
+    if file.exists() and not force:
+        raise UserError(f"{file} exists and is not overwritten: choose another file, or replace it by --force.")
 
 
 def write_atomically(file: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.detectors import Detector
-from understudy.errors import UserError
+from understudy.errors import MethodError, RunError, UserError
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import OF_TRUTH
 from understudy.outputs import Outputs, Spec, Target, Truth
@@ -93,6 +93,7 @@ class Learner(nn.Module):
             teacher: the frozen teacher, for methods that read the layers of the detectors. It is not kept.
 
         Raises:
+            MethodError: a method raised an error, which is the cause.
             UserError: the teacher's record, or the teacher itself, is missing; the record is of other images or of
                 levels of other sizes; the number of targets is wrong; or a method does not return a scalar for each of
                 its terms.
@@ -116,7 +117,7 @@ class Learner(nn.Module):
             teacher_outputs = self.pairing.teacher_record(teacher_outputs)
         self._check_levels(outputs, teacher_outputs)
         for method in self.methods:
-            losses |= _terms_of(method, method(outputs, teacher_outputs, truth, layers))
+            losses |= _terms_of(method, _called(method, outputs, teacher_outputs, truth, layers))
         return losses
 
     @property
@@ -202,6 +203,18 @@ def _check_batch(images: Tensor, targets: Sequence[Target], labelled: Sequence[b
     for name, count in counts.items():
         if count != len(images):
             raise UserError(f"{name} has {count} entries for {len(images)} images: pass one per image.")
+
+
+def _called(method: Method, *arguments: Any) -> Any:
+    """Call a method, and name it if it raises an error that is not addressed to the user."""
+    try:
+        return method(*arguments)
+    except (UserError, RunError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        kind = type(method)
+        place = f"{kind.__module__}:{kind.__qualname__}"
+        raise MethodError(f"The method {method.name} ({place}) raised {type(error).__name__}: {error}") from error
 
 
 def _terms_of(method: Method, found: Any) -> dict[str, Tensor]:

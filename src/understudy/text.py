@@ -84,6 +84,8 @@ def mismatch(name: str, wanted: str, value: Any, annotation: Any) -> str:
         value: the wrong value.
         annotation: the declared type.
     """
+    if _is_not_finite(value):
+        wanted = wanted.replace("a number", "a finite number", 1)
     separator = ";" if ", or " in wanted else ","
     return f"{name}: expected {wanted}{separator} got {shown(value)}{_meant(annotation, value)}"
 
@@ -108,6 +110,13 @@ def closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     alike = {_folded(each): each for each in names}
     close = difflib.get_close_matches(_folded(name), alike, n=1, cutoff=cutoff)
     return alike[close[0]] if close else None
+
+
+def _is_not_finite(value: Any) -> bool:
+    try:
+        return not math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _meant(annotation: Any, value: Any) -> str:

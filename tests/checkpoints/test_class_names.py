@@ -11,6 +11,8 @@ def test_names_come_from_a_text_a_list_a_file_or_a_data_set(tmp_path):
     file.write_text("cat\ndog\n\ncow\n")
     for given in ("cat, dog,cow", ["cat", "dog", "cow"], str(file)):
         assert class_names(given) == ("cat", "dog", "cow")
+    file.write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\ncow\r\n")  # as Windows' editor saves UTF-8
+    assert class_names(str(file)) == ("cat", "dog", "cow")
     assert class_names("coco") == tuple(coco_categories().values())
     assert len(class_names("coco")) == 80
     assert class_names("VOC")[::19] == ("aeroplane", "tvmonitor")

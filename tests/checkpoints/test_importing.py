@@ -11,6 +11,7 @@ import understudy
 from understudy.checkpoints import import_checkpoint, load_checkpoint
 from understudy.cli import main
 from understudy.errors import UserError
+from understudy.networks import build_network
 
 
 def command(*arguments: str) -> object:
@@ -157,4 +158,14 @@ def test_all_weights_that_do_not_fit_are_listed_at_once(tmp_path):
         in message
     )
     assert "1 not finite: head.regression_head.bbox_reg.bias" in message
+    assert "--partial" not in message
+
+
+def test_a_detector_that_would_be_mostly_random_is_refused(tmp_path):
+    """With --architecture the detector is not identified by its tensors."""
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    state = build_network(f"torchvision/{name}", 3).state_dict()
+    file = save(tmp_path, {key: value for key, value in state.items() if not key.startswith("backbone.body.")})
+    message = refusal(file, tmp_path, architecture=name, partial=True)
+    assert "Most of it would be randomly initialised: it is another detector (--architecture)." in message
     assert "--partial" not in message

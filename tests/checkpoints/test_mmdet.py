@@ -228,3 +228,12 @@ def test_options_that_do_not_fit_the_file(tmp_path):
     assert "nms_threshold: expected a value like 0.6, got 'x'" in message
     assert "--set shorter_side: expected pixels, got -1" in message
     assert "--architecture: expected one of retinanet, fcos," in refusal(file, tmp_path, architecture="yolo")
+
+
+@pytest.mark.parametrize("nms", ["soft_nms", "SoftNMS"])
+def test_soft_nms_of_a_one_stage_detector_is_replaced_and_said(tmp_path, nms):
+    text = CONFIG_3.format(style="pytorch").replace("type='nms'", f"type={nms!r}")
+    meta = {"cfg": text, "dataset_meta": {"classes": ("a", "b", "c")}}
+    state = as_mmdet(plain("fcos", settings=IMPROVED_FCOS), "fcos")
+    found = import_checkpoint(save(tmp_path, state, meta), tmp_path / "out.ckpt")
+    assert f"{nms} is replaced by ordinary NMS (--set nms_threshold=VALUE)" in found.meta["imported"]["assumptions"]

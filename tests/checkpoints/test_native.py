@@ -13,9 +13,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import understudy
+from understudy.analysis.swap import swap_test
 from understudy.checkpoints import FORMAT, STUDENT, load_checkpoint, read_checkpoint, write_checkpoint
 from understudy.data import open_data
+from understudy.detectors.backbone_weights import not_finite
 from understudy.errors import RunError, UserError
+from understudy.evaluation import evaluate
+from understudy.evaluation.prediction import predict
+from understudy.export import export
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +250,34 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(content, tmp_path, monkeypa
         write_checkpoint(file, {**content, "more": torch.zeros(100)})
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+# --- weights that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export", "swap", "distill"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(command, value, content, trained, scenes, tiny, tmp_path):
+    name = next(key for key in content["state_dict"] if key.endswith("conv.0.weight"))
+    weights = {**content["state_dict"], name: torch.full_like(content["state_dict"][name], value)}
+    write_checkpoint(tmp_path / "bad.ckpt", {**content, "state_dict": weights})
+    calls = {
+        "evaluate": lambda file: evaluate(file, scenes),
+        "predict": lambda file: predict(file, scenes, tmp_path / "out"),
+        "export": lambda file: export(file, tmp_path / "out"),
+        "swap": lambda file: swap_test(trained, file),
+        "distill": lambda file: understudy.distill(tiny, teacher=file, run=tmp_path / "out"),
+    }
+    short = name.removeprefix(STUDENT)
+    with pytest.raises(
+        UserError, match=rf"bad\.ckpt cannot be used(.|\n)*{re.escape(short)}: contains nan or infinity"
+    ):
+        calls[command](tmp_path / "bad.ckpt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_constant_of_the_network_may_be_infinite():
+    mask = torch.tensor([0.0, -torch.inf])
+    assert not_finite({"mask": mask}, {"mask": mask.clone()}) == []
+    many = {f"layer{number}": mask for number in range(7)}
+    assert not_finite(many)[-2:] == ["layer4: contains nan or infinity", "... and 2 more"]

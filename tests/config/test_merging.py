@@ -151,3 +151,8 @@ def test_a_data_set_is_a_path_or_a_list_of_paths(text, expected):
         assert load_config(TrainConfig, yaml.safe_load(dump_config(config))) == config
     with pytest.raises(UserError, match=r"data.path: expected one or several paths, got \[\]"):
         load_config(TrainConfig, None, ["run=r", "data=[]"])
+
+
+def test_a_null_among_settings_is_a_value():
+    arguments = ["run=r", "data=d", "detector.settings.groups=null", "detector.settings.style=caffe"]
+    assert load_config(TrainConfig, None, arguments).detector.settings == {"groups": None, "style": "caffe"}

@@ -154,6 +154,16 @@ def test_a_sheet_that_cannot_be_written(sound: Path) -> None:
         check_data(sound, sound / "a.png" / "sheet.png")
 
 
+def test_a_sheet_replaces_no_file_unless_forced(sound: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sheet.png"
+    file.write_text("mine")
+    with pytest.raises(UserError, match=r"sheet\.png exists and is not overwritten: .*--force"):
+        check_data(sound, file)
+    assert file.read_text() == "mine"
+    check_data(sound, file, force=True)
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
 def test_paths_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No data set at"):
         check_data(tmp_path / "nothing")

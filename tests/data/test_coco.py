@@ -68,6 +68,7 @@ def test_all_faults_of_a_coco_file_are_named_at_once(tmp_path: Path) -> None:
         {**good, "id": 203, "bbox": [1, 2, 3]},
         {**good, "id": 204, "bbox": None},
         {**good, "id": "205"},
+        {**good, "id": 207, "bbox": [True, 1, 5, 5]},
         {**good, "id": 206, "bbox": [10**400, 0, 1, 1]},
     ]
     write_coco(tmp_path / "data/instances_train.json", images, content)
@@ -88,7 +89,7 @@ def test_all_faults_of_a_coco_file_are_named_at_once(tmp_path: Path) -> None:
     expected += [f'file_name "{name}" is not inside' for name in names[:5]]
     expected += [f"{name[:200]!r} is not a valid file name" for name in names[5:]]
     assert [part for part in expected if part not in message] == []
-    assert message.count("bbox") == 3
+    assert message.count("bbox") == 4
 
 
 def test_a_folder_of_images_that_is_a_link_is_used_only_on_purpose(tmp_path: Path) -> None:

@@ -16,6 +16,21 @@ def test_yolo_polygons_and_missing_names(tmp_path: Path) -> None:
     torch.testing.assert_close(data.records[2].boxes, torch.tensor([[10.0, 20.0, 30.0, 60.0]], dtype=torch.float64))
 
 
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
+    """Windows' editors write it at the start of a file in UTF-8."""
+    mark = b"\xef\xbb\xbf"
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "classes.txt").write_bytes(mark + b"cat\r\ndog\r\ncow\r\nhen\r\n")
+    (tmp_path / "labels/train/c.txt").write_bytes(mark + b"3 0.5 0.5 0.1 0.1\n")
+    data = open_data(tmp_path)
+    assert data.classes == ("cat", "dog", "cow", "hen")
+    assert data.records[2].labels.tolist() == [3]
+    (tmp_path / "data.yaml").write_bytes(mark + b"names: [cat, dog, cow, hen]\ntrain: train.txt\n")
+    (tmp_path / "train.txt").write_bytes(mark + b"images/train/c.jpg\n")
+    data = open_data(tmp_path / "data.yaml")
+    assert (data.classes[0], len(data)) == ("cat", 1)
+
+
 def test_faults_of_yolo_files_are_named_at_once(tmp_path: Path) -> None:
     write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")

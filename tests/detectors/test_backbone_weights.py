@@ -30,6 +30,28 @@ def test_backbone_weights_from_a_file(tmp_path):
         build_detector("fcos_resnet18", 2, backbone_weights=tmp_path / "broken.pt")
 
 
+def test_files_without_usable_weights(tmp_path):
+    """None of the messages repeats torch's advice to execute the file."""
+    file, options = tmp_path / "weights.pt", {"width_mult": 0.35, "neck_channels": 16}
+
+    def message() -> str:
+        with pytest.raises(UserError) as refused:
+            build_detector("fcos_mobilenet_v2", 2, **options, backbone_weights=file)
+        assert "weights_only" not in str(refused.value)
+        return str(refused.value)
+
+    file.write_bytes(b"")
+    assert message().startswith(f"{file} cannot be read as weights: it is empty, damaged, or not a file of torch.save")
+    torch.save({"conv": nn.Conv2d(1, 1, 1)}, file)
+    assert "contains more than tensors. Nothing in it was executed. Save the state dict alone" in message()
+    file.write_text("<html>404</html>")
+    assert "cannot be read as weights" in message()
+    state = mobilenet_v2(width_mult=0.35).state_dict()
+    state["features.0.0.weight"][0] = torch.nan
+    torch.save(state, file)
+    assert message().endswith("cannot be used. Use another file:\n  - 0.0.weight: contains nan or infinity")
+
+
 @pytest.mark.parametrize("width", ["1.0", "0.35"])
 def test_real_imagenet_weights_load(shared, width):
     file = next((shared / "data/weights").glob(f"mobilenetv2_{width}_imagenet*.pt"))

@@ -71,6 +71,35 @@ def test_options_without_a_meaning_are_refused(name, options, message):
         build_detector(name, 2, **options)
 
 
+MMDET = {"conventions": "mmdet", "neck_channels": 16, "width_mult": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("retinanet", {"groups": "x"}, r"settings.groups: expected an integer of at least 1 or null, got 'x'"),
+        ("retinanet", {"groups": 0}, r"settings.groups: expected an integer of at least 1 or null, got 0"),
+        ("retinanet", {"octaves": 0}, r"settings.octaves: expected an integer of at least 1, like 3, got 0"),
+        ("retinanet", {"ratios": []}, r"expected a list of numbers above 0, like \[0.5, 1.0, 2.0\], got \[\]"),
+        ("faster_rcnn", {"ratios": ["a"]}, r"expected a list of numbers above 0"),
+        ("faster_rcnn", {"fc_channels": 0}, r"settings.fc_channels: expected an integer of at least 1, like 1024"),
+        ("fcos", {"score_threshold": float("nan")}, r"settings.score_threshold: expected a number like 0.05, got nan"),
+        ("fcos", {"extra_relu": 1}, r"settings.extra_relu: expected a value like True, got 1"),
+        ("fcos", {"style": "odd"}, r'settings \{"style": "odd"\}: style: expected pytorch or caffe, got \'odd\''),
+        ("fcos", {"groups": 7}, r'cannot be built with the settings \{"groups": 7\}: num_channels .* divisible'),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(family, settings, message):
+    with pytest.raises(UserError, match=message):
+        build_detector(f"{family}_resnet18", 2, **MMDET, settings=settings)
+
+
+def test_an_error_of_a_builder_that_no_setting_explains_is_not_hidden(monkeypatch):
+    monkeypatch.setattr("understudy.detectors.build.plain_network", lambda *_, **__: [][0])
+    with pytest.raises(IndexError):
+        build_detector("fcos_resnet18", 2)
+
+
 def test_all_faults_of_a_detector_at_once():
     with pytest.raises(UserError) as failure:
         build_detector("retinanet_resnet5O", 0, neck_channels=0, norm="bacth", frozen_stages=9)

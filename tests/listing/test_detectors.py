@@ -129,7 +129,11 @@ def test_which_imagenet_weights_there_are():
         ("gfl_resnet50", ["width=0.5"], r"detector.width: no such key; did you mean detector.width_mult\?"),
         ("gfl_resnet50", ["num_classes=0"], "num_classes: expected an integer above 0, got 0"),
         ("gfl_resnet50", ["--width=2"], '"--width=2": no such option'),
-        ("gfl_resnet50", ["settings.reg_max=many", "settings.regmax=2"], "expected a value like 16, got 'many'"),
+        (
+            "gfl_resnet50",
+            ["settings.reg_max=many", "settings.regmax=2"],
+            "expected an integer of at least 1, like 16, got 'many'",
+        ),
         ("gfl_resnet50", ["settings.reg_max=8", "settings.regmax=2"], "has no setting 'regmax'; available: style"),
     ],
 )

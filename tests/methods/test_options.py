@@ -51,7 +51,7 @@ def test_faults_of_options_of_the_pair_and_missing_weights_come_at_once():
     assert first == "methods.ld.temperature: expected a number above 0, got -1"
     assert found[0] == "methods.frs.threshold: expected a number of at least 0 and below 1 or null, got 1"
     assert found[1] == "methods.frs.box_weight: expected a number of at least 0, got abc"
-    assert found[2] == "methods.bckd.class_weight: expected a number of at least 0 or null, got NaN"
+    assert found[2] == "methods.bckd.class_weight: expected a finite number of at least 0 or null, got NaN"
     assert found[3].startswith("there is no method 'zzz'; available: frs, dist2, ")
     assert found[4].startswith(
         "ld_location, ld_vlr, ld_class: the student little has 3 classes, the teacher big has 7 classes"
@@ -126,9 +126,9 @@ WRONG_FROM_PYTHON = [
     ("pfi", "normaliser", "l2", "expected mean or norm, got l2"),
     ("pfi", "adapter", "never", "expected auto or always, got never"),
     ("cwd", "on", "x", "expected features or logits, got x"),
-    ("cwd", "temperature", math.inf, "expected a number above 0, got Infinity"),
-    ("fkd", "temperature", math.inf, "expected a number above 0 or null, got Infinity"),
-    ("fgd", "temperature", math.inf, "expected a number above 0 or null, got Infinity"),
+    ("cwd", "temperature", math.inf, "expected a finite number above 0, got Infinity"),
+    ("fkd", "temperature", math.inf, "expected a finite number above 0 or null, got Infinity"),
+    ("fgd", "temperature", math.inf, "expected a finite number above 0 or null, got Infinity"),
     ("rank_mimicking", "score", "soft", "expected sigmoid or logit, got soft"),
     ("soft_labels", "anchors", "some", "expected positives or all, got some"),
     ("soft_labels", "loss", "ce", "expected bce or kl, got ce; did you mean bce?"),

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from understudy.analysis.richness import RichnessView
+from understudy.analysis.shown import Boxes
 from understudy.data import open_data
 from understudy.data.scenes import SCENE_CLASSES, make_scenes
 from understudy.outputs import Outputs, Spec
-from understudy.report import examples, richness
-from understudy.report.examples import Boxes, ExampleView
-from understudy.report.richness import RichnessView
+from understudy.report import analyses, examples
+from understudy.report.examples import ExampleView
 from understudy.report.views import RunView
 
 
@@ -43,22 +44,23 @@ def richness_view():
     return RichnessView(np.full((48, 64, 3), 120, dtype=np.uint8), boxes, unlabelled, (fine, coarse), (8, 16))
 
 
-class FakeDetector:
+class FakeDetector(torch.nn.Module):
     """Detects one box, a quarter of the image, twice; its only level is rich in the upper left cell of every image."""
 
     spec = Spec(channels=(1,), strides=(16,), num_anchors=1, num_classes=5)
 
-    def to(self, device):
-        return self
-
-    def eval(self):
-        return self
-
-    def __call__(self, images, image_sizes):
+    def forward(self, images, image_sizes):
         count, _, height, width = images.shape
         logits = torch.full((count, height // 16, width // 16, 1, 5), -20.0)
         logits[:, 0, 0, 0, 2] = 20.0
-        return Outputs([], [], [logits], [], [])
+        anchors = torch.zeros(height // 16, width // 16, 1, 4)
+        return Outputs([], [torch.zeros(count, 1, height // 16, width // 16)], [logits], [], [anchors])
+
+    def assign(self, outputs, targets):
+        """Give the first object the first two anchors."""
+        gt_index = torch.full((len(targets), outputs.class_logits[0][0].shape[:3].numel()), -1)
+        gt_index[:, :2] = 0
+        return gt_index
 
     def detect(self, outputs, image_sizes):
         height, width = image_sizes[0]
@@ -77,5 +79,5 @@ def drawn(tmp_path, monkeypatch):
         return SimpleNamespace(detector=FakeDetector(), classes=SCENE_CLASSES, config=config)
 
     monkeypatch.setattr(examples, "load_checkpoint", load)
-    monkeypatch.setattr(richness, "load_checkpoint", load)
+    monkeypatch.setattr(analyses, "load_checkpoint", load)
     return open_data(make_scenes(tmp_path / "scenes", train=1, val=8, size=72, seed=0), "val")

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from understudy.analysis.shown import Boxes
 from understudy.data.scenes import SCENE_CLASSES
-from understudy.report.examples import Boxes, count_found, view_examples
+from understudy.report.examples import count_found, view_examples
 from understudy.report.views import RunView
 
 

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from run_folders import TEACHER, make_row, make_run
 
+from understudy import figures
 from understudy.compare.table import Table, summarise
-from understudy.report import figures, page
+from understudy.report import page
 from understudy.report.views import RunView, view_runs
 
 

@@ -1,8 +1,12 @@
 """The report: run folders, checkpoints and data put together in one page."""
 
+import pytest
 from run_folders import TEACHER, make_run
 
+from understudy import report
+from understudy.cli import main
 from understudy.compare.table import summarise
+from understudy.errors import UserError
 from understudy.report import report_on
 
 
@@ -16,3 +20,23 @@ def test_report_on_puts_folders_checkpoints_and_data_together(drawn, tmp_path):
     assert html.count("<img") == 2 * (1 + 3) + 4 * (2 + 1)  # detections; masks of four images with one level
     assert "the first 2 validation images" in html.lower()
     assert "unlabelled look-alikes <strong>" in html
+    assert html.count("<h2>Types of errors</h2>") == html.count("<h2>Entropy of the teacher") == 1
+    assert "The analyses are on 8 validation images" in html
+
+
+def test_a_page_replaces_no_file_unless_forced(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "alone", 0.3)
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(run), "--html", str(page)])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert f"{page} exists and is not overwritten: choose another file, or replace it by --force." in said.err
+    assert not said.out
+    with pytest.raises(UserError, match="is not overwritten"):
+        report_on(page, None)
+    assert page.read_text() == "mine"
+    monkeypatch.setattr(report, "view_runs", lambda table: [])
+    with pytest.raises(AttributeError):  # it goes on
+        report_on(page, None, force=True)

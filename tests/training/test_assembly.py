@@ -11,7 +11,9 @@ import understudy
 from understudy.cli import main
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import UserError
-from understudy.training.assembly import resolve_config
+from understudy.training.assembly import assemble, resolve_config
+from understudy.training.folder import RunFolder
+from understudy.training.trainer import make_trainer
 
 
 def single_file(scenes, renamed, tmp_path):
@@ -178,3 +180,21 @@ def main_exits(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert not stop.value.code
+
+
+def test_an_evaluation_on_training_images_is_said(tiny, scenes, tmp_path):
+    def notes(**data: str) -> tuple[str, ...]:
+        keys = {**tiny, "run": tmp_path / "run", **{f"data.{key}": value for key, value in data.items()}}
+        config, folder = load_config(TrainConfig, keys), RunFolder(tmp_path / "run")
+        return assemble(config, folder, make_trainer(config, folder.path)).notes
+
+    assert notes() == ()
+    (note,) = notes(val="train")
+    assert note == (
+        "data.val=train: the validation split is the training split, so AP measures memorisation. Other splits: val "
+        "(data.val=NAME)."
+    )
+    (note,) = notes(train="train+val")
+    assert note.startswith(
+        "data.val=val: 4 of the 4 validation images are training images, so AP measures memorisation."
+    )

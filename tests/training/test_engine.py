@@ -96,6 +96,49 @@ def test_a_term_without_effect_stops_the_run(culprit, message, saved, tiny, trai
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+class Raises(Culprit):
+    calls = 0
+
+    def forward(self, student, teacher, truth, layers=None):
+        Raises.calls += 1
+        return {"culprit_term": student.features[0].mean() / (Raises.calls < 3 or [][0])}
+
+
+def test_a_method_that_raises_is_named_with_the_step_before_its_traceback(tiny, trained, tmp_path, capsys):
+    Raises.calls = 0
+    keys = {**tiny, "teacher": trained, "run": tmp_path / "run", "methods": json.dumps({f"{__name__}:Raises": {}})}
+    with pytest.raises(SystemExit) as stop:
+        main(["distill", *(f"{key}={value}" for key, value in keys.items())])
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    first = f"Error: Step 2: The method culprit ({__name__}:Raises) raised IndexError: list index out of range\n"
+    assert f"{first}Traceback (most recent call last):" in err
+    assert "(Raises.calls < 3 or [][0])" in err
+    assert err.rstrip().endswith("IndexError: list index out of range")
+
+
+class FallsSilent(Culprit):
+    """Negative from the second step on, without a gradient from the fourth; it reads no ground truth."""
+
+    calls = 0
+
+    def forward(self, student, teacher, truth, layers=None):
+        FallsSilent.calls += 1
+        value = student.features[0].square().mean() * (1 if FallsSilent.calls == 1 else -1)
+        return {"culprit_term": value if FallsSilent.calls < 4 else value.detach()}
+
+
+def test_a_term_that_loses_its_gradient_and_a_negative_one_are_named_once(tiny, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("understudy.training.engine.SHARE_EVERY", 1)
+    FallsSilent.calls = 0
+    understudy.distill(tiny, teacher=trained, run=tmp_path / "run", methods={f"{__name__}:FallsSilent": {}})
+    lines = [line for line in capsys.readouterr().err.splitlines() if "loss culprit" in line or "term culprit" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("step 2: the loss culprit_term is negative (-")
+    assert lines[1].startswith("step 6: the distillation term culprit_term (-")
+    assert "has no gradient any more with respect to any weight of the student, in 3 measurements" in lines[1]
+
+
 def test_a_method_that_reads_the_truth_may_be_zero_for_longer(tiny, trained, tmp_path, monkeypatch):
     keys = {"teacher": trained, "schedule.epochs": 1}
     keys["methods"] = {f"{__name__}:{ZeroWhereObjectsAreSmall.__name__}": {}}

@@ -1,8 +1,9 @@
 """Run folders: never overwritten, and used by one process at a time."""
 
-import errno
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ import understudy
 from understudy.cli import main
 from understudy.config import TrainConfig, load_config
 from understudy.errors import RunError, UserError
-from understudy.training.folder import RunFolder, is_first_process
+from understudy.files import write_atomically
+from understudy.training import folder
+from understudy.training.folder import RunFolder
 
 
 def test_a_run_folder_is_never_overwritten(trained, tiny, capsys):
@@ -32,7 +35,7 @@ def test_neither_is_any_other_folder_or_file(tiny, tmp_path):
     (tmp_path / "photos" / "a.txt").write_text("mine")
     with pytest.raises(UserError, match=r"photos is not empty. Choose a new folder: run=FOLDER\.$"):
         understudy.train(tiny, run=tmp_path / "photos")
-    with pytest.raises(UserError, match=r"a.txt cannot be created: File exists"):
+    with pytest.raises(UserError, match=r"a.txt cannot be created: Not a directory"):
         understudy.train(tiny, run=tmp_path / "photos" / "a.txt")
     with pytest.raises(UserError, match=r"cannot be created: Not a directory"):
         understudy.train(tiny, run=tmp_path / "photos" / "a.txt" / "run")
@@ -59,66 +62,161 @@ def test_what_a_run_folder_holds(trained):
     assert {"command", "started", "commit", "python", "platform", "processor", "cpu_count", "gpus"} <= set(written)
 
 
-def test_a_folder_in_use_by_another_process(trained, tmp_path):
-    """The other process holds the folder until its input ends; then it is free, whatever that process died of."""
-    RunFolder.create(tmp_path / "run", "run: x\n")
-    script = """
-import sys
+HOLDS_THE_FOLDER = """
+import os, sys, time
 from pathlib import Path
 from understudy.training.folder import RunFolder
-with RunFolder(Path(sys.argv[1])).locked():
+with RunFolder(Path(sys.argv[1])).created("run: x\\n"):
+    if not os.fork():  # like a worker, which outlives its parent for a while
+        time.sleep(60)
+        os._exit(0)
     print("mine", flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_folder_in_use_by_another_process(tiny, tmp_path):
+    """It is free as soon as that process is dead, whatever it died of, even if its workers are still there."""
+    run = tmp_path / "run"
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDS_THE_FOLDER, str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     ) as other:
         assert other.stdout.readline() == b"mine\n"
-        with pytest.raises(UserError, match="run is in use: another process is training in it"):
-            understudy.resume(tmp_path / "run")
+        before = {file.name: file.stat().st_mtime_ns for file in run.iterdir()}
+        with pytest.raises(UserError, match=r"is not empty\. .*understudy resume"), RunFolder(run).created("run: y\n"):
+            pass
+        (run / "config.yaml").rename(tmp_path / "config.yaml")  # as if both had found the folder empty
+        with pytest.raises(UserError, match="run is in use: another process"), RunFolder(run).created("run: y\n"):
+            pass
+        (tmp_path / "config.yaml").rename(run / "config.yaml")
+        assert {file.name: file.stat().st_mtime_ns for file in run.iterdir()} == before
+        with (
+            pytest.raises(UserError, match="run is in use: another process is training in it"),
+            RunFolder(run).locked(),
+        ):
+            pass
         other.kill()
-    with pytest.raises(UserError, match="stopped before the first was saved"):
-        understudy.resume(tmp_path / "run")
+        other.wait()
+        with RunFolder(run).locked():
+            pass
+        os.killpg(other.pid, signal.SIGKILL)
+
+
+def test_a_folder_in_use_by_this_process(tmp_path):
+    with RunFolder(tmp_path).locked():
+        with pytest.raises(UserError, match="is in use"), RunFolder(tmp_path).locked():
+            pass
+        with pytest.raises(UserError, match="is in use"), RunFolder(tmp_path / ".." / tmp_path.name).locked():
+            pass
+
+
+STARTS_AT_ONCE = """
+import json, os, sys, time
+from pathlib import Path
+import torch
+from understudy.errors import RunError, UserError
+from understudy.files import write_atomically
+from understudy.training import folder
+from understudy.training.folder import RunFolder
+
+def start(number, folder, go, said):
+    os.read(go, 1)  # until the parent closes the pipe
+    try:
+        with RunFolder(folder).created(f"run: {number}\\n", {"number": number}):
+            said.write_text("won")
+            time.sleep(0.2)
+    except UserError as error:
+        said.write_text(str(error))
+    os._exit(0)
+
+place = Path(sys.argv[1])
+for attempt in range(8):
+    go, open_until_all_wait = os.pipe()
+    folder = place / str(attempt) / "run"
+    folder.parent.mkdir()
+    for number in range(4):
+        if not os.fork():
+            os.close(open_until_all_wait)
+            start(number, folder, go, folder.parent / str(number))
+    os.close(go)
+    time.sleep(0.02)
+    os.close(open_until_all_wait)
+    for number in range(4):
+        os.wait()
+"""
+
+
+def test_of_several_starts_at_once_one_takes_the_folder(tmp_path):
+    """Eight tries of four processes each."""
+    subprocess.run([sys.executable, "-c", STARTS_AT_ONCE, str(tmp_path)], check=True, timeout=100)
+    for attempt in range(8):
+        said = [(tmp_path / str(attempt) / str(number)).read_text() for number in range(4)]
+        assert said.count("won") == 1
+        assert all("is in use" in text or "is not empty" in text for text in said if text != "won")
+        run, winner = tmp_path / str(attempt) / "run", said.index("won")
+        assert (run / "config.yaml").read_text() == f"run: {winner}\n"
+        assert json.loads((run / "environment.json").read_text())["number"] == winner
+
+
+@pytest.mark.parametrize("file", ["environment.json", "config.yaml"])
+def test_no_room_for_the_first_files(file, tmp_path, monkeypatch):
+    def no_room(path, content):
+        if path.name == file:
+            raise RunError("No space left on device")
+        write_atomically(path, content)
+
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(folder, "write_atomically", no_room)
+    with pytest.raises(RunError, match="No space left"), run.created("run: x\n"):
+        pass
+    monkeypatch.undo()
+    with run.created("run: x\n"):  # nothing is in the way
+        assert run.config.read_text() == "run: x\n"
 
 
 def test_the_folder_is_free_again_when_a_run_has_failed(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", "run: x\n")
-    with pytest.raises(ZeroDivisionError), folder.locked():
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), run.created("run: x\n"):
         raise ZeroDivisionError
-    with folder.locked():
+    with run.locked():
         pass
 
 
-def test_no_room_for_the_first_files(tmp_path, monkeypatch):
-    replaced = []
+def test_what_a_start_leaves_that_was_killed_is_not_in_the_way(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", "environment.json", ".config.yaml.part"):
+        (run / name).write_text("{")
+    with RunFolder(run).created("run: x\n"):
+        assert json.loads((run / "environment.json").read_text())["python"]
+    (run / "config.yaml").unlink()
+    (run / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"), RunFolder(run).created("run: x\n"):
+        pass
 
-    def fsync(descriptor):
-        replaced.append(descriptor)
-        if len(replaced) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(RunError, match="No space left"):
-        RunFolder.create(tmp_path / "run", "run: x\n")
-    monkeypatch.undo()
-    RunFolder.create(tmp_path / "run", "run: x\n")  # nothing is in the way
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / ".lock").unlink()
+    run.chmod(0o500)
+    with pytest.raises(UserError, match="run cannot be written to: Permission denied"):
+        understudy.resume(run)
 
 
 @pytest.mark.parametrize(
-    ("variables", "first"),
+    ("content", "message"),
     [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "2", "LOCAL_RANK": "0"}, False),  # torchrun, the second machine
-        ({"LOCAL_RANK": "1"}, False),  # Lightning's own children
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
-        ({"SLURM_PROCID": "3"}, False),
-        ({"SLURM_PROCID": "0"}, True),
+        (b"", r"Invalid config \(.*config.yaml\):\n  - run: missing; .*\n  - data.path: missing"),
+        (b"run: [", r"config.yaml is not valid YAML, line 1"),
+        (b"run: \xff\n", r"config.yaml cannot be read"),
+        (b"- run\n", r"config.yaml must contain `key: value` lines"),
     ],
 )
-def test_one_process_writes(variables, first, monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert is_first_process() is first
+def test_a_broken_config(content, message, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        understudy.resume(tmp_path)

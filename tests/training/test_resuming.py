@@ -119,3 +119,92 @@ def test_a_run_of_an_older_version_is_resumed(stopped, distilled, tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump(content))
     torch.save(checkpoint, run / "last.ckpt")
     assert_same(understudy.resume(run), distilled)
+
+
+# --- the same data and the same teacher -------------------------------------------------------------------------------
+
+
+def other_boxes(data: Path) -> None:
+    file = data / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(content))
+
+
+def another_image(data: Path) -> None:
+    file = sorted((data / "images").iterdir())[0]
+    file.write_bytes(file.read_bytes() + b"\0")
+
+
+def other_validation_boxes(data: Path) -> None:
+    (data / "instances_val.json").write_text(
+        (data / "instances_val.json").read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_boxes, ["annotations of data.train"]),
+        (other_validation_boxes, ["annotations of data.val"]),
+        (another_image, ["image files of data."]),
+    ],
+)
+def test_data_that_have_changed_are_not_resumed_on(change, named, edited, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    change(data)
+    run = edited(**{"data.path": data})
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file() and file.name != ".lock"}
+    with pytest.raises(UserError, match="cannot continue, these are not the same as at its start") as caught:
+        understudy.resume(run)
+    faults = str(caught.value).splitlines()[1:-1]
+    assert len(faults) == len(named)
+    assert all(fault.startswith(f"  - {name}") for fault, name in zip(faults, named, strict=True))
+    assert f"on purpose: understudy resume {run} --accept-changes" in str(caught.value)
+    assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file() and file.name in before} == before
+
+
+def test_another_teacher_is_accepted_only_on_purpose(edited, trained, tmp_path, capsys):
+    checkpoint = torch.load(trained / "best.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).add_(0.001)
+    torch.save(checkpoint, tmp_path / "teacher.ckpt")
+    run = edited(teacher=tmp_path / "teacher.ckpt")
+    with pytest.raises(UserError, match=r"at its start:\n  - weights of the teacher\n  - restore"):
+        understudy.resume(run)
+    understudy.resume(run, accept_changes=True)
+    note = "Not the same as at the start of the run, and accepted: weights of the teacher"
+    assert note in capsys.readouterr().err
+    resumed = json.loads((run / "environment.json").read_text())["resumed"]
+    assert [(one["step"], one["notes"]) for one in resumed] == [(5, [note])]
+
+
+def test_other_versions_are_said(stopped, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(stopped, tmp_path / "run")
+    written = json.loads((run / "environment.json").read_text())
+    written["packages"]["torch"] = "1.0"
+    written["threads"] = 64
+    del written["fingerprints"]
+    (run / "environment.json").write_text(json.dumps(written))
+    with at_step(6, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.resume(run)
+    said = capsys.readouterr().err
+    assert f"torch {torch.__version__.partition('+')[0]}" in said
+    assert "(at the start 1.0), threads 1 (at the start 64). Results may differ in their last digits" in said
+    assert "environment.json has no fingerprints: whether data and teacher have changed is not known" in said
+
+
+# --- a job that SLURM has requeued ------------------------------------------------------------------------------------
+
+
+def test_a_requeued_job_continues_its_run(stopped, distilled, tiny, trained, tmp_path, monkeypatch):
+    run = shutil.copytree(stopped, tmp_path / "run")
+    with pytest.raises(UserError, match="is not empty"):
+        understudy.distill(tiny, run=run, teacher=trained)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(UserError, match="is not empty"):
+        understudy.distill(tiny, run=run, teacher=trained, seed=1)
+    with pytest.raises(UserError, match="is not empty"):
+        understudy.distill(tiny, run=run, teacher=trained, methods="pkd")
+    with pytest.raises(UserError, match="is not empty"):
+        understudy.train(tiny, run=run)
+    assert_same(understudy.distill(tiny, run=run, teacher=trained), distilled)

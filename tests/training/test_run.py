@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import assert_same, at_step, crash, ctrl_c, ctrl_c_twice, saved_step
+from training_runs import assert_same, at_step, crash, ctrl_c, ctrl_c_twice, saved_step, send
 
 import understudy
 from understudy.cli import main
@@ -25,6 +25,8 @@ from understudy.errors import UserError
 from understudy.evaluation import evaluate
 from understudy.export import export
 from understudy.files import read_rows
+from understudy.training.checkpointing import KeepCheckpoints
+from understudy.training.folder import RunFolder
 
 # --- interrupted and resumed ------------------------------------------------------------------------------------------
 
@@ -72,33 +74,69 @@ def test_a_second_ctrl_c_stops_at_once(tiny, trained, tmp_path):
     assert_same(understudy.resume(run), trained)
 
 
-def test_a_second_ctrl_c_before_anything_was_saved(tiny, tmp_path):
-    with (
-        at_step(2, ctrl_c_twice),
-        pytest.raises(KeyboardInterrupt, match=r"No checkpoint was saved yet: delete .*/run"),
-    ):
-        understudy.train(tiny, run=tmp_path / "run")
-    with pytest.raises(UserError, match=r"has no checkpoint: it was stopped before the first was saved\. Delete"):
-        understudy.resume(tmp_path / "run")
+def test_a_second_ctrl_c_before_anything_was_saved(tiny, trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    message = f"No checkpoint was saved yet. To start again: understudy resume {run}"
+    with at_step(4, ctrl_c_twice), pytest.raises(KeyboardInterrupt, match=message):
+        understudy.train(tiny, run=run)
+    assert len(read_rows(run / "losses.csv")) == 1
+    assert_same(understudy.resume(run), trained)
+    assert "The run has no checkpoint: it starts again from its first step" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signals")
+def test_the_signals_of_schedulers_and_terminals_save(tiny, trained, tmp_path, capsys):
+    """One run is stopped by all of them: within an epoch, in its evaluation, in its last step, and by two at once."""
+    run = tmp_path / "run"
+    stops = [
+        (1, "step", [signal.SIGTERM], 143),
+        (2, "step", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP], 128 + signal.SIGUSR1),
+        (4, "evaluation", [signal.SIGHUP], 129),
+        (8, "step", [signal.SIGTERM], 143),
+    ]
+    for step, during, numbers, code in stops:
+        arguments = ["resume", str(run)] if run.exists() else ["train", *options(**{**tiny, "run": run})]
+        with at_step(step, partial(send, numbers), during), pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == code
+        err = capsys.readouterr().err
+        assert err.endswith(f"Stopped and saved after step {step}. To continue: understudy resume {run}\n")
+        assert saved_step(run) == step
+    assert len(read_rows(run / "metrics.csv")) == 1  # the second evaluation is still to come
+    assert_same(understudy.resume(run), trained)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """So a run under `nohup` survives its terminal."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with KeepCheckpoints(RunFolder(tmp_path)).handling_signals():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.default_int_handler)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def options(**keys: object) -> list[str]:
+    return [f"{key}={value}" for key, value in keys.items()]
 
 
 def command(*arguments: object, **keys: object) -> list[str]:
-    options = [f"{key}={value}" for key, value in keys.items()]
-    return [sys.executable, "-m", "understudy", *map(str, arguments), *options]
+    return [sys.executable, "-m", "understudy", *map(str, arguments), *options(**keys)]
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_the_command_line_saves_and_names_the_next_command(tiny, scenes, distilled, trained, tmp_path):
-    """A terminal sends the signal to all processes of the run, and the workers must survive it.
+def test_sigterm_on_the_command_line_saves_and_names_the_next_command(tiny, scenes, distilled, trained, tmp_path):
+    """A scheduler sends the signal to all processes of the run, and the workers must survive it.
 
-    The paths are relative; the run is resumed from another folder.
+    The paths are relative; the run is resumed from another folder. A rank that is no number has no effect.
     """
     run, here = tmp_path / "run", scenes.parent
     paths = {"data.path": scenes.name, "teacher": os.path.relpath(trained, here), "run": os.path.relpath(run, here)}
     process = subprocess.Popen(
         command("distill", **{**tiny, **paths, "data.workers": 1}),
         cwd=here,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": "foo", "LOCAL_RANK": "1", "SLURM_PROCID": "bar"},
         start_new_session=True,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -109,9 +147,9 @@ def test_ctrl_c_on_the_command_line_saves_and_names_the_next_command(tiny, scene
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 143, err
     assert f"To continue: understudy resume {os.path.relpath(run, here)}" in err.splitlines()[-1]
     assert err.count("Finishing this step") == 1
     assert "Traceback" not in err
@@ -259,16 +297,24 @@ def no_room(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("file", ["best.ckpt", "losses.csv", "metrics.csv"])
-def test_a_full_disk_leaves_the_last_checkpoint(file, tiny, trained, tmp_path, capsys):
-    """The disk is full when `file` is written the second time; with room again the run equals any other."""
+@pytest.mark.parametrize(
+    ("file", "write", "saved"),
+    [
+        ("losses.csv", 2, 4),
+        ("last.ckpt", 1, None),
+        ("best.ckpt", 1, 4),
+        ("metrics.csv", 2, 8),
+    ],
+)
+def test_a_full_disk_leaves_the_last_checkpoint(file, write, saved, tiny, trained, tmp_path, capsys):
+    """The disk is full when `file` is written the n-th time; with room again the run equals any other."""
     run, opened, writes = tmp_path / "run", Path.open, []
 
     def open_(path, mode="r", *args, **kwargs):
         stream = opened(path, mode, *args, **kwargs)
         if path.name in (file, f".{file}.part") and mode in ("wb", "ab"):
             writes.append(path)
-            if len(writes) == 2:
+            if len(writes) == write:
                 stream.write(b"half a ro")
                 stream.close()
                 return contextlib.nullcontext(types.SimpleNamespace(write=no_room))
@@ -282,10 +328,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(file, tiny, trained, tmp_path, c
     err = capsys.readouterr().err
     assert "Error: The disk is full" in err
     assert str(run / file) in err
-    assert f"understudy resume {run}" in err
     assert not list(run.glob(".*.part"))
-    assert "half" not in (run / "losses.csv").read_text() + (run / "metrics.csv").read_text()
-    assert saved_step(run) == 4
+    assert not any("half" in rows.read_text() for rows in run.glob("*.csv"))
+    assert saved_step(run) == saved
+    assert f"understudy resume {run}" in err
     assert_same(understudy.resume(run), trained)
 
 

@@ -21,6 +21,12 @@ def test_the_papers_schedules(name, epochs, drops):
     assert found == pytest.approx(expected)
 
 
+def test_the_drops_of_another_schedule():
+    found = factors(name="1x", epochs=12, drops=[0.75], warmup_steps=0)
+    assert found == pytest.approx([1.0] * 90 + [0.1] * 30)
+    assert factors(name="1x", epochs=2, drops=[], warmup_steps=0) == [1.0] * 20
+
+
 def test_the_warm_up_is_linear_and_at_most_a_tenth_of_the_run():
     found = factors(100, name="1x", warmup_steps=50, warmup_factor=0.2)
     assert found[0] == pytest.approx(0.2)

@@ -14,7 +14,7 @@ TRAINER = SimpleNamespace(is_global_zero=True, global_step=7)
 def engine(share: float | None = None, unproven: tuple[str, ...] = ()) -> SimpleNamespace:
     losses = {"total": 9.0, "classification": 1.0, "hint_feature": 4.0, "pkd_feature": 0.5}
     weights = {"hint_feature": 2.0, "pkd_feature": 0.0}
-    return SimpleNamespace(losses=losses, term_weights=weights, share=share, unproven=set(unproven))
+    return SimpleNamespace(losses=losses, term_weights=weights, share=share, unproven=set(unproven), silence={})
 
 
 def test_the_share_of_the_distillation(tiny, trained, tmp_path, capsys):
@@ -59,3 +59,28 @@ def test_terms_that_were_always_zero_are_named_at_the_end(capsys):
     assert lines[0].endswith(
         "was exactly zero in every step since the run was started or resumed, so it had no effect on training."
     )
+
+
+def test_a_negative_loss_is_named_once_and_rounding_is_not(capsys):
+    notes, step = NoteTerms(), engine()
+    step.losses |= {"total": -2.0, "pkd_feature": -3e-9, "classification": -0.5}
+    for _ in range(2):
+        notes.on_train_batch_end(TRAINER, step)
+    resumed = NoteTerms()
+    resumed.load_state_dict(notes.state_dict())
+    resumed.on_train_batch_end(TRAINER, step)
+    err = capsys.readouterr().err
+    assert err.startswith("step 7: the loss classification is negative (-0.5). A distance is at least 0")
+    assert err.count("negative") == 1
+    NoteTerms().load_state_dict({"said": True})  # of an earlier version
+
+
+def test_a_term_is_named_once_while_it_has_no_gradient(capsys):
+    notes, step = NoteTerms(), engine(share=0.5)
+    for count in (1, 2, 3):
+        step.silence["hint_feature"] = count
+        notes.on_train_batch_end(TRAINER, step)
+    step.share = None
+    notes.on_train_batch_end(TRAINER, step)
+    assert capsys.readouterr().err.count("the distillation term hint_feature (4) has no gradient any more") == 1
+    assert step.silence["hint_feature"] > 3

@@ -19,11 +19,11 @@ REFUSED = [
 def test_what_is_not_available_is_refused(keys, message, tmp_path):
     config = load_config(TrainConfig, {"data": "photos", "run": tmp_path / "run", "accelerator": "cpu"} | keys)
     with pytest.raises(UserError, match=message):
-        make_trainer(config, tmp_path, [])
+        make_trainer(config, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there(tmp_path):
     config = load_config(TrainConfig, {"data": "photos", "run": tmp_path / "run", "accelerator": "gpu"})
     with pytest.raises(UserError, match=r"accelerator=gpu .* is not available on this machine"):
-        make_trainer(config, tmp_path, [])
+        make_trainer(config, tmp_path)

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from understudy.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
+from understudy.checkpoints.native import check_finite
 from understudy.data import Limits
 from understudy.detectors import Detector
 from understudy.errors import UserError
@@ -218,6 +219,7 @@ def _trained_method(student: Checkpoint, pairing: Pairing) -> Dist2 | None:
             f"The transforms in {student.path} do not fit the teacher {pairing.teacher.name}. They were trained for "
             f"{student.config.get('teacher')}: run the swap test with that teacher."
         )
+    check_finite(student.path, weights)
     method.load_state_dict(weights)
     return method.eval()
 

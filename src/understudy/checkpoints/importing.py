@@ -237,9 +237,11 @@ def _network(found: ImportedDetector, partial: bool) -> tuple[torch.nn.Module, l
             *_counted("of another shape", shapes),
             *_counted("not finite", not_finite),
         ]
-        hopeless = bool(shapes or not_finite)
+        few = len(missing) > MOST_MISSING * len(expected)
+        hopeless = bool(shapes or not_finite or few)
         if faults and (hopeless or not partial):
             advice = "" if hopeless else " Add --partial to import it anyway: missing weights are randomly initialised."
+            advice += " Most of it would be randomly initialised: it is another detector (--architecture)." * few
             raise UserError.listing(f"The weights do not fit the detector, {found.build['name']}.{advice}", faults)
         network = plain_network(**found.build)
     except UserError:
@@ -248,6 +250,10 @@ def _network(found: ImportedDetector, partial: bool) -> tuple[torch.nn.Module, l
         raise UserError(f"The detector in the file cannot be built: {error}") from error
     network.load_state_dict({key: value for key, value in weights.items() if key in expected}, strict=False)
     return network, faults
+
+
+MOST_MISSING = 0.5
+"""Largest share of a detector's tensors that may be missing with ``--partial``."""
 
 
 def _is_counter(key: str) -> bool:

@@ -198,8 +198,9 @@ class OptionsReader:
         kind = last_name(look_up(self.config, f"{head}.type"))
         if kind is not None and kind != self.layout.head:
             self._assume(f"the {kind} of its config detects like a {self.layout.head}", "compare its AP with mmdet's")
-        if "soft" in str(nms := look_up(self.config, "model.test_cfg.rcnn.nms.type", "")):
-            self._assume(f"{nms} is replaced by ordinary NMS", "--set nms_threshold=VALUE")
+        for stage in ("model.test_cfg", "model.test_cfg.rcnn"):
+            if "soft" in str(nms := look_up(self.config, f"{stage}.nms.type", "")).lower():
+                self._assume(f"{nms} is replaced by ordinary NMS", "--set nms_threshold=VALUE")
 
     def _check_names(self) -> None:
         available = {setting.name for setting in self.layout.settings} | {"shorter_side", "longer_side"}

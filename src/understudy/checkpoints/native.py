@@ -14,6 +14,7 @@ from torch import Tensor
 
 from understudy.config import TrainConfig
 from understudy.detectors import Detector, open_detector
+from understudy.detectors.backbone_weights import not_finite
 from understudy.detectors.build import plain_network
 from understudy.errors import UserError
 from understudy.files import write_atomically
@@ -62,7 +63,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Only tensors and plain values are read. A file that contains anything else is refused, not executed.
 
     Raises:
-        UserError: the file does not exist, is damaged or not a checkpoint of understudy, or its weights do not fit.
+        UserError: the file does not exist, is damaged or not a checkpoint of understudy, or its weights do not fit or
+            are not finite.
     """
     file = _checkpoint_file(Path(path))
     content = read_checkpoint(file)
@@ -85,6 +87,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {shown(str(error))}"
         raise UserError(f"The detector in {file} cannot be built by this version of understudy ({reason}).") from error
+    check_finite(file, weights, network.state_dict())
     network.load_state_dict(weights)
     detector = open_detector(network, build["name"]).eval()
     return Checkpoint(detector, tuple(meta["classes"]), meta["config"], meta, file)
@@ -185,6 +188,25 @@ def check_weights(summary: str, expected: Mapping[str, Tensor], found: Mapping[s
     if faults:
         more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
         raise UserError.listing(summary, faults[:10] + more)
+
+
+def check_finite(file: Path, weights: Mapping[str, Tensor], built: Mapping[str, Tensor] | None = None) -> None:
+    """Refuse weights that are nan or infinite: they detect nothing, and teach nothing.
+
+    Args:
+        file: named in the message.
+        weights: tensors by name.
+        built: see :func:`.not_finite`.
+
+    Raises:
+        UserError: naming the tensors.
+    """
+    if faults := not_finite(weights, built):
+        raise UserError.listing(
+            f"The weights in {file} cannot be used: the training that wrote them diverged, or the file is damaged. Use "
+            "another checkpoint:",
+            faults,
+        )
 
 
 def _shape(value: Any) -> str:

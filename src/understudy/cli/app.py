@@ -1,5 +1,6 @@
 """The application that the commands register with, and the parts that they share."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -29,10 +30,11 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort, ClickException, BrokenPipeError):
             raise  # Typer's own: help texts, wrong options, a closed pipe
         except KeyboardInterrupt as stop:
-            message, code = str(stop) or "Interrupted.", 130
+            message, code = str(stop) or "Interrupted.", getattr(stop, "exit_code", 130)
         except Exception as error:
             message, code = failure(error)
-        print(printable(message), file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal has been closed
+            print(printable(message), file=sys.stderr, flush=True)
         raise typer.Exit(code)
 
 
@@ -54,7 +56,7 @@ def example(*lines: str) -> str:
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
-def _not_an_option(ctx: typer.Context, arguments: list[str] | None) -> list[str] | None:
+def not_an_option(ctx: typer.Context, arguments: list[str] | None) -> list[str] | None:
     """Refuse a misspelt option and suggest the right one; load_config refuses all others."""
     from understudy.text import closest
 
@@ -72,12 +74,23 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         show_default=False,
         help="Config keys, e.g. optimizer.lr=0.02; `understudy config` lists them.",
-        callback=_not_an_option,
+        callback=not_an_option,
     ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML config to start from.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME", help="Recipe to start from; `understudy recipes` lists them."),
+]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Run folder or checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only, with numbers from 0 to 1.")]
+
+Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
+
+
+def with_recipe(recipe: str | None, overrides: list[str] | None) -> list[str]:
+    """Return the overrides with the recipe as the key that it stands for."""
+    return [*(overrides or []), *([f"recipe={recipe}"] if recipe is not None else [])]
 
 
 AllowOutside = Annotated[
@@ -127,7 +140,7 @@ def show_result(result: Result, as_json: bool) -> None:
 
 def print_folder(run: Path) -> None:
     """Print the folder of a finished run, in one process only."""
-    from understudy.training.folder import is_first_process
+    from understudy.training.launching import is_first_process
 
     if is_first_process():
         print(f"Run folder: {run}")

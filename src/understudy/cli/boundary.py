@@ -10,7 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from understudy.errors import RunError, UserError, is_out_of_memory
+from understudy.errors import MethodError, RunError, UserError, is_out_of_memory
 
 BUG = 70
 """Exit code of a bug in understudy (EX_SOFTWARE)."""
@@ -31,6 +31,8 @@ def failure(error: Exception) -> tuple[str, int]:
     """
     if isinstance(error, UserError):
         return f"Error: {error}", 2
+    if isinstance(error, MethodError):
+        return f"Error: {error}\n{''.join(traceback.format_exception(error.__cause__))}", 1
     if isinstance(error, RunError):
         return f"Error: {error}", 1
     if is_out_of_memory(error):

@@ -11,6 +11,7 @@ from understudy.cli.app import (
     AllowOutside,
     AsJson,
     CheckpointPath,
+    Force,
     MaxPixels,
     app,
     example,
@@ -46,34 +47,6 @@ def evaluate(
     show_result(result, as_json)
 
 
-@app.command(epilog=example("understudy swap runs/teacher runs/student"))
-def swap(
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Run folder or checkpoint.")],
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder (its last.ckpt) or checkpoint.")],
-    data: Annotated[
-        Path | None,
-        typer.Argument(metavar="DATA", show_default=False, help="Data set; default: that of the student's run."),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of that run.")
-    ] = None,
-    as_json: AsJson = False,
-    allow_outside: AllowOutside = False,
-    max_pixels: MaxPixels = None,
-) -> None:
-    """Evaluate a teacher on a student's feature maps.
-
-    The feature maps are used directly if the shapes match, and through the
-    transforms that the method dist2 trained.
-    """
-    from understudy.analysis.swap import swap_test
-
-    with redirect_stdout(sys.stderr):  # libraries print progress
-        limits = limits_given(allow_outside, max_pixels)
-        result = swap_test(teacher, student, data, split=split, limits=limits)
-    show_result(result, as_json)
-
-
 @app.command(epilog=example("understudy predict runs/student holiday.jpg -o found"))
 def predict(
     checkpoint: CheckpointPath,
@@ -99,21 +72,27 @@ def predict(
 
 @app.command(epilog=example("understudy compare runs/teacher runs/plain runs/student --html compare.html"))
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, and checkpoints.")],
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Compare finished runs.
 
     Prints AP, size and speed, and the share of the gap to the teacher that each
-    distilled student closes.
+    distilled student closes. A checkpoint without a run folder, such as an
+    imported teacher, is evaluated on the data of the runs.
     """
     from understudy.compare import table as results
+    from understudy.files import check_writable
 
-    table = results.summarise(runs)
+    if html:
+        check_writable(html, force)
+    with redirect_stdout(sys.stderr):  # libraries print progress
+        table = results.summarise(runs)
     show(table)
     if html:
         from understudy.report import report_on
 
-        print(f"\nPage: {report_on(html, table)}")
+        print(f"\nPage: {report_on(html, table, force=force)}")

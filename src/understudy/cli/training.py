@@ -9,13 +9,16 @@ from understudy.cli.app import (
     OVERRIDABLE,
     AllowOutside,
     ConfigFile,
+    Force,
     MaxPixels,
     Overrides,
+    RecipeName,
     app,
     example,
     limits_given,
     print_folder,
     show,
+    with_recipe,
 )
 
 
@@ -29,6 +32,7 @@ def check(
     ] = None,
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
+    force: Force = False,
 ) -> None:
     """Check a data set and report all faults at once.
 
@@ -37,7 +41,7 @@ def check(
     from understudy.data import LIMITS
     from understudy.data.check import check_data
 
-    report = check_data(data, sheet, limits_given(allow_outside, max_pixels) or LIMITS)
+    report = check_data(data, sheet, limits_given(allow_outside, max_pixels) or LIMITS, force=force)
     show(report)
     if not report.ok:
         raise typer.Exit(2)
@@ -49,12 +53,12 @@ def check(
         "understudy train run=runs/teacher data=photos", "understudy train -c teacher.yaml schedule.epochs=24"
     ),
 )
-def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def train(config: ConfigFile = None, recipe: RecipeName = None, overrides: Overrides = None) -> None:
     """Train a detector: a teacher, or a student without a teacher."""
     import understudy
     from understudy.config import TrainConfig, load_config
 
-    print_folder(understudy.train(load_config(TrainConfig, config, overrides or [])))
+    print_folder(understudy.train(load_config(TrainConfig, config, with_recipe(recipe, overrides))))
 
 
 @app.command(
@@ -62,6 +66,8 @@ def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
     epilog=example(
         "understudy distill run=runs/student data=photos teacher=runs/teacher \\",
         "    detector=retinanet_resnet18 --method frs methods.frs.threshold=0.1",
+        "understudy distill --recipe frs-retinanet-r50 run=runs/frs data=coco \\",
+        "    teacher=r101.ckpt",
     ),
 )
 def distill(
@@ -75,13 +81,14 @@ def distill(
             help="Method to use; may be repeated. Its options in FILE apply; other methods in FILE are ignored.",
         ),
     ] = None,
+    recipe: RecipeName = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a student with a teacher and distillation methods."""
     import understudy
     from understudy.config import DistillConfig, load_config
 
-    print_folder(understudy.distill(load_config(DistillConfig, config, overrides or [], method or [])))
+    print_folder(understudy.distill(load_config(DistillConfig, config, with_recipe(recipe, overrides), method or [])))
 
 
 @app.command(epilog=example("understudy resume runs/student"))
@@ -96,6 +103,9 @@ def resume(
             help="Your own method of the run, package.module:Class; may be repeated.",
         ),
     ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Continue with other data or another teacher than at the start.")
+    ] = False,
 ) -> None:
     """Continue an interrupted run exactly where it stopped.
 
@@ -103,4 +113,4 @@ def resume(
     """
     import understudy
 
-    print_folder(understudy.resume(run, methods=method or []))
+    print_folder(understudy.resume(run, method or [], accept_changes=accept_changes))

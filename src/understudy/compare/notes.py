@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from understudy.compare.recipes import recipe_notes
 from understudy.compare.rows import Row, plain_candidates
 from understudy.compare.runs import differences
 from understudy.config import DistillConfig
@@ -16,7 +17,16 @@ from understudy.training.folder import RunFolder
 
 def notes_on(rows: Sequence[Row]) -> list[str]:
     """Collect the notes on all rows; the verdicts themselves are not among them."""
-    parts = (_ap_note(rows), _partner_notes(rows), _budget_notes(rows), _seed_notes(rows), _gradient_notes(rows))
+    recipes = (note for row in rows for note in recipe_notes(row))
+    parts = (
+        _ap_note(rows),
+        _checkpoint_notes(rows),
+        _partner_notes(rows),
+        _budget_notes(rows),
+        _seed_notes(rows),
+        _gradient_notes(rows),
+        recipes,
+    )
     return [note for part in parts for note in part]
 
 
@@ -26,6 +36,15 @@ def _ap_note(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {shown_location(data)}."
     )
+
+
+def _checkpoint_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Name the checkpoints that have no run folder, which were evaluated for this comparison."""
+    for run in (run for row in rows for run in row.runs if run.kind != "run"):
+        note = f"{run.folder} has no run folder: it was evaluated now, on the same images, at its own image size."
+        if run.kind == "imported":
+            note += " It was imported, so its training is not known and not compared."
+        yield note
 
 
 def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders: config, result, and which run was the teacher of which."""
+"""Finished runs, read from their folders, and checkpoints without one: config, result, and who taught whom."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,17 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from understudy.config import DistillConfig, TrainConfig, load_config
+import torch
+
+from understudy.checkpoints import load_checkpoint
+from understudy.config import DetectorConfig, DistillConfig, TrainConfig, load_config
 from understudy.data import as_paths, shown_location
 from understudy.errors import UserError
-from understudy.evaluation import Evaluation
-from understudy.reading import read_json, read_yaml
+from understudy.evaluation import Evaluation, evaluate
+from understudy.reading import read_json
 from understudy.training.folder import RunFolder
 
 Role = Literal["teacher", "plain", "distilled"]
 """The teacher, a student trained without one, or a distilled student."""
 
-_NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every"}
+Place = tuple[str | list[str], str]
+"""Data set, or several, and split."""
+
+_NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every", "recipe"}
 """Keys in which the configs of one experiment may differ."""
 
 _NOT_OF_THE_RESULT_IN_DATA = ("workers", "max_pixels", "allow_outside")
@@ -25,81 +31,124 @@ _NOT_OF_THE_RESULT_IN_DATA = ("workers", "max_pixels", "allow_outside")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run.
+    """A finished run, or a checkpoint without a run folder.
 
     Attributes:
-        folder: the run folder.
+        folder: the run folder, or the checkpoint.
         config: its resolved config; a :class:`~understudy.config.DistillConfig` for a distilled student.
         evaluation: of its best checkpoint on the validation split.
         parameters: number of weights of the detector.
-        epoch: the best epoch.
+        epoch: the best epoch; None if unknown.
         train_seconds: duration of the training; None if unknown.
         measured_on: data set and split of the evaluation.
+        kind: ``"checkpoint"``: without a run folder, and evaluated for the comparison. ``"imported"``: so is this, and
+            its config states the detector and the image size only.
     """
 
     folder: Path
     config: TrainConfig
     evaluation: Evaluation
     parameters: int
-    epoch: int
+    epoch: int | None
     train_seconds: float | None
-    measured_on: tuple[str | list[str], str]
+    measured_on: Place
+    kind: Literal["run", "checkpoint", "imported"] = "run"
 
     @property
     def experiment(self) -> str:
-        """Everything in the config that decides the result, except the seed and the teacher, as text."""
+        """Everything in the config that decides the result, except the seed and the teacher, as text.
+
+        A checkpoint without a run folder is an experiment of its own.
+        """
         settings = self.config.model_dump(mode="json", exclude=_NOT_OF_THE_RESULT)
         for key in _NOT_OF_THE_RESULT_IN_DATA:
             settings["data"].pop(key)
+        if self.kind != "run":
+            settings["checkpoint"] = str(self.folder)
         return json.dumps(settings, sort_keys=True)
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read the folders of finished runs.
+def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -> list[Run]:
+    """Read the folders of finished runs; evaluate checkpoints without a folder on the data of these runs.
+
+    Args:
+        paths: run folders and checkpoints, in any order.
+        device: on which checkpoints are evaluated; by default a GPU if there is one.
 
     Raises:
-        UserError: there is none, or some are given twice, are no run folders, or have no result; all are listed.
+        UserError: there is none, some are given twice, are no run folders, have no result, or are checkpoints that
+            cannot be evaluated on the data of the runs; all are listed.
     """
-    if not folders:
+    if not paths:
         raise UserError("No runs to compare: expected at least one run folder.")
-    runs, faults = [], []
+    runs: dict[Path, Run] = {}
+    faults = []
     seen: set[Path] = set()
-    for folder in folders:
-        if folder.resolve() in seen:
-            faults.append(f"{folder} is given twice")
-            continue
-        seen.add(folder.resolve())
-        try:
-            runs.append(_read_run(folder))
-        except UserError as error:
-            faults.append(str(error))
+    for path in paths:
+        if path.resolve() in seen:
+            faults.append(f"{path} is given twice")
+        elif not path.is_file():
+            try:
+                runs[path] = _read_run(path)
+            except UserError as error:
+                faults.append(str(error))
+        seen.add(path.resolve())
+    checkpoints = [path for path in dict.fromkeys(paths) if path.is_file()]
+    places = [run.measured_on for run in runs.values()]
+    places = [place for number, place in enumerate(places) if place not in places[:number]]
+    if checkpoints and len(places) != 1 and not faults:
+        faults.append(_no_common_data(checkpoints, places))
+    if not faults:
+        for path in checkpoints:
+            try:
+                runs[path] = _evaluated(path, places[0], device)
+            except UserError as error:
+                faults.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if faults:
         raise UserError.listing("These runs cannot be compared:", faults)
-    return runs
+    return [runs[path] for path in paths]
 
 
 def teachers_of(runs: Sequence[Run]) -> dict[Path, Run]:
     """Find the teacher of each distilled run among the runs, by the folder of the distilled run.
 
-    A config names the teacher's folder or a checkpoint in it. If the runs were moved since, a single folder of the same
-    name is taken.
+    A config names the teacher's folder, a checkpoint in it, or a checkpoint without a folder. If the runs were moved
+    since, a single folder or file of the same name is taken.
     """
     found = {}
     for run in runs:
         if isinstance(run.config, DistillConfig):
             named = run.config.teacher
             folder = named.parent if named.suffix == ".ckpt" else named
-            same_place = [other for other in runs if other.folder.resolve() == folder.resolve()]
-            same_name = [other for other in runs if other.folder.resolve().name == folder.name]
+            same_place = [other for other in runs if other.folder.resolve() in (named.resolve(), folder.resolve())]
+            same_name = [other for other in runs if other.folder.resolve().name in (named.name, folder.name)]
             for candidates in (same_place, same_name):
                 if len(candidates) == 1 and candidates[0] is not run:
                     found.setdefault(run.folder, candidates[0])
     return found
 
 
+def read_teacher(run: Run, device: torch.device | str | None = None) -> Run:
+    """Read the teacher that a distilled run names; without a result on the data of this run it is evaluated on it.
+
+    Raises:
+        UserError: the teacher is no longer there, or cannot be evaluated on the data.
+    """
+    assert isinstance(run.config, DistillConfig)
+    named = run.config.teacher
+    folder = named.parent if named.name in ("best.ckpt", "last.ckpt") else named
+    if not named.exists():
+        raise UserError(f"The teacher of {run.folder}, {named}, is not there. If it was moved, give its new path, too.")
+    if RunFolder(folder).result.is_file() and (found := _read_run(folder)).measured_on == run.measured_on:
+        return found
+    return _evaluated(named, run.measured_on, device)
+
+
 def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the settings of data and budget in which two runs differ, with both values."""
+    """Return the known settings of data and budget in which two runs differ, with both values."""
     mine, theirs = _budget(one), _budget(other)
+    if "imported" in (one.kind, other.kind):
+        mine = {what: mine[what] for what in ("validation images", "shorter side", "longer side")}
     return {what: (mine[what], theirs[what]) for what in mine if mine[what] != theirs[what]}
 
 
@@ -107,11 +156,11 @@ def _read_run(folder: Path) -> Run:
     files = RunFolder.open(folder)
     if not files.result.is_file():
         raise UserError(f"{folder} is not finished: it has no result.json. Finish it: `understudy resume {folder}`")
-    result, config = read_json(files.result), read_yaml(files.config, "config file")
+    result, config = read_json(files.result), files.read_config()
     try:
         return Run(
             folder=folder,
-            config=load_config(DistillConfig if "teacher" in config else TrainConfig, files.config),
+            config=config,
             evaluation=Evaluation.from_dict(result),
             parameters=result["parameters"],
             epoch=result["epoch"],
@@ -121,12 +170,53 @@ def _read_run(folder: Path) -> Run:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{folder}: its config.yaml or result.json is damaged ({error!r})") from error
+        raise UserError(f"{folder}: its result.json is damaged ({error!r})") from error
 
 
-def _measured_on(config: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str | list[str], str]:
+def _evaluated(file: Path, place: Place, device: torch.device | str | None) -> Run:
+    """Evaluate a checkpoint without a run folder on the data set and split of the runs beside it."""
+    path, split = place
+    checkpoint = load_checkpoint(file)
+    imported = "detector" not in checkpoint.config
+    if imported:
+        build = checkpoint.meta["build"]
+        detector = {key: build[key] for key in DetectorConfig.model_fields if build.get(key) is not None}
+        sizes = {key: checkpoint.config["data"][key] for key in ("shorter_side", "longer_side")}
+        config: TrainConfig = load_config(
+            TrainConfig, {"run": file, "data": {"path": path, **sizes}, "detector": detector}
+        )
+    else:
+        config = load_config(DistillConfig if "teacher" in checkpoint.config else TrainConfig, checkpoint.config)
+    return Run(
+        folder=file,
+        config=config,
+        evaluation=evaluate(file, path, split=split, device=device),
+        parameters=sum(parameter.numel() for parameter in checkpoint.detector.parameters()),
+        epoch=checkpoint.meta.get("epoch"),
+        train_seconds=None,
+        measured_on=place,
+        kind="imported" if imported else "checkpoint",
+    )
+
+
+def _no_common_data(checkpoints: Sequence[Path], places: Sequence[Place]) -> str:
+    """Explain why checkpoints cannot be evaluated beside the runs."""
+    names = ", ".join(map(str, checkpoints))
+    if not places:
+        return (
+            f"{names}: a checkpoint has no result and is evaluated on the data of the runs beside it. Give at least "
+            "one run folder, or evaluate it alone: understudy evaluate CHECKPOINT DATA"
+        )
+    listed = "; ".join(f"{split!r} in {shown_location(path)}" for path, split in places)
+    return (
+        f"{names}: a checkpoint has no result and is evaluated on the data of the runs beside it, but these were "
+        f"evaluated on different data: {listed}. Compare it with the runs of one data set."
+    )
+
+
+def _measured_on(config: TrainConfig, result: Mapping[str, Any]) -> Place:
     """Return data set and split of a result: those of the run, unless the result names others."""
-    path, split = result.get("measured_on") or (config["data"]["path"], config["data"]["val"])
+    path, split = result.get("measured_on") or (config.data.path, config.data.val)
     paths = [str(each.resolve()) for each in as_paths(path)]
     return paths[0] if len(paths) == 1 else paths, split
 
@@ -147,7 +237,7 @@ def _budget(run: Run) -> dict[str, Any]:
         "images without objects": "left out" if data.skip_empty else "used",
         "unlabelled images per step": data.unlabelled_batch or 0,
         "epochs": schedule.epochs,
-        "schedule": schedule.name,
+        "schedule": schedule.name if schedule.drops is None else f"{schedule.name} with drops at {schedule.drops}",
         "warm-up": [schedule.warmup, schedule.warmup_steps, schedule.warmup_factor],
         "batch size": config.batch_size,
         "devices": config.devices,

@@ -92,22 +92,23 @@ def summarise(
     measure_speed: bool = True,
     device: torch.device | str | None = None,
 ) -> Table:
-    """Compare finished runs.
+    """Compare finished runs, and checkpoints without a run folder.
 
-    A run with ``teacher:`` in its config is a distilled student; the run that it names is the teacher; all others are
-    plain students. Runs that differ only in the seed are one row. A distilled student is compared with the plain one of
-    the same detector. If there are several, the one with the fewest differences in data and budget is taken, then the
-    one with the best AP.
+    A checkpoint is evaluated on the data that the runs were evaluated on. A run with ``teacher:`` in its config is a
+    distilled student; the run or checkpoint that it names is the teacher; all others are plain students. Runs that
+    differ only in the seed are one row. A distilled student is compared with the plain one of the same detector. If
+    there are several, the one with the fewest differences in data and budget is taken, then the one with the best AP.
 
     Args:
-        run_folders: in any order.
+        run_folders: and checkpoints, in any order.
         measure_speed: load the detectors and time them; otherwise the table has no speed.
-        device: on which they are timed; by default a GPU if there is one.
+        device: on which they are timed, and checkpoints evaluated; by default a GPU if there is one.
 
     Raises:
-        UserError: folders are no run folders, or hold no result yet; all of them are listed.
+        UserError: folders are no run folders or hold no result yet, or checkpoints cannot be evaluated beside the runs;
+            all of them are listed.
     """
-    rows = rows_of(read_runs([Path(folder) for folder in run_folders]))
+    rows = rows_of(read_runs([Path(folder) for folder in run_folders], device))
     notes = notes_on(rows)
     speed = None
     if measure_speed:

@@ -284,11 +284,16 @@ class ScheduleConfig(Section):
 
     name: Literal["1x", "2x", "cosine"] = Field(
         "1x",
-        description="Learning rate schedule: 1x and 2x divide the learning rate by 10 after 2/3 and 11/12 of the run, "
-        "cosine lowers it smoothly.",
+        description="Learning rate schedule: 1x and 2x divide the learning rate by 10 after 2/3 and 11/12 of the run "
+        "(or at `drops`), cosine lowers it smoothly.",
     )
     epochs: Auto[PositiveInt] = Field(
         _FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
+    )
+    drops: list[Annotated[float, Field(gt=0, lt=1)]] | None = Field(
+        None,
+        description="Points of the run, as fractions of it, at which 1x and 2x divide the learning rate by 10; null: "
+        "2/3 and 11/12.",
     )
     warmup: Literal["linear", "constant"] = Field(
         "linear",
@@ -335,6 +340,9 @@ class TrainConfig(Section):
     strategy: Text = Field("auto", description="Strategy for several devices: auto, ddp or another Lightning strategy.")
     evaluate_every: PositiveInt = Field(1, description="Epochs between two evaluations on `data.val`.")
     log_every: PositiveInt = Field(10, description="Steps between two rows of losses.csv.")
+    recipe: Text | None = Field(
+        None, description="Recipe whose values the config starts from; `understudy recipes` lists them."
+    )
 
 
 class DistillConfig(TrainConfig):
@@ -344,6 +352,11 @@ class DistillConfig(TrainConfig):
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1), BeforeValidator(names_as_options)] = Field(
         {"frs": {}},
         description="Distillation methods, each with its options; `understudy methods NAME` lists the options.",
+    )
+    teacher_check: NonNegativeInt = Field(
+        100,
+        description="Validation images on which the teacher is evaluated when the run starts, for at most a minute; 0: "
+        "none.",
     )
     inherit: bool = Field(
         False,

@@ -4,11 +4,12 @@ import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
+from understudy.config.describing import all_keys
 from understudy.config.faults import faults_of, not_key_value
 from understudy.config.keys import Section, TrainConfig, names_as_options, one_as_list, repeated
 from understudy.config.paths import (
@@ -25,6 +26,7 @@ from understudy.config.paths import (
 from understudy.config.yaml_text import NULL, DuplicateKey, parse_text, read_config, typed_by_look
 from understudy.errors import UserError
 from understudy.reading import yaml_problem
+from understudy.recipes import read_recipe
 from understudy.text import shown
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -38,7 +40,7 @@ def load_config(
     overrides: Mapping[str, Any] | Iterable[str] = (),
     methods: Sequence[str] = (),
 ) -> Config:
-    """Make a config from a source and overrides.
+    """Make a config from a recipe, a source and overrides; each replaces values of those before it.
 
     >>> from understudy.config import TrainConfig
     >>> config = load_config(TrainConfig, {"data": "photos"}, ["run=runs/a", "data.flip=0"])
@@ -50,18 +52,22 @@ def load_config(
         source: a YAML file, a mapping or a finished config; None: the defaults.
         overrides: values that replace those of the source, as ``["data.flip=0", ...]`` or as a mapping. Keys may be
             dotted; a number in them is a list index. A mapping given for a section is merged; any other value
-            replaces. A single value for a section sets its first key. The order has no effect.
+            replaces. A single value for a section sets its first key. The order has no effect. The key ``recipe``, here
+            or in the source, names the recipe to start from.
         methods: names of the methods to use. Each keeps its options in the source; other methods of the source are
             dropped, and overrides may not name them. Empty: all methods of the source.
 
     Raises:
         UserError: the file cannot be read, or the config has faults; the message lists all of them.
     """
-    draft = _Draft(cls)
-    if isinstance(source, str | Path):
-        draft.add(read_config(Path(source)), written=True)
-    elif source is not None:
-        draft.add(source.model_dump() if isinstance(source, TrainConfig) else source)
+    draft, written = _Draft(cls), isinstance(source, str | Path)
+    values = read_config(Path(source)) if isinstance(source, str | Path) else source
+    values = values.model_dump() if isinstance(values, TrainConfig) else values or {}
+    overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
+    recipe = _recipe_of(overrides, values)
+    if recipe is not None and not _is_complete(cls, values):
+        draft.add_recipe(recipe)
+    draft.add(values, written=written)
     if methods:
         draft.keep_methods(methods)
     if isinstance(overrides, Mapping):
@@ -86,10 +92,21 @@ class _Draft:
         self.cls = cls
         self.values: dict[str, Any] = {}
         self.faults: list[str] = []
+        self.plain_recipe: str | None = None  # the name of a recipe without methods
 
     def add(self, mapping: Mapping[str, Any], *, written: bool = False) -> None:
         """Add the values of a mapping; ``written`` ones come from YAML and are still text."""
         self._put_all(_assignments(self.cls, mapping, ()), written)
+
+    def add_recipe(self, name: Any) -> None:
+        """Add the values of a recipe; those of distillation are left out for a run without a teacher."""
+        try:
+            recipe = read_recipe(str(name))
+        except UserError as error:
+            self.faults.append(f"recipe: {error}")
+            return
+        self.plain_recipe = None if recipe.methods else recipe.name
+        self.add({key: value for key, value in recipe.config.items() if key in self.cls.model_fields})
 
     def add_arguments(self, arguments: Iterable[str]) -> None:
         """Add ``key=value`` arguments, split at the first ``=``."""
@@ -118,6 +135,11 @@ class _Draft:
 
     def finish(self, summary: str) -> Any:
         """Return the config, or raise one error with every fault."""
+        if self.plain_recipe and "methods" in self.cls.model_fields.keys() - self.values.keys():
+            self.faults.append(
+                f"recipe: {self.plain_recipe} is a plain student, without methods; use `understudy train`, or name the "
+                "methods, e.g. methods=frs"
+            )
         try:
             config = self.cls.model_validate(self.values)
         except ValidationError as error:
@@ -171,6 +193,20 @@ class _Draft:
                 node = node[place]
 
 
+def _recipe_of(overrides: Mapping[str, Any] | Sequence[str], values: Mapping[str, Any]) -> Any:
+    """Return the recipe that overrides name, else that of the source; None: no recipe."""
+    if not isinstance(overrides, Mapping):
+        pairs = (argument.partition("=") for argument in overrides)
+        overrides = {key: None if NULL.match(text) else text for key, _, text in pairs}
+    return overrides["recipe"] if "recipe" in overrides else values.get("recipe")
+
+
+def _is_complete(cls: type[TrainConfig], values: Mapping[str, Any]) -> bool:
+    """Return whether a source states every key, as a run's own config does, so that its recipe has no effect."""
+    stated = {".".join(path) for path, _ in _assignments(cls, values, ())}
+    return all(key.name in stated for key in all_keys(cls))
+
+
 def _assignments(cls: type[Section], mapping: Mapping[str, Any], prefix: tuple[str, ...]) -> list[Assignment]:
     """Flatten the sections of a mapping into values with their full paths; any other value stays whole."""
     found: list[Assignment] = []
@@ -202,5 +238,6 @@ def _container(cls: type[Section], path: tuple[str, ...], present: Any) -> Any:
         found = field.default if present is None and field else one_as_list(present)
         return list(found) if isinstance(found, list | tuple) else found
     if get_origin(annotation) is dict:
-        return names_as_options(present or {})
+        of_options = get_origin(get_args(annotation)[1]) is dict  # in other dicts a null is a value
+        return names_as_options(present or {}) if of_options else present or {}
     return {} if present is None else present

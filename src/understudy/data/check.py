@@ -33,6 +33,7 @@ from understudy.data.images import UnreadableImage, is_rotated, load_image, open
 from understudy.data.limits import LIMITS, Limits
 from understudy.data.records import Fault, Format, Record, SplitDraft
 from understudy.errors import UserError
+from understudy.files import check_writable
 
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels: COCO's limits of small, medium and large objects
 _CLIP_TOLERANCE = 1.0  # pixels that a box may extend over the border without a warning (rounding, counting from 0)
@@ -140,20 +141,25 @@ class CheckReport:
         return table
 
 
-def check_data(path: Location, contact_sheet: Path | str | None = None, limits: Limits = LIMITS) -> CheckReport:
+def check_data(
+    path: Location, contact_sheet: Path | str | None = None, limits: Limits = LIMITS, *, force: bool = False
+) -> CheckReport:
     """Read every image of every split of a data set, and report every fault.
 
     Args:
         path: as in `open_data`.
         contact_sheet: a .png file for a sample of the images with their boxes and class names.
         limits: as in `open_data`.
+        force: whether the sheet may replace an existing file.
 
     Raises:
-        UserError: the path does not exist, its format is not known, or the sheet cannot be written.
+        UserError: the path does not exist, its format is not known, or the sheet exists or cannot be written.
     """
     sheet = None if contact_sheet is None else Path(contact_sheet)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise UserError(f"The contact sheet must be a PNG file: expected a name that ends in .png, got {sheet}.")
+    if sheet is not None:
+        check_writable(sheet, force)
     format, found = find_splits(path, limits=limits)
     report = CheckReport(shown_location(path), format)
     drafts: dict[str, SplitDraft] = {}

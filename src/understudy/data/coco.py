@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from understudy.data.images import UnreadableImage, image_size
 from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
@@ -224,7 +224,7 @@ def _read_objects(
 
 def _box(bbox: object) -> Box | None:
     """Convert xywh to xyxy; None if it is not four numbers."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return None
     try:
         x, y, width, height = map(float, bbox)
@@ -235,7 +235,11 @@ def _box(bbox: object) -> Box | None:
 
 def _area(area: object) -> float | None:
     """Return the annotated area; None if it is not a usable number (then that of the box is used)."""
-    return float(area) if isinstance(area, int | float) and 0 <= area < 1e18 else None
+    return float(area) if _is_number(area) and 0 <= area < 1e18 else None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_integer(row: object, key: str) -> bool:

@@ -96,9 +96,11 @@ def training_loader(
         RunError: (while iterating) an image is missing, truncated, or of another size than annotated.
     """
     if len(data) < batch_size * world_size:
+        several = world_size > 1
         raise UserError(
-            f"{data.source} has {len(data)} images in split {data.split!r}, fewer than one batch of {batch_size} "
-            f"for each of {world_size} processes. Lower batch_size or the number of processes."
+            f"{data.source} has {len(data)} images in split {data.split!r}, fewer than one batch of {batch_size}"
+            f"{f' for each of {world_size} processes' if several else ''}. "
+            f"Lower batch_size{' or the number of processes' if several else ''}."
         )
     dataset = LoadedImages(data, shorter_side, longer_side, flip, seed)
     high = [record.height > record.width for record in data.records] if group_by_aspect else []
@@ -362,13 +364,16 @@ def _loader(dataset: Dataset, sampler: Sampler, batch_size: int, workers: int, d
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # seeds of the workers must not advance the global generator
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal, but the workers are needed until the checkpoint is saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal and a scheduler's signal every process of a job, but the workers are
+    # needed until the checkpoint is saved. They end when the parent asks them to, or is gone.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:

@@ -1,6 +1,8 @@
 """ImageNet weights for the backbone of a new detector."""
 
 import pickle
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,6 +10,25 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from understudy.errors import UserError
+
+MOST_NAMES = 5
+"""Tensors that a message names."""
+
+
+def not_finite(weights: Mapping[str, Tensor], built: Mapping[str, Tensor] | None = None) -> list[str]:
+    """Return the names of the tensors that contain nan or infinity, the first few of many.
+
+    Args:
+        weights: tensors by name.
+        built: those of the newly built network; a constant of it may be infinite (the mask of an attention).
+    """
+    found = [
+        name
+        for name, value in weights.items()
+        if not value.isfinite().all() and not (built and torch.equal(value, built[name].to(value)))
+    ]
+    more = [f"... and {len(found) - MOST_NAMES} more"] if len(found) > MOST_NAMES else []
+    return [f"{name}: contains nan or infinity" for name in found[:MOST_NAMES]] + more
 
 
 def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path, *, bgr: bool = False) -> None:
@@ -21,7 +42,8 @@ def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path, *, b
             in an imported detector, so that it computes the same function of an RGB image.
 
     Raises:
-        UserError: there are no such weights, they do not fit, or ``bgr`` is set for weights of torchvision.
+        UserError: there are no such weights, they do not fit or are not finite, or ``bgr`` is set for weights of
+            torchvision.
     """
     state = _torchvision_weights(backbone_name, str(weights))
     if state is not None and bgr:
@@ -45,6 +67,8 @@ def load_backbone(body: nn.Module, backbone_name: str, weights: str | Path, *, b
         raise UserError.listing(
             f"The weights in {weights} do not fit this {backbone_name} (is the width the same?):", shown[:8] + more
         )
+    if faults := not_finite({key: state[key] for key in wanted if key in state}):
+        raise UserError.listing(f"The weights in {weights} cannot be used. Use another file:", faults)
     if bgr:
         first = next(key for key, value in wanted.items() if value.ndim == 4)
         state[first] = state[first][:, [2, 1, 0]]
@@ -76,11 +100,20 @@ def _torchvision_weights(backbone_name: str, name: str) -> dict[str, Tensor] | N
 
 def _weights_file(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about files of other formats
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except pickle.UnpicklingError as error:  # torch's message advises to execute the file
         raise UserError(
-            f"{path} cannot be read as weights (only tensors are loaded, nothing is executed): {reason}"
+            f"{path} cannot be read as weights: it is not a pickle, or contains more than tensors. Nothing in it was "
+            "executed. Save the state dict alone: torch.save(backbone.state_dict(), FILE)"
+        ) from error
+    except Exception as error:  # arbitrary bytes can make an unpickler raise any exception
+        raise UserError(
+            f"{path} cannot be read as weights: it is empty, damaged, or not a file of torch.save. Was it copied "
+            "completely?"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

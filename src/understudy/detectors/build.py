@@ -1,11 +1,12 @@
 """Build detectors by name, and open existing ones."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from understudy.detectors.families import FAMILIES, Family, family_of
 from understudy.errors import UserError
 from understudy.networks import PUBLISHED, build_network
 from understudy.networks.backbones import BACKBONES, NORMS
-from understudy.text import closest, listed
+from understudy.text import closest, listed, shown
 
 
 def detector_names() -> list[str]:
@@ -141,8 +142,11 @@ def build_detector(
             conventions=conventions,
             settings=given,
         )
-    except ValueError as error:
-        raise UserError(f"The detector {name} cannot be built: {error}") from error
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        if not (given or isinstance(error, ValueError)):
+            raise  # no user's value to blame
+        stated = f" with the settings {shown(dict(given))}" if given else ""
+        raise UserError(f"The detector {name} cannot be built{stated}: {error}") from error
     if backbone_weights is not None:
         backbone = name.removeprefix(f"{_family(name).name}_")
         load_backbone(network.backbone.body, backbone, backbone_weights, bgr=channel_order == "bgr")
@@ -233,15 +237,31 @@ def _setting_faults(family: Family, conventions: str, settings: Mapping[str, Any
         for name in settings
         if name not in known
     ]
+    types = get_type_hints(builder_of(family.name, conventions))
     return faults + [
-        f"settings.{name}: expected a value like {known[name]!r}, got {value!r}"
+        f"settings.{name}: expected {wanted}, got {value!r}"
         for name, value in settings.items()
-        if name in known and not _is_like(value, known[name])
+        if name in known and (wanted := _wanted(value, known[name], types.get(name)))
     ]
 
 
-def _is_like(value: Any, default: Any) -> bool:
-    """Return whether a value is of the kind of a setting's default; one that is None by default takes anything."""
-    kinds: dict[type, type | tuple[type, ...]] = {float: (int, float), tuple: (list, tuple)}
-    kind = kinds.get(type(default), type(default))
-    return default is None or (isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool))
+def _wanted(value: Any, default: Any, annotation: Any) -> str | None:
+    """Describe the values that a setting takes, from its default and its type; None if this is one of them."""
+    if default is None and annotation == int | None:
+        return None if value is None or _is_count(value) else "an integer of at least 1 or null"
+    if isinstance(default, int) and not isinstance(default, bool):
+        return None if _is_count(value) else f"an integer of at least 1, like {default}"
+    if isinstance(default, float):
+        return None if _is_number(value) else f"a number like {default}"
+    if isinstance(default, tuple) and all(map(_is_number, default)):
+        right = isinstance(value, list | tuple) and value and all(_is_number(each) and each > 0 for each in value)
+        return None if right else f"a list of numbers above 0, like {list(default)}"
+    return None if default is None or isinstance(value, type(default)) else f"a value like {default!r}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -12,6 +12,7 @@ from understudy.evaluation.detections import (
     loader_at_evaluation_size,
     match_classes,
     open_split,
+    rows_of_batch,
     to_original_pixels,
     with_progress,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "loader_at_evaluation_size",
     "match_classes",
     "open_split",
+    "rows_of_batch",
     "score",
     "to_original_pixels",
     "voc_average_precision",

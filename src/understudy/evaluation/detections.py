@@ -1,7 +1,6 @@
 """Run a detector over a data set: from a checkpoint to rows of COCO's results format."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,11 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint
 from understudy.data import Batch, DetectionData, Limits, evaluation_loader, open_data
+from understudy.data.dataset import Location
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
+from understudy.outputs import Outputs
 from understudy.pairing import match_names, no_common_name
 
 Detection = dict[str, Any]
@@ -50,12 +51,21 @@ def detect_all(
     with evaluating(detector), torch.no_grad():
         for batch in loader:
             batch = batch.to(device)
-            found = detector.detect(detector(batch.images, batch.image_sizes), batch.image_sizes)
-            for image_id, size, original_size, one in zip(
-                batch.image_ids, batch.image_sizes, batch.original_sizes, found, strict=True
-            ):
-                boxes = to_original_pixels(one["boxes"], size, original_size)
-                rows += _result_rows(image_id, boxes, one["scores"], one["labels"], category_ids)
+            rows += rows_of_batch(detector, detector(batch.images, batch.image_sizes), batch, category_ids)
+    return rows
+
+
+def rows_of_batch(
+    detector: Detector, outputs: Outputs, batch: Batch, category_ids: Sequence[int | None]
+) -> list[Detection]:
+    """Return the detections of one batch; arguments as in :func:`detect_all`, with the detector's record."""
+    found = detector.detect(outputs, batch.image_sizes)
+    rows: list[Detection] = []
+    for image_id, size, original_size, one in zip(
+        batch.image_ids, batch.image_sizes, batch.original_sizes, found, strict=True
+    ):
+        boxes = to_original_pixels(one["boxes"], size, original_size)
+        rows += _result_rows(image_id, boxes, one["scores"], one["labels"], category_ids)
     return rows
 
 
@@ -106,13 +116,13 @@ def to_original_pixels(boxes: Tensor, size: tuple[int, int], original_size: tupl
 
 
 def open_split(
-    checkpoint: Checkpoint, data: Path | str | None, split: str | None, limits: Limits | None = None
+    checkpoint: Checkpoint, data: Location | None, split: str | None, limits: Limits | None = None
 ) -> DetectionData:
     """Open the split on which a checkpoint is evaluated.
 
     Args:
         checkpoint: the detector and the config of its run.
-        data: the data set; by default the one of the run.
+        data: the data set, or several; by default the one of the run.
         split: by default the validation split of the run.
         limits: of the data set; by default those of the run.
 

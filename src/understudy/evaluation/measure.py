@@ -7,6 +7,7 @@ import torch
 
 from understudy.checkpoints import load_checkpoint
 from understudy.data import DetectionData, Limits
+from understudy.data.dataset import Location
 from understudy.errors import UserError
 from understudy.evaluation.coco import Backend, coco_numbers
 from understudy.evaluation.detections import (
@@ -24,7 +25,7 @@ from understudy.evaluation.voc import voc_numbers
 
 def evaluate(
     checkpoint: Path | str,
-    data: Path | str | None = None,
+    data: Location | None = None,
     *,
     split: str | None = None,
     limits: Limits | None = None,

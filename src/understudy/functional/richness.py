@@ -130,10 +130,10 @@ def richness_masks(
     if region != "tp_tn" or not truth.left_out:
         return masks
     levels = zip(masks, student.anchors, assigned, strict=True)
-    return [mask * ((index >= 0).any(-1) | ~_within(cells, truth.left_out)) for mask, cells, index in levels]
+    return [mask * ((index >= 0).any(-1) | ~cells_within(cells, truth.left_out)) for mask, cells, index in levels]
 
 
-def _within(anchors: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+def cells_within(anchors: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """Return whether the middle of a cell's anchors (H, W, A, 4) lies in one of an image's boxes (X, 4): (N, H, W)."""
     middles = centres(anchors[:, :, :1])
     inside = [((middles > each[:, :2]) & (middles < each[:, 2:])).all(-1).any(-1) for each in boxes]

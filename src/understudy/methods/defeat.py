@@ -48,7 +48,10 @@ class DeFeat(Method):
     terms = ("foreground", "background")
     weights = {EVERY_FAMILY: {"foreground": 3.0, "background": 12.0}}
     source = "Guo et al., CVPR 2021; reductions and weights from the authors' code, our choice for other detectors"
-    checked = "authors' code, ggjy/DeFeat.pytorch @c46a793: read"
+    checked = (
+        "authors' code, ggjy/DeFeat.pytorch @c46a793, run: values and gradients to 1e-12, except for objects "
+        "thinner than a cell"
+    )
     reads = dict.fromkeys(terms, ("features", "objects"))
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):

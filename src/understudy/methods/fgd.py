@@ -63,7 +63,7 @@ class FGD(Method):
         "faster_rcnn": {"foreground": 5e-5, "background": 2.5e-5, "attention": 5e-5, "relation": 5e-7},
     }
     source = "Yang et al., CVPR 2022; reductions, weights and temperatures from the authors' configurations"
-    checked = "authors' code, yzd-v/FGD @c03a6cf: read"
+    checked = "authors' code, yzd-v/FGD @c03a6cf, FeatureLoss, run: all four terms, values and gradients to 1e-12"
     reads = {
         "foreground": ("features", "objects"),
         "background": ("features", "objects"),

@@ -17,7 +17,7 @@ from understudy.functional import (
 )
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Layers, Method
-from understudy.methods.compatibility import differences
+from understudy.methods.compatibility import differences, neither_dense
 from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, Truth, flat_anchors
 
@@ -96,20 +96,16 @@ class LD(Method):
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
         """Require sides that are distributions over the same bins, and more than one class."""
-        if not (student.dense and teacher.dense):  # already refused because of `reads`
-            return {}
+        if not (student.dense and teacher.dense):  # the other terms are refused because of `reads`
+            return {"feature": neither_dense(student, teacher)}
         if not (box_code(student).distributed and box_code(teacher).distributed):
             codes = f"the student {student.name} has {student.box_code}, the teacher {teacher.name} {teacher.box_code}"
             fault = [f"both must predict the sides of a box as distributions: {codes}"]
             return dict.fromkeys(cls.all_terms(), fault)
         bins = differences(student, teacher, lambda spec: f"sides of {spec.box_size // 4} bins")
         single = [f"a softmax over the one class of {student.name} and {teacher.name} is constant"]
-        return {
-            "location": bins,
-            "vlr": bins,
-            "class": single if student.num_classes == 1 else [],
-            "feature": differences(student, teacher, lambda spec: f"the channels {spec.channels}"),
-        }
+        widths = differences(student, teacher, lambda spec: f"the channels {spec.channels}")
+        return {"location": bins, "vlr": bins, "class": single if student.num_classes == 1 else [], "feature": widths}
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None

@@ -114,7 +114,8 @@ class NonLocalBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute (N, C, H, W) from (N, C, H, W)."""
-        key, value = (F.max_pool2d(layer(features), self.pooling, ceil_mode=True) for layer in (self.key, self.value))
+        side = [min(self.pooling, length) for length in features.shape[-2:]]
+        key, value = (F.max_pool2d(layer(features), side) for layer in (self.key, self.value))
         return features + self._normalised(self.out(non_local(self.query(features), key, value)))
 
     def _normalised(self, added: Tensor) -> Tensor:

@@ -53,7 +53,10 @@ class Overhaul(Method):
     terms = ("feature",)
     weights = {EVERY_FAMILY: {"feature": 1e-5}}
     source = "Heo et al., ICCV 2019, and the authors' code; their weight for segmentation, our choice for detectors"
-    checked = "authors' code, clovaai/overhaul-distillation @76344a8: read; the stages of a detector are ours"
+    checked = (
+        "authors' code, clovaai/overhaul-distillation @76344a8, run: values and gradients to 1e-12, margins to 1e-7; "
+        "before the ReLU only"
+    )
     reads = {"feature": ("stages", "layers")}
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):

@@ -35,7 +35,10 @@ class Pairwise(Method):
     terms = ("relation",)
     weights = {EVERY_FAMILY: {"relation": 1.0}}
     source = "Liu et al., CVPR 2019, and the authors' code; the weight is our choice: none for detectors is known"
-    checked = "authors' code, irfanICMLL/structure_knowledge_distillation @ce208e1: read"
+    checked = (
+        "authors' code, irfanICMLL/structure_knowledge_distillation @ce208e1, sim_dis_compute, run: values and "
+        "gradients to 1e-12"
+    )
     reads = {"relation": ("features",)}
 
     class Options(Method.Options):

@@ -38,7 +38,7 @@ class ScoreL2(Method):
         "the feature term of the distillation in Ultralytics' YOLO, from its formula; the weight is their default, "
         "combined with their own losses, and our choice for these detectors"
     )
-    checked = "authors' code, Ultralytics' YOLO toolkit, no commit recorded: read"
+    checked = "authors' code, ultralytics 8.4.190, loss_sl2 of its DistillationModel, run: values and gradients to 1e-9"
     reads = {"feature": ("features", "teacher_scores")}
 
     def __init__(self, student: Spec, teacher: Spec, **options: Any):

@@ -91,12 +91,14 @@ def build_body(name: str, *, width_mult: float = 1.0, norm: str = "batch", style
             (``"caffe"``).
 
     Raises:
-        ValueError: the backbone is unknown.
+        ValueError: the backbone or the style is unknown.
 
     Examples:
         >>> build_body("resnet18", width_mult=0.25).channels
         (16, 32, 64, 128)
     """
+    if style not in ("pytorch", "caffe"):
+        raise ValueError(f"style: expected pytorch or caffe, got {style!r}")
     if residual := re.fullmatch(r"res(?:net|next)(\d+)(?:_(\d+)x(\d+)d)?", name):
         depth, groups, width = (int(part or 0) for part in residual.groups())
         return _resnet_body(depth, groups or 1, width or 64, width_mult, NORMS[norm], style)

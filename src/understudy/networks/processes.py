@@ -21,7 +21,7 @@ def averaged_over_processes(count: Tensor, least: float = 1.0) -> Tensor:
 
     Examples:
         >>> averaged_over_processes(torch.tensor(7)), averaged_over_processes(torch.tensor(0))
-        (tensor(7), tensor(1.))
+        (tensor(7.), tensor(1.))
     """
     processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     if processes == 1:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
+from understudy.analysis.shown import Boxes, shown_image
 from understudy.checkpoints import load_checkpoint
 from understudy.data import Batch, DetectionData
 from understudy.data.scenes import read_unlabelled
@@ -16,21 +17,6 @@ from understudy.evaluation import loader_at_evaluation_size
 from understudy.report.views import RunView
 
 Array = NDArray[np.floating]
-
-
-@dataclass(frozen=True, slots=True)
-class Boxes:
-    """Boxes on one image.
-
-    Attributes:
-        boxes: (M, 4) xyxy in pixels of the shown image.
-        names: the class of each.
-        scores: of each, 0..1; empty for ground truth.
-    """
-
-    boxes: Array
-    names: tuple[str, ...]
-    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +72,6 @@ def view_examples(
             found = replace(found, boxes=found.boxes * scale)
             examples[number] = replace(example, detections={**example.detections, run.name: found})
     return examples
-
-
-def shown_image(
-    batch: Batch, data: DetectionData, unlabelled: Mapping[int, list]
-) -> tuple[NDArray[np.uint8], Boxes, Array]:
-    """Return the image of a batch of one, without padding, its ground truth, and its known unlabelled objects.
-
-    Args:
-        batch: one image.
-        data: the data set that it is from.
-        unlabelled: boxes xyxy by image id, in pixels of the original image.
-    """
-    height, width = batch.image_sizes[0]
-    pixels = batch.images[0, :, :height, :width].permute(1, 2, 0).mul(255).round().byte().cpu().numpy()
-    names = tuple(data.classes[label] for label in batch.targets[0]["labels"].tolist())
-    truth = Boxes(batch.targets[0]["boxes"].cpu().numpy(), names)
-    original_height, original_width = batch.original_sizes[0]
-    scale = np.array([width / original_width, height / original_height] * 2)
-    others = np.array(unlabelled.get(batch.image_ids[0], []), dtype=float).reshape(-1, 4) * scale
-    return pixels, truth, others
 
 
 def count_found(detections: Boxes, truth: Boxes, iou_threshold: float = 0.5) -> int:

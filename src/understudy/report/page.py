@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from understudy import figures
+from understudy.analysis.richness import RichnessView, richness_by_place, richness_cells
+from understudy.analysis.shown import Boxes
 from understudy.compare.table import Table
-from understudy.report import figures
-from understudy.report.examples import Boxes, ExampleView, count_found
-from understudy.report.figures import Curve
-from understudy.report.richness import RichnessView, box_mask, richness_by_place, share_outside
+from understudy.figures import MORE_COLOURS, ROLE_COLOURS, Captioned, Curve
+from understudy.report.examples import ExampleView, count_found
 from understudy.report.tables import class_table, results_table, term_tables
 from understudy.report.views import RunView
 
-_ROLE_COLOURS = {"teacher": "#8a8f98", "plain": "#2b8cd6", "distilled": "#e0651a"}
-_MORE_COLOURS = ("#1ba37a", "#c25fa5", "#b8930c", "#7a6ff0", "#d14343", "#4a9aa8")
 _SHOWN_RICHNESS = 4  # images with masks; the means are over all images
 
 
@@ -30,6 +29,8 @@ def write_report(
     table: Table,
     examples: Sequence[ExampleView] = (),
     richness: Sequence[RichnessView] = (),
+    analyses: Sequence[tuple[str, Captioned]] = (),
+    remarks: Sequence[str] = (),
 ) -> None:
     """Write one self-contained HTML page about a few runs: no script, no network access, no second file.
 
@@ -40,7 +41,9 @@ def write_report(
         facts: further facts that are needed to repeat or judge the runs; values are text, numbers or lists of them.
         table: the comparison of the runs, from :func:`understudy.compare.table.summarise`.
         examples: images with detections, from :func:`understudy.report.examples.view_examples`.
-        richness: of the teacher, from :func:`understudy.report.richness.view_richness`.
+        richness: of the teacher, from :func:`understudy.report.analyses.view_analyses`.
+        analyses: further charts, each with the title of its section; a title is shown once.
+        remarks: on analyses, among others why one is missing.
     """
     colours = _group_colours(runs)
     environment = Environment(
@@ -58,9 +61,11 @@ def write_report(
         class_table=class_table(runs),
         examples=_example_rows(examples),
         score_threshold=examples[0].score_threshold if examples else None,
-        richness=[_richness_row(view) for view in richness[:_SHOWN_RICHNESS]],
+        richness=[_pictures(richness_cells(view)) for view in richness[:_SHOWN_RICHNESS]],
         places=[(place, f"{value:.2f}") for place, value in richness_by_place(richness).items()],
         richness_images=len(richness),
+        analyses=[(title, figures.as_svg(each.figure), each.caption) for title, each in analyses],
+        remarks=list(dict.fromkeys(remarks)),
         heat_floor=figures.HEAT_FLOOR,
         has_unlabelled=any(len(view.unlabelled) for view in (*examples, *richness)),
         facts=_flat(facts),
@@ -73,10 +78,10 @@ def write_report(
 def _group_colours(runs: Sequence[RunView]) -> dict[str, str]:
     """Choose a colour for each group: that of its role for the first group of a role, others for the rest."""
     colours: dict[str, str] = {}
-    more = cycle(_MORE_COLOURS)
+    more = cycle(MORE_COLOURS)
     for run in runs:
         if run.group not in colours:
-            own = _ROLE_COLOURS[run.role]
+            own = ROLE_COLOURS[run.role]
             colours[run.group] = next(more) if own in colours.values() else own
     return colours
 
@@ -133,37 +138,8 @@ def _count_words(view: ExampleView) -> str:
     return f"{words}, {len(view.unlabelled)} unlabelled" if len(view.unlabelled) else words
 
 
-def _richness_row(view: RichnessView) -> list[dict[str, str]]:
-    """Return the cells of one image: with its boxes, the mask of the boxes, and the richness of every level."""
-    height, width = view.image.shape[:2]
-    blank: list[str] = [""] * len(view.boxes)
-    white = ["white"] * len(view.boxes)
-    marked = figures.detection_picture(view.image, view.boxes, blank, white, dashed_boxes=view.unlabelled, width=240)
-    mask = box_mask(view.boxes, height, width).astype(float)
-    cells = [
-        {
-            "image": figures.as_image(marked),
-            "head": "image",
-            "words": "dashed: unlabelled" if len(view.unlabelled) else "labelled boxes",
-        },
-        {
-            "image": figures.as_image(
-                figures.heat_picture(view.image, mask, 1, boxes=view.boxes, dashed_boxes=view.unlabelled)
-            ),
-            "head": "box mask",
-            "words": "labelled boxes only",
-        },
-    ]
-    for number, (level, stride) in enumerate(zip(view.levels, view.strides, strict=True)):
-        heat = figures.heat_picture(view.image, level, stride, boxes=view.boxes, dashed_boxes=view.unlabelled)
-        cells.append(
-            {
-                "image": figures.as_image(heat),
-                "head": f"stride {stride}",
-                "words": f"peak {level.max():.2f}, {share_outside(view, number):.0%} outside",
-            }
-        )
-    return cells
+def _pictures(cells: Sequence[figures.Cell]) -> list[dict[str, str]]:
+    return [{"image": figures.as_image(cell.figure), "head": cell.head, "words": cell.words} for cell in cells]
 
 
 def _run_section(run: RunView, colour: str) -> dict[str, Any]:

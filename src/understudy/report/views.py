@@ -26,7 +26,7 @@ class RunView:
         name: in the report; unique.
         group: the name shared by runs that differ in the seed only; they have one colour.
         role: teacher, plain student or distilled student.
-        folder: the run folder.
+        folder: the run folder, or the checkpoint.
         result: the content of ``result.json``; ``coco`` and ``per_class`` in 0..1.
         metrics: the columns of ``metrics.csv``, each (P,).
         losses: the columns of ``losses.csv``, each (P,); nan if a row has no value.
@@ -94,7 +94,7 @@ class TermView:
 
 
 def view_runs(table: Table) -> list[RunView]:
-    """Read the run folders of a comparison, in its order and with its names.
+    """Read the run folders of a comparison, in its order and with its names; of a checkpoint, the result alone.
 
     Raises:
         UserError: one of the folders is not a run folder.
@@ -103,7 +103,11 @@ def view_runs(table: Table) -> list[RunView]:
     for group, row in zip(group_names(table), table.rows, strict=True):
         for run in row.runs:
             name = group if len(row.runs) == 1 else f"{group}, seed {run.config.seed}"
-            views.append(view_run(run.folder, name=name, group=group, role=row.role))
+            if run.kind == "run":
+                views.append(view_run(run.folder, name=name, group=group, role=row.role))
+            else:
+                result = {**run.evaluation.to_dict(), "epoch": run.epoch}
+                views.append(RunView(name, group, row.role, run.folder, result))
     return views
 
 

@@ -1,4 +1,4 @@
-"""Everything that a config names, opened and built: data, student, teacher, methods, and Lightning's trainer.
+"""Everything that a config names, opened and built: data, student, teacher, methods, and the callbacks.
 
 Every fault of a config that fits no data, detector or machine is found here, before anything is written.
 """
@@ -12,10 +12,10 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader
 
-from understudy.checkpoints import build_options, load_checkpoint
+from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
-from understudy.data import DetectionData, Limits, as_paths, open_data, open_unlabelled, training_loader
-from understudy.detectors import Detector, build_detector
+from understudy.data import DetectionData, Limits, as_paths, open_data, open_unlabelled, splits, training_loader
+from understudy.detectors import build_detector
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.inheritance import Inheritance, inherit
@@ -25,12 +25,14 @@ from understudy.methods.weighting import TermWeight
 from understudy.pairing import pair
 from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.engine import Engine
+from understudy.training.fingerprints import fingerprints
 from understudy.training.folder import RunFolder
+from understudy.training.launching import is_first_process
 from understudy.training.loss_log import LogLosses
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import check_unchanged_data
+from understudy.training.teacher_check import CheckTeacher
 from understudy.training.term_notes import NoteTerms
-from understudy.training.trainer import make_trainer
 from understudy.training.validation import Validate
 
 
@@ -41,10 +43,10 @@ class AssembledRun:
     Attributes:
         folder: the run folder; nothing was written to it.
         engine: the training step, with the resolved config.
-        trainer: Lightning's trainer.
+        trainer: Lightning's trainer, with the callbacks.
         loader: batches of the training split.
         validate: the callback that writes the result at the end.
-        checkpoints: the callback that handles Ctrl-C.
+        checkpoints: the callback that handles signals.
         facts: facts about the run, for ``environment.json``.
         notes: lines for the user.
         resumed: whether the run continues from its last checkpoint.
@@ -61,12 +63,15 @@ class AssembledRun:
     resumed: bool
 
 
-def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | None = None) -> AssembledRun:
+def assemble(
+    config: TrainConfig, folder: RunFolder, trainer: L.Trainer, saved: Mapping[str, Any] | None = None
+) -> AssembledRun:
     """Open and build everything that a config names.
 
     Args:
         config: the run's config.
         folder: the run folder; it is not touched.
+        trainer: gets the callbacks.
         saved: metadata of the checkpoint that the run is resumed from, or None.
 
     Raises:
@@ -77,12 +82,16 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
     sides = _shorter_sides(config.data)
     train_data, left_out = _without_empty(config.data, train_data)
     parts = _build(config, train_data, new=saved is None)
+    check = None
     if isinstance(config, DistillConfig):
         methods = resolve_options(config.methods, parts.learner.student.spec)
         config = config.model_copy(update={"methods": methods})
-    validate, checkpoints = Validate(folder, val_data, config), KeepCheckpoints(folder, saved["step"] if saved else 0)
-    callbacks = [LogLosses(folder, config.log_every), NoteTerms(), validate, checkpoints, ShowProgress()]
-    trainer = make_trainer(config, folder.path, callbacks)
+        check = CheckTeacher(parts.teacher, val_data, config) if parts.teacher else None
+    checkpoints = KeepCheckpoints(folder, saved["step"] if saved else 0)
+    validate = Validate(folder, val_data, config, checkpoints, check)
+    first = [check] if check else []
+    callbacks = [*first, LogLosses(folder, config.log_every), NoteTerms(), checkpoints, validate, ShowProgress()]
+    trainer.callbacks += callbacks  # ty: ignore[missing-attribute]
     loader = training_loader(
         train_data,
         batch_size=config.batch_size,
@@ -101,9 +110,13 @@ def assemble(config: TrainConfig, folder: RunFolder, saved: Mapping[str, Any] | 
     if saved:
         check_unchanged_data(saved, train_data, len(loader), count)
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
-    engine = Engine(config, train_data, parts.learner, parts.weights, parts.teacher, len(loader), count, saved)
+    teacher = parts.teacher.detector if parts.teacher else None
+    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved)
     facts, notes = _facts_and_notes(parts, unlabelled)
-    notes = left_out + notes + _notes_on_long_ramps(config, engine.total_steps)
+    if is_first_process():
+        facts["fingerprints"] = fingerprints(train_data, val_data, unlabelled, teacher)
+    notes = _notes_on_splits(config.data, train_data, val_data) + left_out + notes
+    notes += _notes_on_long_ramps(config, engine.total_steps)
     return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
 
 
@@ -118,6 +131,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
         data["unlabelled"] = config.data.unlabelled.resolve()
         if config.data.unlabelled_batch is None:
             data["unlabelled_batch"] = config.batch_size
+    if config.schedule.drops is not None and config.schedule.name == "cosine":
+        raise UserError("schedule.drops has no effect with schedule.name=cosine. Use 1x or 2x, or leave it out.")
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()
@@ -145,6 +160,21 @@ def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
             f"To evaluate on the training images on purpose: data.val={config.train}."
         )
     return train_data, val_data
+
+
+def _notes_on_splits(config: DataConfig, train_data: DetectionData, val_data: DetectionData) -> tuple[str, ...]:
+    """Remark on an evaluation on training images."""
+    trained_on = {record.path for record in train_data.records}
+    count = sum(record.path in trained_on for record in val_data.records)
+    if not count:
+        return ()
+    if count == len(val_data) == len(train_data):
+        what = f"data.val={config.val}: the validation split is the training split"
+    else:
+        what = f"data.val={config.val}: {count} of the {len(val_data)} validation images are training images"
+    others = [name for name in splits(config.path) if name not in (config.train, config.val)]
+    remedy = f" Other splits: {', '.join(others)} (data.val=NAME)." if others else ""
+    return (f"{what}, so AP measures memorisation.{remedy}",)
 
 
 def _shorter_sides(config: DataConfig) -> Sequence[int]:
@@ -194,7 +224,7 @@ class _Networks:
 
     learner: Learner
     weights: Mapping[str, TermWeight]
-    teacher: Detector | None = None
+    teacher: Checkpoint | None = None
     inheritance: Inheritance | None = None
 
 
@@ -213,8 +243,8 @@ def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes)
     methods, weights = build_methods(config.methods, pairing.student, pairing.teacher)
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
-    teacher_network = teacher.detector.requires_grad_(False).eval()
-    return _Networks(Learner(student, methods, pairing), weights, teacher_network, inheritance)
+    teacher.detector.requires_grad_(False).eval()
+    return _Networks(Learner(student, methods, pairing), weights, teacher, inheritance)
 
 
 def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -1,7 +1,8 @@
 # ty: ignore[incompatible-method-override]  -- Lightning's `pl_module` (any class) is our `engine: Engine`
-"""The callback that saves ``last.ckpt`` after every epoch and on Ctrl-C."""
+"""The callback that saves ``last.ckpt`` after every epoch, and when a signal asks the run to stop."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -10,23 +11,36 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
+import torch
 
-from understudy.training.folder import RunFolder, is_first_process
+from understudy.training.folder import RunFolder
+from understudy.training.launching import is_first_process
 
 if TYPE_CHECKING:
     from understudy.training.engine import Engine
 
+STOPPING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None))]
+"""Signals that stop a run: Ctrl-C, those of schedulers, and that of a closed terminal (Windows lacks the last two)."""
+
 
 class Interrupted(BaseException):
-    """The user stopped the run; the message names the command that continues it.
+    """A signal stopped the run; the message says what was saved, and names the command that continues it.
 
     It is not a KeyboardInterrupt, which Lightning turns into an exit of its own, and not an Exception, which other code
     may catch.
+
+    Args:
+        message: the message.
+        number: the signal.
     """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
 
 
 class KeepCheckpoints(L.Callback):
-    """Save ``last.ckpt`` after every epoch, and on Ctrl-C after the current step.
+    """Save ``last.ckpt`` after every epoch, before its evaluation, and after the step in which a signal stops the run.
 
     Args:
         folder: the run folder.
@@ -35,52 +49,77 @@ class KeepCheckpoints(L.Callback):
 
     def __init__(self, folder: RunFolder, saved_step: int = 0):
         self.folder, self.saved_step = folder, saved_step
-        self.stop_requested = False
+        self.process = os.getpid()
+        self.received = 0  # the first signal that this process has received
 
     @contextlib.contextmanager
-    def handling_interrupts(self) -> Generator[None]:
-        """Handle Ctrl-C within this block."""
+    def handling_signals(self) -> Generator[None]:
+        """Handle the signals that stop a run within this block; those that are ignored (``nohup``) stay ignored."""
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals to the main thread only
             return
-        before = signal.signal(signal.SIGINT, self._on_signal)
+        heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._on_signal) for number in heeded}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
-        """Save and stop within an epoch if requested; after an epoch's last step the evaluation comes first."""
-        if trainer.global_step % engine.steps_per_epoch and self._any_stop_requested(trainer):
+        """Save and stop if a signal asks for it; after an epoch's last step, the end of the epoch does it."""
+        if trainer.global_step % engine.steps_per_epoch and (number := self._stop_signal(trainer)):
             self._save(trainer)
-            self._stop()
+            self._stop(number)
 
     def on_train_epoch_end(self, trainer: L.Trainer, engine: "Engine") -> None:
-        """Save; stop if requested and if epochs are left."""
+        """Save; stop if a signal asks for it. The evaluation comes afterwards, or when the run is resumed."""
         self._save(trainer)
-        if self._any_stop_requested(trainer) and trainer.current_epoch + 1 != trainer.max_epochs:
-            self._stop()
+        self.stop_if_asked(trainer)
 
-    def _any_stop_requested(self, trainer: L.Trainer) -> bool:
+    def stop_if_asked(self, trainer: L.Trainer) -> None:
+        """Stop all processes if one has received a signal; the last step was saved."""
+        if number := self._stop_signal(trainer):
+            self._stop(number)
+
+    def stop_evaluation(self, trainer: L.Trainer) -> None:
+        """Stop during the evaluation, after a batch; several processes, which count on each other, finish it first."""
+        if self.received and trainer.world_size == 1:
+            self._stop(self.received)
+
+    def _stop_signal(self, trainer: L.Trainer) -> int:
         # All processes stop at the same step, whichever of them received the signal.
-        return trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False)
+        if trainer.world_size == 1:
+            return self.received
+        received = torch.tensor(self.received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.folder.last)
         self.saved_step = trainer.global_step
 
-    def _stop(self) -> None:
-        raise Interrupted(f"Stopped and saved after step {self.saved_step}. {self._remedy()}")
+    def _stop(self, number: int) -> None:
+        raise Interrupted(f"Stopped and saved after step {self.saved_step}. {self._remedy()}", number)
 
     def _remedy(self) -> str:
         if not self.saved_step:
-            return f"No checkpoint was saved yet: delete {self.folder.path} and start the run again."
+            return f"No checkpoint was saved yet. To start again: understudy resume {self.folder.path}"
         return f"To continue: understudy resume {self.folder.path}"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested:
+        if os.getpid() != self.process:
+            return  # a worker that was forked this moment
+        if not self.received:
+            self.received = number
+            if number == signal.SIGINT:
+                self._tell("Finishing this step, then saving (Ctrl-C again stops without saving) ...")
+            else:
+                self._tell(f"{signal.Signals(number).name} received. Finishing this step, then saving ...")
+        elif number == signal.SIGINT:
             last = f" The last checkpoint is of step {self.saved_step}." if self.saved_step else ""
-            raise Interrupted(f"Stopped without saving.{last} {self._remedy()}")
-        self.stop_requested = True
+            raise Interrupted(f"Stopped without saving.{last} {self._remedy()}", number)
+
+    def _tell(self, text: str) -> None:
         if is_first_process():
-            print("\nFinishing this step, then saving (Ctrl-C again stops without saving) ...", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the terminal has been closed
+                os.write(sys.stderr.fileno(), f"\n{text}\n".encode())

@@ -1,5 +1,7 @@
 """The console that training runs write their progress and notes to."""
 
+import contextlib
+
 from rich.console import Console
 
 from understudy.text import printable
@@ -10,4 +12,5 @@ CONSOLE = Console(stderr=True, highlight=False, markup=False)
 
 def say(text: str) -> None:
     """Print a line on standard error, above the progress bar if there is one."""
-    CONSOLE.print(printable(text), soft_wrap=True)
+    with contextlib.suppress(OSError):  # the terminal has been closed; the run need not end with it
+        CONSOLE.print(printable(text), soft_wrap=True)

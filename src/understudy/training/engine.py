@@ -13,7 +13,7 @@ from understudy.checkpoints import FORMAT, build_options
 from understudy.config import TrainConfig
 from understudy.data import Batch, DetectionData, derived_seed, shown_location
 from understudy.detectors import Detector
-from understudy.errors import RunError
+from understudy.errors import MethodError, RunError
 from understudy.learner import Learner
 from understudy.methods.weighting import TermWeight, weighted_sum
 from understudy.training.optimizing import parameter_groups
@@ -49,6 +49,7 @@ class Engine(L.LightningModule):
         share: the distillation's share of the last step's gradient (0..1); None if it was not measured.
         unproven: distillation terms that were zero in every step so far.
         restored: whether the training has begun, after the checkpoint of a resumed run was restored.
+        silence: how many of the last measurements of a term found no gradient, in succession.
     """
 
     teacher: Detector | None
@@ -83,6 +84,7 @@ class Engine(L.LightningModule):
         self.zero_steps = dict.fromkeys(learner.distillation_terms, 0)
         self.unproven = set(learner.distillation_terms)
         self.restored = False
+        self.silence = {name: 0 for name in learner.distillation_terms if name not in learner.terms_with_truth}
 
     @property
     def seconds(self) -> float:
@@ -133,15 +135,18 @@ class Engine(L.LightningModule):
         """Return the weighted loss of a batch, after checking every term.
 
         Raises:
-            RunError: a loss is not finite, or a distillation term has no effect.
+            RunError: a loss is not finite, a distillation term has no effect, or a method raises an error.
         """
         teacher_outputs = None
         if self.teacher is not None:
             with torch.no_grad(), self.teacher.keeping(*self.learner.keeps):
                 teacher_outputs = self.teacher(batch.images, batch.image_sizes)
-        terms = self.learner(
-            batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled, teacher=self.teacher
-        )
+        try:
+            terms = self.learner(
+                batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled, teacher=self.teacher
+            )
+        except MethodError as error:
+            raise MethodError(f"Step {self.global_step}: {error}") from error.__cause__
         total = weighted_sum(terms, self.weights, self.global_step)
         self.losses = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist(), strict=True))
         self.term_weights = {name: weight.at(self.global_step) for name, weight in self.weights.items()}
@@ -151,6 +156,8 @@ class Engine(L.LightningModule):
         self._check_reach(terms)
         measured = bool(self.learner.distillation_terms) and self.global_step % SHARE_EVERY == 0
         self.share = self._distillation_share(terms) if measured else None
+        if measured:
+            self._count_silence(terms)
         return total
 
     def _check_finite(self) -> None:
@@ -185,6 +192,16 @@ class Engine(L.LightningModule):
                     "teacher's."
                 )
             self.unproven.remove(name)
+
+    def _count_silence(self, terms: Mapping[str, Tensor]) -> None:
+        """Measure the gradient of one term, of each in turn, and count how often it was zero in succession.
+
+        Terms that read the ground truth may have none in a batch.
+        """
+        names = [name for name in terms if name in self.silence]
+        if names and self.losses[name := names[self.global_step // SHARE_EVERY % len(names)]] != 0:
+            reached = any(bool(gradient.any()) for gradient in self._gradients(terms[name]))
+            self.silence[name] = 0 if reached else self.silence[name] + 1
 
     def _distillation_share(self, terms: Mapping[str, Tensor]) -> float:
         """Return the norm of the distillation's gradient over the sum of its norm and the task's (0..1)."""

@@ -2,21 +2,27 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from understudy.errors import RunError, UserError
+from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.errors import UserError
 from understudy.files import write_atomically
+from understudy.reading import read_json, read_yaml
 from understudy.training.environment import environment
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks; there a folder is protected only by not being empty
     fcntl = None
+
+_HELD: set[Path] = set()  # folders that this process has locked: its own locks do not exclude it
+
+_FIRST_FILES = {".lock", ".environment.json.part", "environment.json", ".config.yaml.part"}
+"""What a start that was killed before it wrote the config leaves behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +36,6 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: str, facts: Mapping[str, Any] = MappingProxyType({})) -> "RunFolder":
-        """Create the folder of a new run and write its config and environment.
-
-        Args:
-            path: must not exist, or be empty.
-            config: the resolved config as YAML.
-            facts: plain values to add to ``environment.json``.
-
-        Raises:
-            UserError: the folder is not empty, or cannot be created.
-            RunError: a file cannot be written.
-        """
-        folder = cls(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                resume = f" To continue the run in it: understudy resume {path}" if folder.config.exists() else ""
-                raise UserError(f"The run folder {path} is not empty. Choose a new folder: run=FOLDER.{resume}")
-        except OSError as error:
-            raise UserError(f"The run folder {path} cannot be created: {error.strerror or error}.") from error
-        try:
-            write_atomically(folder.environment, (json.dumps({**environment(), **facts}, indent=2) + "\n").encode())
-            write_atomically(folder.config, config.encode())
-        except RunError:
-            folder.environment.unlink(missing_ok=True)  # so that the folder can be used once there is room
-            raise
-        return folder
-
-    @classmethod
     def open(cls, path: Path) -> "RunFolder":
         """Open the folder of an existing run.
 
@@ -70,24 +47,105 @@ class RunFolder:
             raise UserError(f"{path} is not a run folder: it has no config.yaml.")
         return folder
 
-    @contextlib.contextmanager
-    def locked(self) -> Generator[None]:
-        """Lock the folder against other processes within this block.
+    def check_new(self) -> None:
+        """Check that a new run can use the folder; it is not touched.
 
         Raises:
-            UserError: another process holds the lock.
+            UserError: the folder is not empty, or is no folder.
         """
-        if fcntl is None or not is_first_process():
-            yield
+        try:
+            found = {file.name for file in self.path.iterdir()}
+        except FileNotFoundError:
             return
-        with (self.path / ".lock").open("w") as lock:
+        except OSError as error:
+            raise UserError(f"The run folder {self.path} cannot be created: {error.strerror or error}.") from error
+        if found and not (".lock" in found and found <= _FIRST_FILES):
+            resume = f" To continue the run in it: understudy resume {self.path}" if self.config.exists() else ""
+            raise UserError(f"The run folder {self.path} is not empty. Choose a new folder: run=FOLDER.{resume}")
+
+    @contextlib.contextmanager
+    def created(self, config: str, facts: Mapping[str, Any] = MappingProxyType({})) -> Generator[None]:
+        """Create the folder of a new run, write its environment and config, and lock it within this block.
+
+        Of several processes that start in one folder, the one that locks it first writes; the others change nothing.
+
+        Args:
+            config: the resolved config as YAML.
+            facts: plain values to add to ``environment.json``.
+
+        Raises:
+            UserError: the folder is not empty, in use, or cannot be created.
+            RunError: a file cannot be written.
+        """
+        self.check_new()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The run folder {self.path} cannot be created: {error.strerror or error}.") from error
+        with self.locked():
+            self.check_new()  # another run may have begun and ended since
+            self.write_environment({**environment(), **facts})
+            write_atomically(self.config, config.encode())  # last: a folder with a config is a run
+            yield
+
+    @contextlib.contextmanager
+    def locked(self) -> Generator[None]:
+        """Lock the folder against other runs within this block.
+
+        The lock ends with this process, however it ends. Its workers do not inherit it.
+
+        Raises:
+            UserError: another run holds the lock, or the folder cannot be written to.
+        """
+        place = self.path.resolve()
+        in_use = UserError(
+            f"{self.path} is in use: another process is training in it. Wait until it has ended. For a run of its own, "
+            "choose a new folder: run=FOLDER."
+        )
+        if place in _HELD:
+            raise in_use
+        try:
+            lock = (self.path / ".lock").open("ab")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written to: {error.strerror or error}.") from error
+        with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{self.path} is in use: another process is training in it.") from error
+                # Not flock, whose lock a forked worker shares: it would outlive a killed run by seconds.
+                if fcntl:
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # POSIX allows both
+                raise in_use from None
             except OSError:
                 pass  # a file system without locks
-            yield
+            _HELD.add(place)
+            try:
+                yield
+            finally:
+                _HELD.remove(place)
+
+    def read_config(self) -> TrainConfig:
+        """Return the resolved config; a :class:`~understudy.config.DistillConfig` for a distilled student.
+
+        Raises:
+            UserError: the file cannot be read, or is not a config.
+        """
+        kind = DistillConfig if "teacher" in read_yaml(self.config, "config file") else TrainConfig
+        return load_config(kind, self.config)
+
+    def read_environment(self) -> dict[str, Any]:
+        """Return the content of ``environment.json``; an empty dict if there is no such file, or if it is damaged."""
+        try:
+            return read_json(self.environment)
+        except UserError:
+            return {}
+
+    def write_environment(self, content: Mapping[str, Any]) -> None:
+        """Write ``environment.json``.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_atomically(self.environment, (json.dumps(content, indent=2) + "\n").encode())
 
     @property
     def config(self) -> Path:
@@ -123,10 +181,3 @@ class RunFolder:
     def result(self) -> Path:
         """The evaluation of the best checkpoint; it exists if the run is finished."""
         return self.path / "result.json"
-
-
-def is_first_process() -> bool:
-    """Return whether this process writes files and prints: the only process, or rank 0 of a distributed run."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"]) == 0
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -92,4 +92,4 @@ def _tensorboard(folder: RunFolder, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1 if step else None)
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)

@@ -1,6 +1,7 @@
 # ty: ignore[incompatible-method-override]  -- Lightning's `pl_module` (any class) is our `engine: Engine`
 """The callback that shows a progress bar, or prints lines where there is no terminal."""
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,8 @@ class ShowProgress(L.Callback):
     def teardown(self, trainer: L.Trainer, engine: "Engine", stage: str) -> None:
         """Remove the bar."""
         if self.live:
-            self.live.stop()
+            with contextlib.suppress(OSError):  # the terminal has been closed
+                self.live.stop()
             self.live = None
 
     def on_exception(self, trainer: L.Trainer, engine: "Engine", exception: BaseException) -> None:

@@ -1,17 +1,19 @@
-"""Checks that a resumed run is still the run of its checkpoint: same config, same data."""
+"""Checks that a resumed run is still the run of its checkpoint: same config, same data, same teacher."""
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from understudy.checkpoints import faults_of_metadata, read_checkpoint
-from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.config import DistillConfig, TrainConfig
 from understudy.data import DetectionData
 from understudy.errors import UserError
+from understudy.files import drop_rows_after
 from understudy.methods.loading import is_own
-from understudy.reading import read_yaml
 from understudy.text import shown
+from understudy.training.environment import environment
 from understudy.training.folder import RunFolder
 
 _OF_THE_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version")
@@ -24,6 +26,7 @@ MAY_CHANGE = (
     "data.allow_outside",
     "data.unlabelled",
     "teacher",
+    "teacher_check",
     "detector.backbone_weights",
     "accelerator",
     "devices",
@@ -72,19 +75,20 @@ def load_unchanged_config(folder: RunFolder, saved: Mapping[str, Any]) -> TrainC
     Raises:
         UserError: a key was edited that changes the result.
     """
-    distilled = "teacher" in read_yaml(folder.config, "config file")
-    config = load_config(DistillConfig if distilled else TrainConfig, folder.config)
-    now, then = _flat(config.model_dump(mode="json")), _flat(saved["config"])
-    faults = [
-        f"{key}: {then[key]} in the checkpoint, {value} now"
-        for key, value in now.items()
-        if key not in MAY_CHANGE and key in then and then[key] != value
-    ]
+    config = folder.read_config()
+    changed = _changed(config, saved["config"])
+    faults = [f"{key}: {then} in the checkpoint, {now} now" for key, (then, now) in changed.items()]
     if faults:
-        command = f"understudy {'distill' if distilled else 'train'} --config {folder.config} run=NEW_FOLDER"
+        command = "distill" if isinstance(config, DistillConfig) else "train"
+        command = f"understudy {command} --config {folder.config} run=NEW_FOLDER"
         faults.append(f"restore these values, or start a new run: {command}")
         raise UserError.listing(f"{folder.config} was changed since {folder.last} was written:", faults)
     return config
+
+
+def own_methods(config: TrainConfig) -> list[str]:
+    """Return the methods of a config that are imported from modules, ``package.module:Class``."""
+    return [name for name in config.methods if is_own(name)] if isinstance(config, DistillConfig) else []
 
 
 def check_own_methods(folder: RunFolder, config: TrainConfig, named: Sequence[str]) -> None:
@@ -93,7 +97,7 @@ def check_own_methods(folder: RunFolder, config: TrainConfig, named: Sequence[st
     Raises:
         UserError: an own method of the run is not named, or a named one is not of the run.
     """
-    own = [name for name in config.methods if is_own(name)] if isinstance(config, DistillConfig) else []
+    own = own_methods(config)
     if set(named) == set(own):
         return
     if others := [name for name in named if name not in own]:
@@ -104,6 +108,34 @@ def check_own_methods(folder: RunFolder, config: TrainConfig, named: Sequence[st
         f"The config of {folder.path} names methods that are imported from modules, and so run their code: "
         f"{', '.join(own)}. If you trust them: {command}"
     )
+
+
+def requeued() -> bool:
+    """Return whether SLURM has started this job again, after a time limit or for a job of higher priority."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def same_run(config: TrainConfig, begun: TrainConfig) -> bool:
+    """Return whether a config describes the run that began with another one, in which all options are filled in."""
+    if type(config) is not type(begun):
+        return False
+    if (
+        isinstance(config, DistillConfig)
+        and isinstance(begun, DistillConfig)
+        and config.methods.keys() != begun.methods.keys()
+    ):
+        return False
+    return not _changed(config, begun.model_dump(mode="json"))
+
+
+def _changed(config: TrainConfig, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values before and now of changed keys that decide the result; a key that is new is not one."""
+    now, then = _flat(config.model_dump(mode="json")), _flat(before)
+    return {
+        key: (then[key], value)
+        for key, value in now.items()
+        if key not in MAY_CHANGE and key in then and then[key] != value
+    }
 
 
 def check_unchanged_data(saved: Mapping[str, Any], data: DetectionData, steps_per_epoch: int, unlabelled: int) -> None:
@@ -139,3 +171,63 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def record_resumption(
+    folder: RunFolder, facts: Mapping[str, Any], saved: Mapping[str, Any] | None, accept_changes: bool
+) -> list[str]:
+    """Prepare a run folder for the continuation of its run, and return notes on what differs from its start.
+
+    Later rows than those of the checkpoint are dropped. ``environment.json`` gets an item of ``resumed``; without a
+    checkpoint it is written anew, like that of a new run.
+
+    Args:
+        folder: the run folder.
+        facts: those of the continuation.
+        saved: metadata of the checkpoint; None if the run starts again.
+        accept_changes: whether other data or another teacher are accepted.
+
+    Raises:
+        UserError: the data or the teacher are others than at the start.
+    """
+    step, now, start = saved["step"] if saved else 0, environment(), folder.read_environment()
+    if saved is None:
+        notes = ["The run has no checkpoint: it starts again from its first step"]
+        record = {**now, **facts}
+    else:
+        notes = _changed_files(folder, facts["fingerprints"], start, accept_changes) + _changed_software(start, now)
+        resumed = {"started": now["started"], "step": step, "notes": notes}
+        record = {**start, "fingerprints": facts["fingerprints"], "resumed": [*start.get("resumed", []), resumed]}
+    if start or saved is None:  # a damaged file is left as it is
+        folder.write_environment(record)
+    for file in (folder.losses, folder.metrics):
+        drop_rows_after(file, step)
+    return notes
+
+
+def _changed_files(
+    folder: RunFolder, now: Mapping[str, str], start: Mapping[str, Any], accept_changes: bool
+) -> list[str]:
+    then = start.get("fingerprints")
+    if not isinstance(then, dict):
+        return [f"{folder.environment} has no fingerprints: whether data and teacher have changed is not known"]
+    changed = [name for name in now if name in then and then[name] != now[name]]
+    if changed and not accept_changes:
+        accept = f"understudy resume {folder.path} --accept-changes"
+        changed.append(f"restore them, start a new run, or continue with these on purpose: {accept}")
+        raise UserError.listing(f"{folder.path} cannot continue, these are not the same as at its start:", changed)
+    return [f"Not the same as at the start of the run, and accepted: {name}" for name in changed]
+
+
+def _changed_software(start: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a note if other versions or numbers of threads than at the start may change the last digits."""
+    flat_now, flat_then = (
+        _flat({key: one.get(key) for key in ("python", "packages", "threads", "gpus")}) for one in (now, start)
+    )
+    changed = [
+        f"{key.removeprefix('packages.')} {flat_now.get(key)} (at the start {then})"
+        for key, then in flat_then.items()
+        if flat_now.get(key) != then
+    ]
+    what = f"Other software or hardware than at the start of the run: {', '.join(changed)}"
+    return [f"{what}. Results may differ in their last digits"] if changed else []

@@ -9,30 +9,41 @@ import contextlib
 import errno
 import re
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from understudy.checkpoints import check_weights
 from understudy.config import DistillConfig, TrainConfig, dump_config
-from understudy.errors import RunError, UserError, is_out_of_memory
-from understudy.files import drop_rows_after
+from understudy.errors import RunError, Stopped, UserError, is_out_of_memory
 from understudy.text import shown
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.checkpointing import Interrupted
 from understudy.training.console import say
-from understudy.training.folder import RunFolder, is_first_process
-from understudy.training.resuming import check_own_methods, load_unchanged_config, read_resumable
-from understudy.training.trainer import quiet_lightning
+from understudy.training.folder import RunFolder
+from understudy.training.launching import is_first_process
+from understudy.training.resuming import (
+    check_own_methods,
+    load_unchanged_config,
+    own_methods,
+    read_resumable,
+    record_resumption,
+    requeued,
+    same_run,
+)
+from understudy.training.trainer import make_trainer, quiet_lightning
 
 
 def train(config: TrainConfig) -> Path:
     """Train a detector (a teacher or a plain student) and return its run folder.
 
+    A job that SLURM has requeued continues the run that it finds in its folder.
+
     Raises:
         UserError: the config does not fit the data, the detector or the machine; nothing was written.
         RunError: the run failed; its folder holds everything up to the last checkpoint.
-        KeyboardInterrupt: the user stopped the run; the message names the command that continues it.
+        Stopped: a signal stopped the run; the message names the command that continues it. A ``KeyboardInterrupt``.
     """
     return _start(config)
 
@@ -42,47 +53,50 @@ def distill(config: DistillConfig) -> Path:
     return _start(config)
 
 
-def resume(run: Path, methods: Sequence[str] = ()) -> Path:
-    """Continue an interrupted run from its last checkpoint, and return its folder.
+def resume(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = False) -> Path:
+    """Continue an interrupted run from its last checkpoint, or from its first step, and return its folder.
 
     Args:
         run: the folder.
         methods: the user's own methods that may be imported; a run that uses others is refused.
+        accept_changes: whether to continue with other data or another teacher than at the start.
 
     Raises:
-        UserError: the folder is not a run, or the run is finished, in use, without a checkpoint, or changed.
+        UserError: the folder is not a run, or the run is finished, in use or changed, or reads other data.
         RunError: as :func:`train`.
-        KeyboardInterrupt: as :func:`train`.
+        Stopped: as :func:`train`.
     """
     folder = RunFolder.open(Path(run))
-    with folder.locked():
+    trainer = make_trainer(folder.read_config(), folder.path)
+    with _in_first_process(folder.locked()):
         if folder.result.exists():
             raise UserError(f"{run} is finished. Its evaluation is in {folder.result}.")
-        if not folder.last.exists():
-            raise UserError(
-                f"{run} has no checkpoint: it was stopped before the first was saved. Delete the folder and start the "
-                "run again."
-            )
-        content = read_resumable(folder.last)
-        saved = content["understudy"]
-        config = load_unchanged_config(folder, saved)
+        content = read_resumable(folder.last) if folder.last.exists() else None
+        saved = content["understudy"] if content else None
+        config = load_unchanged_config(folder, saved) if saved else folder.read_config()
         check_own_methods(folder, config, methods)
-        assembled = assemble(config, folder, saved)
-        summary = f"The weights in {folder.last} do not fit the run:"
-        check_weights(summary, assembled.engine.state_dict(), content["state_dict"])
-        if is_first_process():
-            for file in (folder.losses, folder.metrics):
-                drop_rows_after(file, saved["step"])
-        return _fit(assembled)
+        assembled = assemble(config, folder, trainer, saved)
+        if content:
+            summary = f"The weights in {folder.last} do not fit the run:"
+            check_weights(summary, assembled.engine.state_dict(), content["state_dict"])
+        notes = record_resumption(folder, assembled.facts, saved, accept_changes) if is_first_process() else []
+        return _fit(replace(assembled, notes=(*notes, *assembled.notes)))
 
 
 def _start(config: TrainConfig) -> Path:
-    folder = RunFolder(config.run)
-    assembled = assemble(resolve_config(config), folder)
+    config, folder = resolve_config(config), RunFolder(config.run)
+    if requeued() and folder.config.exists() and same_run(config, folder.read_config()):
+        return resume(folder.path, own_methods(config))  # the user names them in this config, too
+    trainer = make_trainer(config, folder.path)
     if is_first_process():
-        RunFolder.create(config.run, dump_config(assembled.engine.config), assembled.facts)
-    with folder.locked():
+        folder.check_new()  # at once: opening a large data set takes a while
+    assembled = assemble(config, folder, trainer)
+    with _in_first_process(folder.created(dump_config(assembled.engine.config), assembled.facts)):
         return _fit(assembled)
+
+
+def _in_first_process(block: contextlib.AbstractContextManager[None]) -> contextlib.AbstractContextManager[None]:
+    return block if is_first_process() else contextlib.nullcontext()
 
 
 def _fit(run: AssembledRun) -> Path:
@@ -90,7 +104,7 @@ def _fit(run: AssembledRun) -> Path:
         for note in run.notes:
             say(note)
     torch.set_flush_denormal(True)  # denormal numbers make training on a CPU many times slower
-    with quiet_lightning(), _failures_explained(run.folder), run.checkpoints.handling_interrupts():
+    with quiet_lightning(), _failures_explained(run.folder), run.checkpoints.handling_signals():
         try:
             run.trainer.fit(run.engine, run.loader, ckpt_path=run.folder.last if run.resumed else None)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -106,7 +120,9 @@ def _fit(run: AssembledRun) -> Path:
                 f"{shown(str(error))}). Its detector may still be usable: understudy evaluate {run.folder.path}"
             ) from error
         except Interrupted as stop:
-            raise KeyboardInterrupt(str(stop)) from None
+            if not is_first_process():
+                raise SystemExit(0) from None  # a launcher kills the first process when another one fails
+            raise Stopped(str(stop), stop.number) from None
         run.validate.write_result(run.trainer, run.engine)
     return run.folder.path
 
@@ -124,9 +140,8 @@ def _failures_explained(folder: RunFolder) -> Generator[None]:
         cause = error.__cause__ if isinstance(error, RunError) else error
         if not (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise
-        saved, path = folder.last.exists(), folder.path
-        remedy = f"run: understudy resume {path}" if saved else f"delete {path} and start the run again."
-        raise RunError(f"The disk is full: {error} Free some space, then {remedy}") from error
+        remedy = f"Free some space, then run: understudy resume {folder.path}"
+        raise RunError(f"The disk is full: {error} {remedy}") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise RunError(

@@ -33,5 +33,5 @@ class LearningRate:
         if schedule.name == "cosine":
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
         # 1x is 12 epochs with drops after 8 and 11, 2x is 24 with drops after 16 and 22: the same proportions.
-        epoch = step / self.steps_per_epoch
-        return 0.1 ** sum(epoch >= round(schedule.epochs * part) for part in (2 / 3, 11 / 12))
+        epoch, drops = step / self.steps_per_epoch, (2 / 3, 11 / 12) if schedule.drops is None else schedule.drops
+        return 0.1 ** sum(epoch >= round(schedule.epochs * part) for part in drops)

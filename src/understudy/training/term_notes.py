@@ -1,5 +1,5 @@
 # ty: ignore[incompatible-method-override]  -- Lightning's `pl_module` (any class) is our `engine: Engine`
-"""The callback that warns of distillation terms that dominate the gradient or have no effect."""
+"""The callback that warns of terms that dominate the gradient, have no effect (any more), or are negative."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,23 +12,62 @@ if TYPE_CHECKING:
     from understudy.training.engine import Engine
 
 
+SILENT = 3
+"""Measurements in succession without a gradient after which a term is named."""
+
+BELOW_ZERO = -1e-4
+"""A loss below this is negative; rounding makes a divergence of about -1e-8."""
+
+
 class NoteTerms(L.Callback):
-    """Warn once if the distillation dominates the gradient, and at the end of terms that were always zero."""
+    """Warn once if the distillation dominates the gradient, of each negative loss and each term without a gradient.
+
+    At the end it names the terms that were always zero.
+    """
 
     def __init__(self) -> None:
         self.said = False
+        self.negative: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether the warning was printed, for a run that is interrupted."""
-        return {"said": self.said}
+        """Return which warnings were printed, for a run that is interrupted."""
+        return {"said": self.said, "negative": self.negative}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
-        self.said = state_dict["said"]
+        self.said, self.negative = state_dict["said"], state_dict.get("negative", [])
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
-        """Warn if a share of the gradient was measured in this step and is too large."""
-        if self.said or engine.share is None or engine.share <= LARGEST_SHARE or not trainer.is_global_zero:
+        """Warn of what this step shows."""
+        if trainer.is_global_zero:
+            self._note_negative(trainer, engine)
+            self._note_silence(trainer, engine)
+            self._note_share(trainer, engine)
+
+    def _note_negative(self, trainer: L.Trainer, engine: "Engine") -> None:
+        for name, value in engine.losses.items():
+            if name != "total" and value < BELOW_ZERO and name not in self.negative:
+                self.negative.append(name)
+                say(
+                    f"step {trainer.global_step}: the loss {name} is negative ({value:.4g}). A distance is at least 0: "
+                    "with a wrong sign, training increases it. Check the sign of this term; if it has another lower "
+                    "bound, ignore this line."
+                )
+
+    def _note_silence(self, trainer: L.Trainer, engine: "Engine") -> None:
+        if engine.share is None:  # nothing was measured in this step
+            return
+        for name in [name for name, count in engine.silence.items() if count == SILENT]:
+            engine.silence[name] += 1  # said
+            say(
+                f"step {trainer.global_step}: the distillation term {name} ({engine.losses[name]:.4g}) has no gradient "
+                f"any more with respect to any weight of the student, in {SILENT} measurements in succession. It has "
+                "no effect now. Possible causes: the method detaches the student's outputs from some step on, or a "
+                "limit that it applies is reached."
+            )
+
+    def _note_share(self, trainer: L.Trainer, engine: "Engine") -> None:
+        if self.said or engine.share is None or engine.share <= LARGEST_SHARE:
             return
         self.said = True
         weighted = {name: engine.losses[name] * weight for name, weight in engine.term_weights.items()}

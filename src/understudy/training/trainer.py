@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +12,41 @@ import lightning.pytorch as L
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from understudy.checkpoints import write_checkpoint
 from understudy.config import TrainConfig
 from understudy.errors import UserError
+from understudy.training.launching import OneProcess, adopt_rank, cluster_environment
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
-def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """Make Lightning's trainer.
+def make_trainer(config: TrainConfig, folder: Path) -> L.Trainer:
+    """Make Lightning's trainer, without callbacks; from then on the rank of this process is known.
 
     Args:
         config: the run's config.
         folder: the run folder.
-        callbacks: called in this order.
 
     Raises:
-        UserError: the devices or the precision are not available.
+        UserError: the devices, the precision or the launcher's processes are not as the config asks.
     """
     try:
         with quiet_lightning():
+            devices = _count(config.accelerator) if config.devices == "auto" else config.devices
+            environment = cluster_environment(devices, config.num_nodes)
             trainer = L.Trainer(
                 accelerator=config.accelerator,
-                devices=config.devices,
+                devices=devices,
                 num_nodes=config.num_nodes,
                 strategy=config.strategy,
                 precision=PRECISIONS[config.precision],
                 max_epochs=config.schedule.epochs,
                 gradient_clip_val=config.optimizer.clip_norm,
                 sync_batchnorm=config.detector.norm == "sync",
-                callbacks=list(callbacks),
-                plugins=[_AtomicCheckpoints()],
+                plugins=[_AtomicCheckpoints(), *([environment] if environment else [])],
                 use_distributed_sampler=False,
                 logger=False,
                 enable_checkpointing=False,
@@ -52,6 +54,8 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callba
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
+            if isinstance(trainer.strategy, ParallelStrategy) and trainer.strategy.cluster_environment:
+                trainer.strategy.cluster_environment.validate_settings(devices, config.num_nodes)
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(
             f"accelerator={config.accelerator} devices={config.devices} strategy={config.strategy} "
@@ -63,6 +67,8 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callba
             "would wait for the others without end. Use SLURM (srun), or on each machine: torchrun "
             f"--nnodes={config.num_nodes} --node-rank=NUMBER --master-addr=FIRST_MACHINE -m understudy ..."
         )
+    adopt_rank(trainer)
+    trainer._signal_connector = _NoSignals(trainer)
     on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     if config.precision == "16" and on_cpu:
         raise UserError("precision=16 needs a GPU, but this run is on the CPU. Use precision=32 or precision=bf16.")
@@ -78,6 +84,20 @@ def _has_launcher() -> bool:
     """Return whether the environment tells this process its place among the machines of a run."""
     known = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_RANK")
     return any(name in os.environ for name in known)
+
+
+def _count(accelerator: str) -> int:
+    """Return the number of available devices."""
+    found = L.Trainer(
+        accelerator=accelerator,
+        devices="auto",
+        plugins=[OneProcess()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return found.num_devices
 
 
 @contextlib.contextmanager
@@ -102,3 +122,14 @@ class _AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         write_checkpoint(Path(path), checkpoint)
+
+
+class _NoSignals(_SignalConnector):
+    """Leaves signals to the run, which saves first.
+
+    Lightning's own handlers end the training without saving, broadcast within a signal handler, and requeue jobs of
+    SLURM themselves.
+    """
+
+    def register_signal_handlers(self) -> None:
+        self.received_sigterm = False

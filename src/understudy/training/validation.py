@@ -2,21 +2,28 @@
 """The callback that evaluates the student during a run and keeps its best checkpoint."""
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 
 from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
-from understudy.data import DetectionData, evaluation_loader
+from understudy.data import Batch, DetectionData, evaluation_loader, shown_location
 from understudy.evaluation import detect_all, gather_detections, score
 from understudy.files import append_row, write_atomically
 from understudy.reading import number_in, read_rows
+from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.console import say
 from understudy.training.folder import RunFolder
+from understudy.training.teacher_check import CheckTeacher
 
 if TYPE_CHECKING:
     from understudy.training.engine import Engine
+
+
+SEVERAL = 3
+"""Evaluations in a row from the start, each with an AP of 0, after which the run remarks on it."""
 
 
 class Validate(L.Callback):
@@ -26,14 +33,34 @@ class Validate(L.Callback):
         folder: the run folder.
         data: the validation split.
         config: the run's config.
+        checkpoints: has saved the epoch before it is evaluated, and stops the run if a signal asks for it.
+        check: the check of the teacher, which compares the best student with it.
     """
 
-    def __init__(self, folder: RunFolder, data: DetectionData, config: TrainConfig):
+    def __init__(
+        self,
+        folder: RunFolder,
+        data: DetectionData,
+        config: TrainConfig,
+        checkpoints: KeepCheckpoints,
+        check: CheckTeacher | None = None,
+    ):
         self.folder, self.data, self.config = folder, data, config
+        self.checkpoints, self.check = checkpoints, check
+
+    def on_fit_start(self, trainer: L.Trainer, engine: "Engine") -> None:
+        """Evaluate the last epoch of a resumed run, if it was stopped after this epoch was saved."""
+        epoch, within = divmod(self.checkpoints.saved_step, engine.steps_per_epoch)
+        evaluated = {int(row["epoch"]) for row in read_rows(self.folder.metrics)}
+        if epoch and not within and epoch not in evaluated:
+            self._evaluate(trainer, engine, epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate after every ``evaluate_every`` epochs and after the last."""
-        epoch = trainer.current_epoch + 1
+        self._evaluate(trainer, engine, trainer.current_epoch + 1)
+
+    def _evaluate(self, trainer: L.Trainer, engine: "Engine", epoch: int) -> None:
+        """Evaluate an epoch that was saved just now, if it is due."""
         if epoch % self.config.evaluate_every and epoch != self.config.schedule.epochs:
             return
         loader = evaluation_loader(
@@ -46,25 +73,40 @@ class Validate(L.Callback):
             world_size=trainer.world_size,
         )
         with trainer.precision_plugin.forward_context():
-            detections = detect_all(engine.learner.student, loader, engine.device, self.data.category_ids)
+            batches = self._until_stopped(trainer, loader)
+            detections = detect_all(engine.learner.student, batches, engine.device, self.data.category_ids)
         detections = gather_detections(detections)
         if trainer.is_global_zero:
             self._record(trainer, engine, epoch, detections)
         trainer.strategy.barrier("validated")
+        if epoch != self.config.schedule.epochs:  # otherwise only the result is left to write
+            self.checkpoints.stop_if_asked(trainer)
+
+    def _until_stopped(self, trainer: L.Trainer, loader: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in loader:
+            self.checkpoints.stop_evaluation(trainer)
+            yield batch
 
     def _record(self, trainer: L.Trainer, engine: "Engine", epoch: int, detections: list[dict[str, Any]]) -> None:
         """Write the epoch's row, and the checkpoint if it is the best so far."""
         evaluation = score(self.data, detections)
+        step = self.checkpoints.saved_step
         metrics = {name: evaluation.coco[name] for name in ("AP", "AP50", "AP75")}
-        best = max((number_in(row, "AP", self.folder.metrics) for row in read_rows(self.folder.metrics)), default=-1.0)
-        row = {"epoch": epoch, "step": trainer.global_step, **metrics, "seconds": round(engine.seconds, 1)}
+        before = [number_in(row, "AP", self.folder.metrics) for row in read_rows(self.folder.metrics)]
+        best = max(before, default=-1.0)
+        row = {"epoch": epoch, "step": step, **metrics, "seconds": round(engine.seconds, 1)}
         if metrics["AP"] > best:
+            if self.check:
+                self.check.measure_student(detections)
             weights = engine.learner.student.network.state_dict(prefix=STUDENT)
-            meta = engine.metadata(epoch=epoch, AP=metrics["AP"], evaluation=evaluation.to_dict())
+            meta = engine.metadata(epoch=epoch, step=step, AP=metrics["AP"], evaluation=evaluation.to_dict())
             write_checkpoint(self.folder.best, {"understudy": meta, "state_dict": weights})
         append_row(self.folder.metrics, row)
         scores = "  ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
-        say(f"epoch {epoch:>3}  {scores}" + ("  best so far" if metrics["AP"] > best else ""))
+        say(f"epoch {epoch:>3}  {scores}" + ("  best so far" if metrics["AP"] > max(best, 0.0) else ""))
+        evaluations, last = len(before) + 1, epoch == self.config.schedule.epochs
+        if metrics["AP"] == max(best, 0.0) == 0 and (evaluations == SEVERAL or (last and evaluations < SEVERAL)):
+            say(_nothing_found(evaluations, self.config))
 
     def write_result(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Write the best checkpoint's evaluation to ``result.json``; called when the run is finished."""
@@ -76,5 +118,18 @@ class Validate(L.Callback):
             "epoch": meta["epoch"],
             "parameters": sum(parameter.numel() for parameter in engine.learner.student.parameters()),
             "train_seconds": round(engine.seconds, 1),
+            **({"teacher_check": self.check.found} if self.check and self.check.found else {}),
         }
         write_atomically(self.folder.result, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _nothing_found(evaluations: int, config: TrainConfig) -> str:
+    """Remark that the student detects nothing right, with likely causes."""
+    rate, sizes = config.optimizer.lr, config.data.shorter_side[-1]
+    counted = "the only evaluation" if evaluations == 1 else f"all {evaluations} evaluations so far"
+    return (
+        f"AP was 0.0 in {counted}. Possible causes: too few steps yet, a learning rate that is too low or too high "
+        f"(optimizer.lr={rate:g}), objects that are too small at data.shorter_side={sizes} or for the anchors "
+        "(detector.anchor_scale), or wrong boxes or classes (run `understudy check "
+        f"{shown_location(config.data.path)}`)."
+    )

@@ -1,45 +1,16 @@
-"""Charts and pictures: where lines, boxes and heat are drawn."""
+"""Pictures: where boxes and heat are drawn."""
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from understudy.report import figures
+from understudy import figures
 
 
 def pixels(figure):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-
-
-def test_curves_begin_at_zero_and_leave_gaps():
-    curve = figures.Curve("plain", "#2b8cd6", np.arange(3.0), np.array([30.0, float("nan"), 32.0]))
-    axes = figures.curve_chart([curve], x_label="epoch", y_label="AP").axes[0]
-    assert axes.get_ylim()[0] == 0
-    assert axes.get_ylim()[1] >= 32
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["plain"]
-
-
-def test_loss_axes_begin_at_zero_and_say_when_first_values_are_cut_off():
-    spiked = np.concatenate([[100.0], np.ones(99)])
-    terms = {
-        "total": [figures.Curve("a", "#2b8cd6", np.arange(100.0), spiked)],
-        "calm": [figures.Curve("a", "#2b8cd6", np.arange(100.0), np.linspace(2, 1, 100))],
-    }
-    spiky, calm = figures.loss_charts(terms).axes
-    assert spiky.get_ylim()[0] == calm.get_ylim()[0] == 0
-    assert spiky.get_ylim()[1] < 5
-    assert "above the frame" in spiky.get_title(loc="left")
-    assert calm.get_ylim()[1] > 2
-    assert calm.get_title(loc="left") == "calm"
-
-
-def test_running_mean_of_a_line_is_the_line_and_short_curves_are_left_alone():
-    line = np.linspace(0, 1, 201)
-    np.testing.assert_allclose(figures.running_mean(line)[5:-5], line[5:-5])
-    assert figures.running_mean(line[:20]) is not None
-    np.testing.assert_array_equal(figures.running_mean(line[:20]), line[:20])
 
 
 def test_picture_has_the_asked_width_and_draws_the_box_where_it_is():
@@ -84,3 +55,18 @@ def test_level_that_sees_nothing_is_not_drawn_bright():
         for value in (0.02, 0.9)
     )
     assert faint < 0.4 * strong
+
+
+def test_a_sheet_has_a_titled_picture_for_each_cell():
+    red, black = (np.full((40, 40, 3), colour, dtype=np.uint8) for colour in ((255, 0, 0), (0, 0, 0)))
+    cells = [
+        figures.Cell(name, "many words " * 8, figures.detection_picture(image, np.zeros((0, 4)), [], []))
+        for name, image in (("red", red), ("black", black))
+    ]
+    figure = figures.sheet([cells, cells[:1]], {"correct": "#1ba37a"})
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert [title.splitlines()[0] for title in titles] == ["red", "black", "red"]
+    assert max(len(line) for title in titles for line in title.splitlines()) <= 41
+    drawn = figure.axes[0].get_images()[0].get_array()
+    assert np.abs(np.asarray(drawn).reshape(-1, 3).mean(0) - [255, 0, 0]).max() < 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["correct"]

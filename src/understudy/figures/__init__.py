@@ -1,0 +1,43 @@
+"""Charts and pictures: from plain arrays to matplotlib figures, for the page and as files.
+
+Figures are built without ``pyplot``, so they leave no global state. Charts use two placeholder inks; :func:`as_svg`
+replaces them by the page's text colours, so that they fit its light and its dark mode.
+"""
+
+from understudy.figures.charts import Curve, bar_chart, cloud_chart, curve_chart, loss_charts, point_chart
+from understudy.figures.pictures import HEAT_FLOOR, Cell, detection_picture, heat_picture, sheet
+from understudy.figures.style import (
+    CLASS_COLOURS,
+    INK,
+    MORE_COLOURS,
+    ROLE_COLOURS,
+    STUDENT_COLOURS,
+    distinct_colours,
+)
+from understudy.figures.writing import Captioned, as_image, as_svg, file_names, refuse_existing, write_figures
+
+__all__ = [
+    "CLASS_COLOURS",
+    "HEAT_FLOOR",
+    "INK",
+    "MORE_COLOURS",
+    "ROLE_COLOURS",
+    "STUDENT_COLOURS",
+    "Captioned",
+    "Cell",
+    "Curve",
+    "as_image",
+    "as_svg",
+    "bar_chart",
+    "cloud_chart",
+    "curve_chart",
+    "detection_picture",
+    "distinct_colours",
+    "file_names",
+    "heat_picture",
+    "loss_charts",
+    "point_chart",
+    "refuse_existing",
+    "sheet",
+    "write_figures",
+]

@@ -1,0 +1,72 @@
+"""Charts: where axes begin, which lines and bars there are, and how they are named."""
+
+import numpy as np
+
+from understudy.figures import charts
+
+
+def test_curves_begin_at_zero_and_leave_gaps():
+    curve = charts.Curve("plain", "#2b8cd6", np.arange(3.0), np.array([30.0, float("nan"), 32.0]))
+    axes = charts.curve_chart([curve], x_label="epoch", y_label="AP").axes[0]
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] >= 32
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["plain"]
+
+
+def test_loss_axes_begin_at_zero_and_say_when_first_values_are_cut_off():
+    spiked = np.concatenate([[100.0], np.ones(99)])
+    terms = {
+        "total": [charts.Curve("a", "#2b8cd6", np.arange(100.0), spiked)],
+        "calm": [charts.Curve("a", "#2b8cd6", np.arange(100.0), np.linspace(2, 1, 100))],
+    }
+    spiky, calm = charts.loss_charts(terms).axes
+    assert spiky.get_ylim()[0] == calm.get_ylim()[0] == 0
+    assert spiky.get_ylim()[1] < 5
+    assert "above the frame" in spiky.get_title(loc="left")
+    assert calm.get_ylim()[1] > 2
+    assert calm.get_title(loc="left") == "calm"
+
+
+def test_running_mean_of_a_line_is_the_line_and_short_curves_are_left_alone():
+    line = np.linspace(0, 1, 201)
+    np.testing.assert_allclose(charts.running_mean(line)[5:-5], line[5:-5])
+    assert charts.running_mean(line[:20]) is not None
+    np.testing.assert_array_equal(charts.running_mean(line[:20]), line[:20])
+
+
+def test_bars_stand_in_groups_with_their_values_and_none_where_there_is_no_number():
+    series = {"plain": [0.5, float("nan")], "distilled": [-0.25, 1.0]}
+    colours = {"plain": "#2b8cd6", "distilled": "#e0651a"}
+    figure = charts.bar_chart(["a", "b"], series, colours, x_label="level", y_label="r", line=("reference", 0.3))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in axes.texts] == ["0.50", "", "-0.25", "1.00"]
+    assert [bar.get_height() for bar in axes.patches] == [0.5, 0, -0.25, 1.0]
+    first, second = axes.patches[0], axes.patches[2]
+    assert first.get_x() + first.get_width() <= second.get_x()
+    assert axes.get_ylim()[0] < -0.25
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "distilled"]
+
+
+def test_bars_without_negative_values_begin_at_zero():
+    figure = charts.bar_chart(["a"], {"AP": [30.0]}, {"AP": "#e0651a"}, x_label="", y_label="", line=("plain", 20.0))
+    assert figure.axes[0].get_ylim()[0] == 0
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain"]
+
+
+def test_points_are_named_and_all_visible():
+    points = [("small", 30.0, 25.0), ("big", 40.0, 28.0)]
+    axes = charts.point_chart(points, x_label="x", y_label="y", colour="#e0651a", line=("plain", 20.0)).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["small", "big"]
+    assert axes.get_xlim()[0] < 30 < 40 < axes.get_xlim()[1]
+    assert axes.get_ylim()[0] < 20 < 28 < axes.get_ylim()[1]
+
+
+def test_clouds_have_a_panel_for_each_title_and_logarithmic_axes():
+    cloud = (np.array([0.1, 10.0]), np.array([1.0, 100.0]))
+    panels = {f"stride {stride}": {"plain": cloud, "distilled": cloud} for stride in (8, 16, 32, 64)}
+    figure = charts.cloud_chart(panels, {"plain": "#2b8cd6", "distilled": "#e0651a"}, x_label="x", y_label="y")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(panels)
+    assert {axes.get_xscale() for axes in figure.axes} == {axes.get_yscale() for axes in figure.axes} == {"log"}
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "x", "x", "x"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["y", "", "", "y"]
