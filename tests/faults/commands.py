@@ -31,10 +31,10 @@ VALUES = [
 ]  # fmt: skip
 
 OF_DISTILL = [
-    "teacher=", "methods=", "methods=3", "methods=[]", "methods='[frs, frs]'", "methods='[3]'", "methods='{frs: 3}'",
-    "methods=fsr", "methods.frs.thresold=1", "methods.frs.threshold=x", "methods.frs.ramp_steps=-1",
-    "methods.frs.feature_weight=abc", "--method nothing", "--method frs,pkd", "--method ''", "--method :X",
-    "--method a:b:c", "--method os:path", "--method os:getcwd", "--method frs methods.pkd.levels=1",
+    "teacher=", "methods=", "methods=3", "methods=[]", "methods='[frs, frs]'", "methods='[3]'", 
+    "methods=fsr", "methods.frs.thresold=1", "methods.frs.threshold=x", 
+    "--method nothing", "--method frs,pkd", "--method ''", "--method :X",
+    "--method os:path", "--method frs methods.pkd.levels=1",
     "inherit=maybe", "--method frs --method frs",
 ]  # fmt: skip
 
@@ -60,6 +60,13 @@ ARGUMENTS = [
     "detectors fcos_resnet18 neck_channels=x", "detectors fcos_resnet18 num_classes=0", "detectors fcos_resnet18 x=1",
     "detectors fcos_resnet18 settings=3", "demo --seed -1", "demo --seed x", "demo --seed 1000000",
     "demo --output coco", "demo --output photos/a.jpg",
+    "recipes nothing", "recipes frs", "recipes a b", "train run=new data=coco --recipe nothing",
+    "distill run=new data=coco teacher=trained --recipe nothing", "distill run=new data=coco teacher=t recipe='[a]'",
+    "distill run=new data=absent teacher=t --recipe frs-retinanet-r50", "analyse", "analyse nothing",
+    "analyse richness", "analyse richness absent", "analyse richness coco", "analyse richness trained absent",
+    "analyse richness trained --images 0", "analyse richness trained --image nothing",
+    "analyse richness trained coco", "analyse richness trained -o photos/a.jpg", "analyse errors absent",
+    "analyse errors trained --data absent", "analyse swap trained absent", "analyse swap trained trained absent",
 ]  # fmt: skip
 
 CONFIGS = {

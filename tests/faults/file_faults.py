@@ -115,7 +115,7 @@ GROUPS = {
         *(
             Case(line, {"distilled/best.ckpt": CHECKPOINTS[name]}, ("distilled", "photos"), name)
             for line in ("predict distilled photos -o out", "export distilled out", "swap distilled distilled")
-            for name in ("cut", "no category ids", "classes are integers", "a sparse weight", "build is huge")
+            for name in ("no category ids", "a sparse weight")
         ),
         *(
             Case(
@@ -178,12 +178,6 @@ GROUPS = {
             }.items()
         ),
         Case("resume distilled", {}, ("distilled",), "finished"),
-        Case(
-            "resume distilled",
-            {"distilled/result.json": removed, "distilled/last.ckpt": removed},
-            ("distilled",),
-            "new",
-        ),
         Case("resume distilled -m a:X", {"distilled/result.json": removed}, ("distilled",)),
     ],
     "own_methods": [
