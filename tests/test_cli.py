@@ -14,6 +14,7 @@ import understudy
 from understudy.cli import app, main
 from understudy.cli.analyse import analyse
 from understudy.config import DistillConfig, TrainConfig, dump_config, load_config
+from understudy.data import LIMITS
 from understudy.errors import RunError, UserError
 
 HEAVY = ("torch", "torchvision", "lightning", "matplotlib", "numpy")
@@ -164,7 +165,7 @@ def test_distill_and_its_methods(run, stand_in, tmp_path):
 def test_resume(run, stand_in):
     calls = stand_in("training.run", "resume", Path("runs/a"))
     assert "runs/a" in run("resume", "runs/a").out
-    assert calls == [((Path("runs/a"),), {"accept_changes": False})]
+    assert calls == [((Path("runs/a"), []), {"accept_changes": False})]
 
 
 def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
@@ -174,7 +175,7 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     report = Report("3 images")
     calls = stand_in("data.check", "check_data", report)
     assert run("check", "photos", "--sheet", "sheet.png").out == "3 images\n"
-    assert calls == [(([Path("photos")], Path("sheet.png")), {"force": False})]
+    assert calls == [(([Path("photos")], Path("sheet.png"), LIMITS), {"force": False})]
     report.ok = False
     assert run("check", "photos").code == 2
 
@@ -191,8 +192,8 @@ def test_evaluate_prints_a_table_or_nothing_but_json(run, stand_in):
     calls = stand_in("evaluation", "evaluate", Result("AP 50.0"))
     assert run("evaluate", "runs/a").out == "AP 50.0\n"
     run("evaluate", "runs/a", "photos", "--split", "test")
-    assert calls[0] == ((Path("runs/a"), None), {"split": None})
-    assert calls[1] == ((Path("runs/a"), Path("photos")), {"split": "test"})
+    assert calls[0] == ((Path("runs/a"), None), {"split": None, "limits": None})
+    assert calls[1] == ((Path("runs/a"), Path("photos")), {"split": "test", "limits": None})
     understudy.evaluation.evaluate = talkative
     result = run("evaluate", "runs/a", "--json")
     assert json.loads(result.out) == {"coco": {"AP": 0.5, "APs": None}}
@@ -203,8 +204,8 @@ def test_predict(run, stand_in):
     calls = stand_in("evaluation.prediction", "predict", [{}, {}])
     assert run("predict", "runs/a", "photos", "-o", "found").out.startswith("2 detections")
     run("predict", "runs/a", "photos", "--output", "found", "--score", "0.5", "--split", "test")
-    assert calls[0] == ((Path("runs/a"), Path("photos"), Path("found"), 0.3), {"split": "val"})
-    assert calls[1] == ((Path("runs/a"), Path("photos"), Path("found"), 0.5), {"split": "test"})
+    assert calls[0] == ((Path("runs/a"), Path("photos"), Path("found"), 0.3), {"split": "val", "limits": None})
+    assert calls[1] == ((Path("runs/a"), Path("photos"), Path("found"), 0.5), {"split": "test", "limits": None})
 
 
 def test_export(run, stand_in):
@@ -225,7 +226,7 @@ def test_compare(run, stand_in):
 
 
 def test_demo(run, stand_in):
-    calls = stand_in("demo", "run_demo")
+    calls = stand_in("demo", "run_demo", "table")
     assert run("demo").code == 0
     assert run("demo", "--seed", "3", "--output", "out", "--train-teacher").code == 0
     assert calls == [((Path("demo"), 0, False), {}), ((Path("out"), 3, True), {})]
@@ -317,15 +318,20 @@ def test_exit_codes(run, stand_in, error, code, message):
     assert (result.code, result.out, result.err) == (code, "", message)
 
 
-def test_our_own_bugs_keep_their_traceback(stand_in):
-    stand_in("training.run", "train", error=ZeroDivisionError("ours"))
-    with pytest.raises(ZeroDivisionError, match="ours"):
-        main(["train", *NEEDED])
-    code = "import understudy.cli as c, understudy.config as g; g.load_config = None; c.main(['train', 'run=r'])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
-    assert "TypeError: 'NoneType' object is not callable" in result.stderr
+@pytest.mark.parametrize("writable", [True, False])
+def test_our_own_bugs_write_their_traceback_to_a_file(run, stand_in, tmp_path, monkeypatch, writable):
+    monkeypatch.chdir(tmp_path)
+    if not writable:  # then into the folder for temporary files
+        monkeypatch.setattr(Path, "cwd", lambda: tmp_path / "absent")
+        monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    stand_in("training.run", "train", error=ZeroDivisionError("ours\nand more"))
+    result = run("train", *NEEDED)
+    (file,) = tmp_path.iterdir()
+    assert (result.code, result.out) == (70, "")
+    bug = "This is a bug in understudy; please report it with"
+    assert result.err == f"Internal error: ZeroDivisionError: ours and more. {bug} {file}\n"
+    assert "Traceback" in file.read_text()
+    assert "ZeroDivisionError: ours\nand more\n" in file.read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from understudy import functional
@@ -118,11 +119,13 @@ def distill(config: "Source" = None, **overrides: Any) -> "Path":
     return training.distill(load_config(DistillConfig, config, overrides))
 
 
-def resume(run: "str | Path", *, accept_changes: bool = False) -> "Path":
+def resume(run: "str | Path", methods: "Sequence[str]" = (), *, accept_changes: bool = False) -> "Path":
     """Continue an interrupted run exactly where it stopped, like ``understudy resume``.
 
     Args:
         run: the run folder.
+        methods: your own methods of the run, ``package.module:Class``. They are imported, so a run that uses any is
+            continued only if they are named.
         accept_changes: continue with other data or another teacher than at the start.
 
     Returns:
@@ -136,7 +139,7 @@ def resume(run: "str | Path", *, accept_changes: bool = False) -> "Path":
 
     from understudy.training import run as training
 
-    return training.resume(Path(run), accept_changes=accept_changes)
+    return training.resume(Path(run), methods, accept_changes=accept_changes)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,7 @@
-"""The errors that understudy raises on purpose, and the end of a run by a signal; any other exception is a bug."""
+"""The errors that understudy raises on purpose, the end of a run by a signal, and failed allocations.
+
+Apart from these and the system's own errors (``OSError``), any exception is a bug.
+"""
 
 from collections.abc import Iterable
 from typing import Self
@@ -56,3 +59,11 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.exit_code = 128 + number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed: Python's, NumPy's, or PyTorch's on the CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import RunError, UserError
+from understudy.reading import number_in, read_rows
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
@@ -33,19 +34,11 @@ def append_row(file: Path, row: Mapping[str, Any]) -> None:
         raise RunError(f"Could not append to {file} ({error.strerror or error}). Its rows are unchanged.") from error
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file by column name; none if there is no file. An incomplete last row is left out."""
-    if not file.exists():
-        return []
-    lines = file.read_text().splitlines(keepends=True)
-    return list(csv.DictReader(line for line in lines if line.endswith("\n")))
-
-
 def drop_rows_after(file: Path, step: int) -> None:
     """Remove the rows of later steps, which an interrupted run wrote after its last checkpoint."""
     if not file.exists():
         return
-    kept = [row for row in read_rows(file) if int(row["step"]) <= step]
+    kept = [row for row in read_rows(file) if number_in(row, "step", file) <= step]
     if kept:
         write_atomically(file, _csv(kept, header=True))
     else:

@@ -3,6 +3,8 @@
 import difflib
 import json
 import math
+import re
+import reprlib
 import shutil
 import textwrap
 import types
@@ -18,7 +20,15 @@ NOUNS: dict[Any, str] = {
     Path: "a path",
     types.NoneType: "null",
 }
+UNLIMITED = 10**9
+"""Upper limits from here on only keep the arithmetic from overflowing, and are not mentioned."""
+
 LIMITS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters apart from tab and line feed, changes of the direction of writing, and lone surrogates."""
+
+_ENCODER = json.JSONEncoder(default=str, ensure_ascii=False)
 
 WIDEST = 120
 """Most columns of a printed line; longer lines are hard to read."""
@@ -149,6 +159,8 @@ def _limits(metadata: Iterable[Any]) -> str:
     """Describe the limits of a number, with a leading space."""
     marks = [mark for each in metadata for mark in getattr(each, "metadata", [each])]
     limit = {name: getattr(mark, name) for name in ("ge", "gt", "le", "lt") for mark in marks if hasattr(mark, name)}
+    if limit.get("le", 0) >= UNLIMITED:
+        del limit["le"]
     if "ge" in limit and "le" in limit:
         return f" from {limit['ge']} to {limit['le']}"
     found = [f"{LIMITS[name]} {value}" for name, value in limit.items()]
@@ -168,11 +180,30 @@ def shown(value: Any) -> str:
     >>> shown(None), shown([1, 2])
     ('null', '[1, 2]')
     """
+    text = ""
     try:
-        text = value if isinstance(value, str) and value else json.dumps(value, default=str)
-    except TypeError:  # keys that come from Python can have any type
-        text = str(value)
+        parts = [value] if isinstance(value, str) and value else _ENCODER.iterencode(value)
+        for part in parts:  # piece by piece: a small file can contain a value that is endless when written
+            text += part
+            if len(text) > 60:
+                break
+    except (TypeError, ValueError):  # keys that come from Python can have any type
+        text = reprlib.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_printable(name: str) -> bool:
+    """Return whether a name can be printed in one line as it is."""
+    return not (UNPRINTABLE.search(name) or "\n" in name or "\t" in name)
+
+
+def printable(text: str) -> str:
+    r"""Replace characters that would control the terminal, or cannot be encoded, by escapes; line breaks stay.
+
+    >>> print(printable("cat\x1b[31m"))
+    cat\x1b[31m
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def as_yaml(value: Any) -> str:

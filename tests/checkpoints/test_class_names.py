@@ -25,7 +25,7 @@ def test_names_that_are_invalid(tmp_path):
         class_names(", ")
     file = tmp_path / "names.txt"
     file.write_bytes(b"\xff\xff")
-    with pytest.raises(UserError, match=r"Class names cannot be read from .*names\.txt"):
+    with pytest.raises(UserError, match=r"The list of classes .*names\.txt, line 1, is not UTF-8 text"):
         class_names(str(file))
 
 

@@ -175,7 +175,7 @@ def test_a_damaged_description(trained, tmp_path, position, data):
             "Use weights of a backbone by detector.backbone_weights=",
         ),
         ({"understudy": {"format": FORMAT}, "state_dict": 3}, "was not written by understudy"),
-        ({"understudy": 3, "state_dict": {}}, "format None"),
+        ({"understudy": 3, "state_dict": {}}, "format null"),
     ],
 )
 def test_a_torch_file_that_is_not_ours(other, holds, tmp_path):
@@ -223,7 +223,8 @@ def test_weights_of_another_architecture(content, tmp_path):
 
 @pytest.mark.parametrize("build", [{}, {"name": "fcos_nothing", "num_classes": 3}, {"name": "x"}, None, {"name": 1}])
 def test_a_detector_that_cannot_be_built(build, content, tmp_path):
-    assert "cannot be built by this version of understudy" in refused(changed(content, tmp_path, build=build))
+    message = refused(changed(content, tmp_path, build=build))
+    assert "cannot be built by this version of understudy" in message or "build: expected the options" in message
 
 
 def test_half_precision_weights_are_read(content, tmp_path):

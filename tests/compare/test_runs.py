@@ -19,7 +19,7 @@ def test_folders_that_are_no_finished_runs_are_all_named(three, tmp_path):
     assert f"{three[0]} is given twice" in message
     assert f"{tmp_path / 'nothing'} is not a run folder" in message
     assert f"understudy resume {unfinished}" in message
-    assert f"{damaged}: its result.json is damaged" in message
+    assert f"{damaged / 'result.json'}, line 1, is not valid JSON" in message
     with pytest.raises(UserError, match="at least one run"):
         read_runs([])
 

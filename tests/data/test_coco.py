@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from data_sets import OBJECTS, coco, make, message_of, write_coco
 
-from understudy.data import open_data
+from understudy.data import Limits, open_data
 
 BAD_BOX = 'bbox" must be [x, y, width, height]'
 
@@ -83,18 +83,20 @@ def test_all_faults_of_a_coco_file_are_named_at_once(tmp_path: Path) -> None:
         "expected a category_id of 2, 7, got 3",
         f'"{BAD_BOX}, got [1, 2, 3]',
         'integer for "id"',
-        "0 and '9'",
+        "0 and 9",
         "images[13]",
     ]
-    expected += [f"file_name {name[:200]!r} is not inside" for name in names]
+    expected += [f'file_name "{name}" is not inside' for name in names[:5]]
+    expected += [f"{name[:200]!r} is not a valid file name" for name in names[5:]]
     assert [part for part in expected if part not in message] == []
     assert message.count("bbox") == 4
 
 
-def test_a_folder_of_images_that_is_a_link_is_fine(tmp_path: Path) -> None:
+def test_a_folder_of_images_that_is_a_link_is_used_only_on_purpose(tmp_path: Path) -> None:
     write_coco(tmp_path / "data/instances_train.json", tmp_path / "elsewhere")
     (tmp_path / "data/images").symlink_to(tmp_path / "elsewhere")
-    assert open_data(tmp_path / "data").records[0].path.is_file()
+    assert "data.allow_outside=true" in message_of(tmp_path / "data")
+    assert open_data(tmp_path / "data", limits=Limits(allow_outside=True)).records[0].path.is_file()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,6 @@ def test_faults_of_a_yolo_yaml_are_named_at_once(tmp_path: Path) -> None:
         for part in ("used twice", "nc: expected 2, the number of names, got 3", "val: expected a path, got 5")
     )
     (tmp_path / "data.yaml").write_text("names: {1: cat}\ntrain: [images\n")
-    assert "is not YAML" in message_of(tmp_path)
+    assert "is not valid YAML, line 3" in message_of(tmp_path)
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: nowhere\n")
     assert "nowhere does not exist" in message_of(tmp_path)

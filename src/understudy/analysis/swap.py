@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from understudy.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
 from understudy.checkpoints.native import check_finite
+from understudy.data import Limits
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.evaluation import (
@@ -28,9 +29,10 @@ from understudy.evaluation import (
     score,
     with_progress,
 )
+from understudy.methods import METHODS, Method
 from understudy.methods.dist2 import Dist2
 from understudy.methods.dist2_layers import ALL2ALL, by_stride, channels_at, strides_at, strides_served, through_teacher
-from understudy.methods.loading import build_methods, method_class
+from understudy.methods.loading import build_methods
 from understudy.outputs import Outputs
 from understudy.pairing import Pairing, pair
 from understudy.text import listed, percent
@@ -95,6 +97,7 @@ def swap_test(
     data: Path | str | None = None,
     *,
     split: str | None = None,
+    limits: Limits | None = None,
     device: torch.device | str | None = None,
     batch_size: int = 1,
     workers: int = 0,
@@ -109,6 +112,7 @@ def swap_test(
         student: a run folder (its last checkpoint) or a checkpoint.
         data: the data set; by default the one of the student's run.
         split: by default the validation split of the student's run.
+        limits: of the data set; by default those of the student's run.
         device: by default a GPU if there is one.
         batch_size: images per batch.
         workers: processes that read images.
@@ -125,7 +129,7 @@ def swap_test(
     ways = {name: ways for name in ALL2ALL if any(ways := (_straight(name, pairing), _transformed(name, method)))}
     if not ways:
         raise UserError(_nothing_fits(own, theirs, pairing))
-    opened = open_split(own, data, split)
+    opened = open_split(own, data, split, limits)
     loader = loader_at_evaluation_size(opened, own.config, batch_size=batch_size, workers=workers)
 
     def measured(detector: Any, classes: Sequence[str], what: str) -> float:
@@ -194,13 +198,16 @@ def _last(student: Path) -> Path:
 
 
 def _trained_method(student: Checkpoint, pairing: Pairing) -> Dist2 | None:
-    """Load the Dist2 method, with transforms, that a student was trained with; None if its checkpoint has none."""
+    """Load the Dist2 method, with transforms, that a student was trained with; None if its checkpoint has none.
+
+    A class of the user's that the checkpoint names is not imported: a checkpoint may be foreign.
+    """
     methods: dict[str, Any] = student.config.get("methods") or {}
     saved = read_checkpoint(student.path)["state_dict"]
     for place, entry in enumerate(methods):
         prefix = f"learner.methods.{place}."
         weights = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
-        if any(name.startswith("transforms.") for name in weights) and issubclass(method_class(entry), Dist2):
+        if any(name.startswith("transforms.") for name in weights) and issubclass(METHODS.get(entry, Method), Dist2):
             break
     else:
         return None

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import UserError
+from understudy.reading import read_yaml
 from understudy.text import shown
 from understudy.training.assembly import resolve_config
 from understudy.training.folder import RunFolder
+from understudy.training.resuming import own_methods
 from understudy.training.run import distill, resume, train
 
 MAY_DIFFER = ("run", "data.workers", "accelerator", "strategy", "log_every")
@@ -67,7 +67,7 @@ def _finish(config: TrainConfig) -> str:
     if folder.result.exists():
         return f"finished before, {config.run}"
     if folder.config.exists():
-        resume(config.run)
+        resume(config.run, own_methods(config))
     else:
         distill(config) if isinstance(config, DistillConfig) else train(config)
     return f"finished, {config.run}"
@@ -79,7 +79,7 @@ def _other_run(config: TrainConfig) -> list[str]:
     if not folder.config.exists():
         return []
     wanted = _flat(resolve_config(config).model_dump(mode="json"))
-    found = _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    found = _flat(read_yaml(folder.config, "config file"))
     # The config of a run holds all options of its methods, of which a new config states some.
     return [
         f"{config.run}: {key} is {shown(found.get(key))}, not {shown(value)}"

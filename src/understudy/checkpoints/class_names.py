@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from understudy.errors import UserError
+from understudy.reading import read_text
 
 VOC = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -31,12 +32,7 @@ def class_names(given: str | Sequence[str]) -> tuple[str, ...]:
     elif given.lower() == "voc":
         names = VOC.split()
     elif "," not in given and Path(given).is_file():
-        try:
-            names = Path(given).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"Class names cannot be read from {given} ({error}): expected a text file with a name on each line."
-            ) from error
+        names = read_text(Path(given), "list of classes").splitlines()
     else:
         names = given.split(",")
     names = [name.strip() for name in names if name.strip()]

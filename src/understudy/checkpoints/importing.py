@@ -1,14 +1,13 @@
 """Import a detector of another library as a checkpoint."""
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
+from yaml import YAMLError
 
 from understudy.checkpoints.class_names import class_names
 from understudy.checkpoints.fcos_authors import from_fcos_authors, is_by_fcos_authors
@@ -20,6 +19,7 @@ from understudy.checkpoints.torchvision import from_torchvision, is_torchvision
 from understudy.checkpoints.unpickle import read_foreign
 from understudy.detectors.build import plain_network
 from understudy.errors import UserError
+from understudy.reading import parse_yaml, read_json
 from understudy.text import listed
 
 
@@ -129,10 +129,12 @@ def _found(
 def _exported(folder: Path, state: dict[str, Tensor]) -> ImportedDetector:
     """Read the detector in a folder of ``understudy export``."""
     try:
-        description = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        description = read_json(folder / "detector.json")
         build, names = dict(description["build"]), tuple(description["classes"])
         ids = tuple(description["category_ids"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{folder / 'detector.json'} is damaged ({error!r}): export the detector again.") from error
     return ImportedDetector("understudy", build, state, names, ids, ())
 
@@ -164,8 +166,8 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         try:
-            settings[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            settings[name] = parse_yaml(text)
+        except YAMLError:
             equals = ""
         if not (name and equals):
             faults.append(f"--set: expected KEY=VALUE, got {pair!r}")

@@ -3,7 +3,8 @@
 import io
 import pickle
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from understudy.detectors.backbone_weights import not_finite
 from understudy.detectors.build import plain_network
 from understudy.errors import UserError
 from understudy.files import write_atomically
+from understudy.reading import require_file
+from understudy.text import is_printable, shown
 
 FORMAT = 1
 STUDENT = "learner.student.network."
@@ -66,24 +69,36 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     file = _checkpoint_file(Path(path))
     content = read_checkpoint(file)
     meta = content["understudy"]
-    try:
-        network = plain_network(**meta["build"])
-        classes, config = tuple(meta["classes"]), meta["config"]
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UserError(f"The detector in {file} cannot be built by this version of understudy ({error!r}).") from error
+    if faults := list(faults_of_metadata(meta)):
+        raise UserError.listing(f"The metadata in {file} are damaged:", faults)
     weights = {
-        name.removeprefix(STUDENT): value for name, value in content["state_dict"].items() if name.startswith(STUDENT)
+        name.removeprefix(STUDENT): value
+        for name, value in content["state_dict"].items()
+        if isinstance(name, str) and name.startswith(STUDENT)
     }
-    _check_weights(file, meta["build"]["name"], network.state_dict(), weights)
+    build = meta["build"]
+    try:
+        with torch.device("meta"):  # the sizes first: metadata of a damaged file can ask for any amount of memory
+            expected = plain_network(**build).state_dict()
+        check_weights(f"The weights in {file} do not fit its detector, {build['name']}:", expected, weights)
+        network = plain_network(**build)
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {shown(str(error))}"
+        raise UserError(f"The detector in {file} cannot be built by this version of understudy ({reason}).") from error
     check_finite(file, weights, network.state_dict())
     network.load_state_dict(weights)
-    detector = open_detector(network, meta["build"]["name"]).eval()
-    return Checkpoint(detector, classes, config, meta, file)
+    detector = open_detector(network, build["name"]).eval()
+    return Checkpoint(detector, tuple(meta["classes"]), meta["config"], meta, file)
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read the content of a checkpoint; raises the errors of :func:`load_checkpoint`."""
+    if file.exists():
+        require_file(file, "checkpoint")
     try:
+        _refuse_compressed(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files of other formats
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -91,6 +106,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} does not exist; expected a checkpoint (best.ckpt, last.ckpt) or a run folder."
         ) from error
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{file} is not a checkpoint of understudy: it is not a pickle, or contains more than tensors and plain "
@@ -110,7 +127,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         newer = isinstance(found, int) and found > FORMAT
         advice = "update understudy" if newer else "train again, or use the version that wrote it"
         raise UserError(
-            f"{file} has the checkpoint format {found!r}, but this version of understudy reads {FORMAT}: {advice}."
+            f"{file} has the checkpoint format {shown(found)}, but this version of understudy reads {FORMAT}: {advice}."
         )
     return content
 
@@ -126,22 +143,51 @@ def _checkpoint_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     for name in ("best.ckpt", "last.ckpt"):
-        if (path / name).is_file():
+        if (path / name).exists():
             return path / name
     raise UserError(f"{path} contains neither best.ckpt nor last.ckpt: expected a run folder with a checkpoint.")
 
 
-def _check_weights(file: Path, name: str, expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
+def _refuse_compressed(file: Path) -> None:
+    """Refuse an archive with compressed parts, which torch.save never writes: unpacked, it may fill the memory."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{file} was compressed after it was written: unpack it, and use the file inside.")
+
+
+def faults_of_metadata(meta: Mapping[str, Any]) -> Iterator[str]:
+    """Describe the metadata of a checkpoint that are missing or of the wrong type."""
+    classes: Any = meta.get("classes")
+    ids: Any = meta.get("category_ids")
+    if not _is_list_of(str, classes) or not all(map(is_printable, classes)):
+        yield f"classes: expected a list of names, got {shown(classes)}"
+    elif not _is_list_of(int, ids) or len(ids) != len(classes):
+        yield f"category_ids: expected a list of {len(classes)} integers, got {shown(ids)}"
+    if not isinstance(meta.get("build"), dict) or not isinstance(meta["build"].get("name"), str):
+        yield f"build: expected the options of a detector, got {shown(meta.get('build'))}"
+    data = meta["config"].get("data") if isinstance(meta.get("config"), dict) else None
+    sizes = data if isinstance(data, dict) else {}
+    if not (_is_list_of(int, sizes.get("shorter_side")) and isinstance(sizes.get("longer_side"), int)):
+        yield f"config: expected a section data with shorter_side and longer_side, got {shown(meta.get('config'))}"
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(each, kind) for each in value)
+
+
+def check_weights(summary: str, expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
+    """Raise a ``UserError`` that begins with ``summary`` if names or shapes differ, or values are not plain tensors."""
     faults = [f"{key}: missing" for key in expected if key not in found]
-    faults += [f"{key}: not part of {name}" for key in found if key not in expected]
+    faults += [f"{shown(key)}: unknown" for key in found if key not in expected]
     faults += [
-        f"{key}: expected {_shape(expected[key])}, got {_shape(found[key])}"
+        f"{key}: expected {tuple(expected[key].shape)}, got {_shape(found[key])}"
         for key in expected
-        if key in found and _shape(expected[key]) != _shape(found[key])
+        if key in found and str(tuple(expected[key].shape)) != _shape(found[key])
     ]
     if faults:
         more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
-        raise UserError.listing(f"The weights in {file} do not fit its detector, {name}:", faults[:10] + more)
+        raise UserError.listing(summary, faults[:10] + more)
 
 
 def check_finite(file: Path, weights: Mapping[str, Tensor], built: Mapping[str, Tensor] | None = None) -> None:
@@ -164,11 +210,14 @@ def check_finite(file: Path, weights: Mapping[str, Tensor], built: Mapping[str, 
 
 
 def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else "no tensor"
+    if not isinstance(value, Tensor):
+        return "no tensor"
+    plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
+    return str(tuple(value.shape)) if plain else f"a tensor without plain numbers ({value.dtype}, {value.layout})"
 
 
 def _summary(content: Any) -> str:
     if isinstance(content, dict):
-        keys = [repr(key) for key in list(content)[:5]]
+        keys = [f"'{shown(key)}'" for key in list(content)[:5]]
         return f"the keys {', '.join(keys)}{', ...' if len(content) > 5 else ''}" if keys else "an empty dict"
     return f"a {type(content).__name__}"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from understudy.errors import UserError
+from understudy.reading import require_file
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first pickle of the format before torch 1.6
 _DTYPES = {
@@ -67,6 +68,8 @@ def read_foreign(file: Path) -> Content:
     Raises:
         UserError: the file does not exist, has another format, or is damaged.
     """
+    if file.exists():
+        require_file(file, "checkpoint")
     try:
         with file.open("rb") as stream:
             size = stream.seek(0, io.SEEK_END)

@@ -3,6 +3,7 @@
 Commands import the package when they run, so that ``--help`` is fast.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -29,7 +30,17 @@ def _understudy(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with 0 (success), 1 (failed run), 2 (wrong input) or 130 (interrupted)."""
+    """Run the command line and exit with its code.
+
+    Codes: 0 success, 1 failed run, 2 wrong input, 70 a bug in understudy, 130 interrupted.
+    """
     if "" not in sys.path:
         sys.path.append("")  # the current folder, for a user's methods; last, so that it hides no other module
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8, and lone surrogates
+    if any("\0" in argument for argument in arguments):  # only from Python: a shell cannot pass it
+        print("Error: an argument contains a null character, which no file name can.", file=sys.stderr)
+        sys.exit(2)
     app(arguments, prog_name="understudy")

@@ -11,11 +11,14 @@ import typer
 
 from understudy.cli.app import (
     OVERRIDABLE,
+    AllowOutside,
     ConfigFile,
+    MaxPixels,
     Overrides,
     Result,
     app,
     example,
+    limits_given,
     not_an_option,
     show_result,
 )
@@ -297,6 +300,8 @@ def swap(
         str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of that run.")
     ] = None,
     as_json: AsJson = False,
+    allow_outside: AllowOutside = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Evaluate a teacher on a student's feature maps.
 
@@ -306,7 +311,8 @@ def swap(
     from understudy.analysis.swap import swap_test
 
     with redirect_stdout(sys.stderr):  # libraries print progress
-        result = swap_test(teacher, student, data, split=split)
+        limits = limits_given(allow_outside, max_pixels)
+        result = swap_test(teacher, student, data, split=split, limits=limits)
     show_result(result, as_json)
 
 

@@ -4,35 +4,37 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from traceback import format_exception
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
+from typer._click.exceptions import ClickException
 from typer.core import TyperGroup
 
-from understudy.errors import MethodError, RunError, UserError
+from understudy.cli.boundary import failure
+from understudy.errors import UserError
+from understudy.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from understudy.data import Limits
+
 
 class Commands(TyperGroup):
-    """Prints a user's error or a failed run as a message and exits with its code."""
+    """Prints a failure of any command as a message and exits with its code; see :mod:`.boundary`."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            message, code = f"Error: {error}", 2
-        except MethodError as error:
-            message, code = f"Error: {error}\n{''.join(format_exception(error.__cause__))}", 1
-        except RunError as error:
-            message, code = f"Error: {error}", 1
+        except (typer.Exit, typer.Abort, ClickException, BrokenPipeError):
+            raise  # Typer's own: help texts, wrong options, a closed pipe
         except KeyboardInterrupt as stop:
             message, code = str(stop) or "Interrupted.", getattr(stop, "exit_code", 130)
+        except Exception as error:
+            message, code = failure(error)
         with contextlib.suppress(OSError):  # the terminal has been closed
-            print(message, file=sys.stderr, flush=True)
+            print(printable(message), file=sys.stderr, flush=True)
         raise typer.Exit(code)
 
 
@@ -91,6 +93,21 @@ def with_recipe(recipe: str | None, overrides: list[str] | None) -> list[str]:
     return [*(overrides or []), *([f"recipe={recipe}"] if recipe is not None else [])]
 
 
+AllowOutside = Annotated[
+    bool, typer.Option("--allow-outside", help="Allow the data set to use files outside its folder, e.g. by links.")
+]
+MaxPixels = Annotated[
+    int | None, typer.Option(metavar="N", min=1, show_default=False, help="Maximum number of pixels of an image file.")
+]
+
+
+def limits_given(allow_outside: bool, max_pixels: int | None) -> "Limits | None":
+    """Return the limits that the options set; None if none of them is given."""
+    from understudy.data import LIMITS, Limits
+
+    return Limits(max_pixels or LIMITS.max_pixels, allow_outside) if allow_outside or max_pixels else None
+
+
 class Result(Protocol):
     """A result that is shown as a table or as JSON."""
 
@@ -106,8 +123,11 @@ class Result(Protocol):
 def show(renderable: "RenderableType") -> None:
     """Print a table, in colour on a terminal and as plain text of 80 columns otherwise."""
     from rich.console import Console
+    from rich.segment import Segments
 
-    Console(highlight=False).print(renderable)
+    console = Console(highlight=False, markup=False)
+    shown = (part if part.control else part._replace(text=printable(part.text)) for part in console.render(renderable))
+    console.print(Segments(shown), end="")
 
 
 def show_result(result: Result, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from understudy.errors import UserError
 
 @app.command(epilog=example("understudy demo --output demo"))
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the scenes and the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=999_999, help="Random seed of the scenes and the training.")] = 0,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder.")] = Path("demo"),
     train_teacher: Annotated[
         bool, typer.Option("--train-teacher", help="Train the teacher, too, instead of using the included one.")

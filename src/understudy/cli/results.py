@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import AsJson, CheckpointPath, Force, app, example, show, show_result
+from understudy.cli.app import (
+    AllowOutside,
+    AsJson,
+    CheckpointPath,
+    Force,
+    MaxPixels,
+    app,
+    example,
+    limits_given,
+    show,
+    show_result,
+)
 from understudy.errors import UserError
 
 
@@ -22,6 +33,8 @@ def evaluate(
         str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of the training run.")
     ] = None,
     as_json: AsJson = False,
+    allow_outside: AllowOutside = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Evaluate a detector with the metrics of COCO and VOC.
 
@@ -30,7 +43,7 @@ def evaluate(
     from understudy import evaluation
 
     with redirect_stdout(sys.stderr):  # libraries print progress
-        result = evaluation.evaluate(checkpoint, data, split=split)
+        result = evaluation.evaluate(checkpoint, data, split=split, limits=limits_given(allow_outside, max_pixels))
     show_result(result, as_json)
 
 
@@ -41,6 +54,8 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder.")],
     score: Annotated[float, typer.Option(help="Lowest score of a drawn box, 0 to 1.")] = 0.3,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split, if SOURCE is a data set.")] = "val",
+    allow_outside: AllowOutside = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Detect objects in images and draw them.
 
@@ -50,7 +65,8 @@ def predict(
         raise UserError(f"--score: expected a number from 0 to 1, got {score:g}")
     from understudy.evaluation import prediction
 
-    detections = prediction.predict(checkpoint, source, output, score, split=split)
+    limits = limits_given(allow_outside, max_pixels)
+    detections = prediction.predict(checkpoint, source, output, score, split=split, limits=limits)
     print(f"{len(detections)} detections: {output / 'detections.json'}; images with boxes: {output / 'images'}")
 
 

@@ -7,12 +7,15 @@ import typer
 
 from understudy.cli.app import (
     OVERRIDABLE,
+    AllowOutside,
     ConfigFile,
     Force,
+    MaxPixels,
     Overrides,
     RecipeName,
     app,
     example,
+    limits_given,
     print_folder,
     show,
     with_recipe,
@@ -27,15 +30,18 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
     ] = None,
+    allow_outside: AllowOutside = False,
+    max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
     """Check a data set and report all faults at once.
 
     The exit code is 2 if there are faults.
     """
+    from understudy.data import LIMITS
     from understudy.data.check import check_data
 
-    report = check_data(data, sheet, force=force)
+    report = check_data(data, sheet, limits_given(allow_outside, max_pixels) or LIMITS, force=force)
     show(report)
     if not report.ok:
         raise typer.Exit(2)
@@ -88,11 +94,23 @@ def distill(
 @app.command(epilog=example("understudy resume runs/student"))
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="NAME",
+            help="Your own method of the run, package.module:Class; may be repeated.",
+        ),
+    ] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Continue with other data or another teacher than at the start.")
     ] = False,
 ) -> None:
-    """Continue an interrupted run exactly where it stopped."""
+    """Continue an interrupted run exactly where it stopped.
+
+    A method of your own is code, so it is imported only if you name it again.
+    """
     import understudy
 
-    print_folder(understudy.resume(run, accept_changes=accept_changes))
+    print_folder(understudy.resume(run, method or [], accept_changes=accept_changes))

@@ -9,8 +9,8 @@ from understudy.compare.rows import Row, plain_candidates
 from understudy.compare.runs import differences
 from understudy.config import DistillConfig
 from understudy.data import shown_location
-from understudy.files import read_rows
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
+from understudy.reading import number_in, read_rows
 from understudy.text import percent
 from understudy.training.folder import RunFolder
 
@@ -113,5 +113,6 @@ def _gradient_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 def _gradient_shares(folder: Path) -> list[float]:
     """Read the measured shares of a distilled run, except those before the weights have grown from zero."""
-    measured = [row.get("distillation_share") for row in read_rows(RunFolder(folder).losses)]
-    return [float(share) for share in measured if share and float(share) > 0]
+    file = RunFolder(folder).losses
+    measured = [number_in(row, "distillation_share", file) for row in read_rows(file) if "distillation_share" in row]
+    return [share for share in measured if share > 0]

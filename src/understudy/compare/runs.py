@@ -13,6 +13,7 @@ from understudy.config import DetectorConfig, DistillConfig, TrainConfig, load_c
 from understudy.data import as_paths, shown_location
 from understudy.errors import UserError
 from understudy.evaluation import Evaluation, evaluate
+from understudy.reading import read_json
 from understudy.training.folder import RunFolder
 
 Role = Literal["teacher", "plain", "distilled"]
@@ -22,7 +23,10 @@ Place = tuple[str | list[str], str]
 """Data set, or several, and split."""
 
 _NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every", "recipe"}
-"""Keys in which the configs of one experiment may differ; ``data.workers`` is one too."""
+"""Keys in which the configs of one experiment may differ."""
+
+_NOT_OF_THE_RESULT_IN_DATA = ("workers", "max_pixels", "allow_outside")
+"""The same in the section ``data``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ class Run:
         A checkpoint without a run folder is an experiment of its own.
         """
         settings = self.config.model_dump(mode="json", exclude=_NOT_OF_THE_RESULT)
-        settings["data"].pop("workers")
+        for key in _NOT_OF_THE_RESULT_IN_DATA:
+            settings["data"].pop(key)
         if self.kind != "run":
             settings["checkpoint"] = str(self.folder)
         return json.dumps(settings, sort_keys=True)
@@ -151,9 +156,8 @@ def _read_run(folder: Path) -> Run:
     files = RunFolder.open(folder)
     if not files.result.is_file():
         raise UserError(f"{folder} is not finished: it has no result.json. Finish it: `understudy resume {folder}`")
+    result, config = read_json(files.result), files.read_config()
     try:
-        config = files.read_config()
-        result = json.loads(files.result.read_text(encoding="utf-8"))
         return Run(
             folder=folder,
             config=config,
@@ -163,7 +167,7 @@ def _read_run(folder: Path) -> Run:
             train_seconds=result["train_seconds"],
             measured_on=_measured_on(config, result),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}: its result.json is damaged ({error!r})") from error

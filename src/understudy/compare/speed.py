@@ -10,7 +10,7 @@ import torch
 from understudy.checkpoints import load_checkpoint
 from understudy.compare.rows import Row
 from understudy.compare.runs import Run
-from understudy.data import Batch, open_data
+from understudy.data import Batch, Limits, open_data
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
 from understudy.evaluation import loader_at_evaluation_size
@@ -92,7 +92,7 @@ def race(racers: Sequence[Racer], device: torch.device, *, rounds: int = 15, sec
 def _racer(run: Run, device: torch.device, images: int = 4) -> Racer:
     """Load a run's best detector, and a few images evenly spread over its validation split."""
     checkpoint = load_checkpoint(run.folder)
-    data = open_data(*run.measured_on)
+    data = open_data(*run.measured_on, Limits.of(run.config.data))
     count = min(images, len(data))
     chosen = replace(data, records=tuple(data.records[i * len(data) // count] for i in range(count)))
     loader = loader_at_evaluation_size(chosen, checkpoint.config)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from understudy.config.describing import Key, all_keys
 from understudy.config.keys import DistillConfig, Section, repeated
 from understudy.config.paths import as_section, expected_at, is_mapping, type_at, value_at
-from understudy.text import mismatch, shown
+from understudy.text import UNLIMITED, mismatch, shown
 
 
 def faults_of(cls: type[Section], values: dict[str, Any], error: ValidationError) -> list[str]:
@@ -32,7 +33,7 @@ def faults_of(cls: type[Section], values: dict[str, Any], error: ValidationError
         else:
             path = _up_to_a_key(cls, location)
             about = ".".join(path), expected_at(cls, path), value_at(values, path), type_at(cls, path)
-            faults[path] = mismatch(*about) + _not_names(cls, path, values)
+            faults[path] = mismatch(*about) + _not_names(cls, path, values) + _too_large(detail)
     return list(faults.values())
 
 
@@ -86,6 +87,12 @@ def _up_to_a_key(cls: type[Section], location: tuple[str | int, ...]) -> tuple[s
     if is_mapping(type_at(cls, location[:depth])) and location[-1] != "[key]":
         depth += 1  # the entry of the mapping that is at fault
     return tuple(map(str, location[:depth]))
+
+
+def _too_large(detail: ErrorDetails) -> str:
+    """Describe an upper limit that the expected value does not mention; empty for other faults."""
+    limit = detail.get("ctx", {}).get("le", 0)
+    return f"; at most {limit:g} is possible" if limit >= UNLIMITED else ""
 
 
 def _not_names(cls: type[Section], path: Sequence[str], values: dict[str, Any]) -> str:

@@ -15,10 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     StringConstraints,
     model_validator,
 )
@@ -42,11 +38,21 @@ def number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def not_empty(value: Any) -> Any:
-    """Refuse an empty path, which would silently mean the current folder."""
-    if value == "":
-        raise ValueError("empty")
+def possible_path(value: Any) -> Any:
+    """Refuse a path that no file can have, and an empty one, which would silently mean the current folder."""
+    text = str(value) if isinstance(value, str | Path) else "."
+    if not text or "\0" in text:
+        raise ValueError("empty, or with a null character")
+    text.encode()  # a lone surrogate, from a name that is not UTF-8, could not be written to config.yaml
     return value
+
+
+def expanded(path: Path) -> Path:
+    """Replace ``~`` by the home folder; a user without one is a fault of the value, not of the program."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def one_as_list(value: Any) -> Any:
@@ -77,9 +83,14 @@ Auto = Annotated[T, Nullable()]
 _FILLED_IN: Any = None  # the default of an Auto key; typed as its value, because a finished config never holds the null
 
 Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(number_as_text)]
-FilePath = Annotated[Path, BeforeValidator(not_empty), AfterValidator(Path.expanduser)]
+FilePath = Annotated[Path, BeforeValidator(possible_path), AfterValidator(expanded)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(ge=32)]
+Pixels = Annotated[int, Field(ge=32, le=32768)]
+# Upper limits that no run needs, so that no arithmetic overflows; texts leave them out (`text.UNLIMITED`).
+PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=10**9)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
 ThreeNumbers = tuple[float, float, float]
 ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
@@ -139,8 +150,15 @@ class DataConfig(Section):
     skip_empty: bool = Field(
         False, description="Whether to leave out training images without objects, as mmdet's `filter_empty_gt`."
     )
-    workers: NonNegativeInt = Field(
+    workers: Annotated[int, Field(ge=0, le=256)] = Field(
         2, description="Number of processes that load images; 0: load them in the training process."
+    )
+    max_pixels: PositiveInt = Field(
+        100_000_000, description="Maximum number of pixels (width x height) of an image file; larger ones are refused."
+    )
+    allow_outside: bool = Field(
+        False,
+        description="Whether the data set may use files outside its folder: by links, or by paths in its files.",
     )
     unlabelled: FilePath | None = Field(
         None,
@@ -158,8 +176,12 @@ class DetectorConfig(Section):
     """The detector to train."""
 
     name: Text = Field("retinanet_resnet50", description="Family and backbone; `understudy detectors` lists them.")
-    neck_channels: PositiveInt = Field(256, description="Channels of the feature pyramid and of the heads.")
-    width_mult: PositiveFloat = Field(1.0, description="Width of the backbone, relative to the published one.")
+    neck_channels: Annotated[int, Field(ge=1, le=4096)] = Field(
+        256, description="Channels of the feature pyramid and of the heads."
+    )
+    width_mult: Annotated[float, Field(gt=0, le=8)] = Field(
+        1.0, description="Width of the backbone, relative to the published one."
+    )
     backbone_weights: Text | None = Field(
         None,
         description="Initial weights of the backbone: a torchvision name or a file; null: random initialisation.",
@@ -248,13 +270,17 @@ class OptimizerConfig(Section):
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fill in the defaults that depend on the optimizer."""
-        return _where_null(values, cls.DEFAULTS.get(values.get("name", "sgd"), {}))
+        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "sgd")))
 
 
 class ScheduleConfig(Section):
     """The length of the run and the learning rate schedule."""
 
-    EPOCHS: ClassVar[dict[str, int]] = {"1x": 12, "2x": 24, "cosine": 12}
+    DEFAULTS: ClassVar[dict[str, dict[str, int]]] = {
+        "1x": {"epochs": 12},
+        "2x": {"epochs": 24},
+        "cosine": {"epochs": 12},
+    }
 
     name: Literal["1x", "2x", "cosine"] = Field(
         "1x",
@@ -284,8 +310,7 @@ class ScheduleConfig(Section):
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fill in the number of epochs, which depends on the schedule."""
-        name = values.get("name", "1x")
-        return _where_null(values, {"epochs": cls.EPOCHS[name]} if name in cls.EPOCHS else {})
+        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "1x")))
 
 
 class TrainConfig(Section):
@@ -306,7 +331,7 @@ class TrainConfig(Section):
         description="Precision of the arithmetic in bits: 32, or mixed precision with bf16 or 16, which is faster on "
         "hardware that supports it.",
     )
-    seed: NonNegativeInt = Field(
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
         0, description="Random seed of the initialisation, the order of images and the augmentation."
     )
     accelerator: Text = Field("auto", description="Type of device: auto, cpu, gpu or another Lightning accelerator.")
@@ -338,6 +363,11 @@ class DistillConfig(TrainConfig):
         description="Whether to initialise the student's neck and head with the teacher's weights, where the names and "
         "shapes of layers agree; works with any method.",
     )
+
+
+def _of_name(defaults: Mapping[str, Mapping[str, Any]], name: Any) -> Mapping[str, Any]:
+    """Return the defaults of a name; none for a value that is not one, which the check of types refuses."""
+    return defaults.get(name, {}) if isinstance(name, str) else {}
 
 
 def _where_null(values: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

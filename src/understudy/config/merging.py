@@ -23,8 +23,9 @@ from understudy.config.paths import (
     path_of,
     type_at,
 )
-from understudy.config.yaml_text import NULL, DuplicateKey, parse_yaml, read_yaml, typed_by_look
+from understudy.config.yaml_text import NULL, DuplicateKey, parse_text, read_config, typed_by_look
 from understudy.errors import UserError
+from understudy.reading import yaml_problem
 from understudy.recipes import read_recipe
 from understudy.text import shown
 
@@ -60,7 +61,7 @@ def load_config(
         UserError: the file cannot be read, or the config has faults; the message lists all of them.
     """
     draft, written = _Draft(cls), isinstance(source, str | Path)
-    values = read_yaml(Path(source)) if isinstance(source, str | Path) else source
+    values = read_config(Path(source)) if isinstance(source, str | Path) else source
     values = values.model_dump() if isinstance(values, TrainConfig) else values or {}
     overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
     recipe = _recipe_of(overrides, values)
@@ -160,12 +161,11 @@ class _Draft:
         if is_text(type_at(self.cls, path), text):
             return [(path, None if NULL.match(text) else text)]
         try:
-            return _assignments(self.cls, {key: parse_yaml(text)}, ())
+            return _assignments(self.cls, {key: parse_text(text)}, ())
         except DuplicateKey as error:
             self.faults.append(f"{key}: {error.problem}")
         except yaml.YAMLError as error:
-            reason = getattr(error, "problem", None) or "malformed"
-            self.faults.append(f"{key}: {text} is not valid YAML: {reason}")
+            self.faults.append(f"{key}: {shown(text)} is not valid YAML: {yaml_problem(error)}")
         return []
 
     def _put_all(self, assignments: Iterable[Assignment], written: bool) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from understudy.errors import UserError
-from understudy.text import shown
+from understudy.reading import parse_yaml, read_yaml
 
 NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 """Matches the spellings of null."""
@@ -37,32 +36,18 @@ _TextLoader.add_implicit_resolver("tag:yaml.org,2002:null", NULL, [*"~nN", ""])
 _TextLoader.add_constructor("tag:yaml.org,2002:null", lambda loader, node: None)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_text(text: str) -> Any:
     """Parse YAML with its scalars as text; raises yaml.YAMLError."""
-    return yaml.load(text, _TextLoader)
+    return parse_yaml(text, _TextLoader)
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file, with its scalars as text.
+def read_config(file: Path) -> dict[str, Any]:
+    """Read the mapping in a config file, with its scalars as text.
 
     Raises:
         UserError: the file cannot be read or does not contain a mapping.
     """
-    try:
-        values = parse_yaml(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"The config file {file} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The config file {file} cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        fault = "" if isinstance(error, DuplicateKey) else " is not valid YAML"
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"The config file {file}{fault}{line}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"The config file {file} is not valid YAML: {error}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"The config file {file} must contain `key: value` lines, got {shown(values)}")
-    return values or {}
+    return read_yaml(file, "config file", _TextLoader)
 
 
 def typed_by_look(value: Any) -> Any:

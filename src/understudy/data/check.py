@@ -7,21 +7,22 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
 
 import torch
 from rich.console import Console, Group
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from understudy.data.contact_sheet import draw_contact_sheet
 from understudy.data.dataset import (
     Location,
-    add_emptiness,
+    add_faults_of_content,
     different_classes,
     find_splits,
     named,
@@ -29,6 +30,7 @@ from understudy.data.dataset import (
     shown_location,
 )
 from understudy.data.images import UnreadableImage, is_rotated, load_image, open_image
+from understudy.data.limits import LIMITS, Limits
 from understudy.data.records import Fault, Format, Record, SplitDraft
 from understudy.errors import UserError
 from understudy.files import check_writable
@@ -109,12 +111,13 @@ class CheckReport:
         }
 
     def __rich__(self) -> Group:
-        parts = [f"[bold]{escape(self.path)}[/]: {self.format.upper()}", self._split_table(), self._class_table()]
+        head = Text.assemble((self.path, "bold"), f": {self.format.upper()}")
+        parts: list[Text | Table] = [head, self._split_table(), self._class_table()]
         for title, style, found in (("fault", "red", self.faults), ("warning", "yellow", self.warnings)):
-            parts.append(f"[bold {style if found else 'green'}]{_count(len(found), title)}[/]")
-            parts += [f"  {escape(line)}" for line in shortened(found)]
+            parts.append(Text(_count(len(found), title), style=f"bold {style if found else 'green'}"))
+            parts += [Text(f"  {line}") for line in shortened(found)]
         if self.contact_sheet is not None:
-            parts.append(f"Images with their boxes: {escape(str(self.contact_sheet))}")
+            parts.append(Text(f"Images with their boxes: {self.contact_sheet}"))
         return Group(*parts)
 
     def _split_table(self) -> Table:
@@ -125,25 +128,28 @@ class CheckReport:
         for name, split in self.splits.items():
             counts = [split.images, split.empty_images, sum(split.objects.values()), split.ignored]
             counts += [split.sizes[size] for size in ("small", "medium", "large")]
-            table.add_row(escape(name), *map(str, counts))
+            table.add_row(Text(name), *map(str, counts))
         return table
 
     def _class_table(self) -> Table:
         table = Table("class", title="Objects of each class", title_justify="left")
         for name in self.splits:
-            table.add_column(escape(name), justify="right")
+            table.add_column(Text(name), justify="right")
         for class_name in dict.fromkeys(name for split in self.splits.values() for name in split.objects):
             counts = [str(split.objects.get(class_name, "-")) for split in self.splits.values()]
-            table.add_row(escape(class_name), *counts)
+            table.add_row(Text(class_name), *counts)
         return table
 
 
-def check_data(path: Location, contact_sheet: Path | str | None = None, *, force: bool = False) -> CheckReport:
+def check_data(
+    path: Location, contact_sheet: Path | str | None = None, limits: Limits = LIMITS, *, force: bool = False
+) -> CheckReport:
     """Read every image of every split of a data set, and report every fault.
 
     Args:
         path: as in `open_data`.
         contact_sheet: a .png file for a sample of the images with their boxes and class names.
+        limits: as in `open_data`.
         force: whether the sheet may replace an existing file.
 
     Raises:
@@ -154,7 +160,7 @@ def check_data(path: Location, contact_sheet: Path | str | None = None, *, force
         raise UserError(f"The contact sheet must be a PNG file: expected a name that ends in .png, got {sheet}.")
     if sheet is not None:
         check_writable(sheet, force)
-    format, found = find_splits(path)
+    format, found = find_splits(path, limits=limits)
     report = CheckReport(shown_location(path), format)
     drafts: dict[str, SplitDraft] = {}
     for name, read in found.items():
@@ -163,14 +169,14 @@ def check_data(path: Location, contact_sheet: Path | str | None = None, *, force
         except UserError as error:
             report.faults.append(Fault("split unreadable", name, str(error)))
     for name, draft in drafts.items():
-        add_emptiness(draft)
+        add_faults_of_content(draft)
         report.splits[name] = _summary(draft)
         report.faults += named(name, draft.faults + draft.left_out)
         report.warnings += named(name, _classes_without_objects(draft))
     _compare_splits(drafts, report)
-    usable = _inspect_images(drafts, report)
+    usable = _inspect_images(drafts, report, limits)
     if sheet is not None:
-        draw_contact_sheet(usable, {name: draft.classes for name, draft in drafts.items()}, sheet)
+        draw_contact_sheet(usable, {name: draft.classes for name, draft in drafts.items()}, sheet, limits)
         report.contact_sheet = sheet
     return report
 
@@ -211,13 +217,13 @@ def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
             )
 
 
-def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport) -> dict[str, list[Record]]:
+def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport, limits: Limits) -> dict[str, list[Record]]:
     """Decode every image of every split, report its faults, and return the usable images of each split."""
     rows = [(name, record) for name, draft in drafts.items() for record in draft.records]
     usable: dict[str, list[Record]] = {name: [] for name in drafts}
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of broken metadata, which is checked here
-        inspected = pool.map(_inspect, (record for _, record in rows))
+        inspected = pool.map(partial(_inspect, limits=limits), (record for _, record in rows))
         shown = track(
             zip(rows, inspected, strict=True),
             "reading images",
@@ -234,17 +240,17 @@ def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport) -> dict[
     return usable
 
 
-def _inspect(record: Record) -> tuple[list[Fault], list[Fault]]:
+def _inspect(record: Record, limits: Limits) -> tuple[list[Fault], list[Fault]]:
     """Return the faults and the warnings of one image and its boxes."""
     name = record.path.name
-    if not record.path.is_file():
+    if not record.path.exists():
         return [Fault("image missing", name, f"{record.path} does not exist")], []
     notes = _box_notes(record)
     stated = record.width, record.height
     try:
-        with open_image(record.path) as image:
+        with open_image(record.path, limits.max_pixels) as image:
             size, mode, rotated = image.size, image.mode, is_rotated(image)
-        load_image(record.path)
+        load_image(record.path, max_pixels=limits.max_pixels)
     except UnreadableImage as error:
         return [Fault("image unreadable", name, str(error))], notes
     except Exception as error:  # metadata that Pillow cannot parse

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from understudy.data.images import UnreadableImage, image_size
-from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated, safe_path
+from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
+from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated
 from understudy.errors import UserError
+from understudy.reading import read_bytes
+from understudy.text import shown
 
 LAYOUTS = (
     "COCO: annotations/instances_train2017.json with train2017/, instances_train.json with images/, "
@@ -20,31 +23,37 @@ LAYOUTS = (
 _SPLIT_WORD = re.compile(rf"(?:^|[_.-])((?:{'|'.join(SPLIT_NAMES)})\d{{0,4}})(?:[_.-]|$)")
 
 
-def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], SplitDraft]]:
+def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -> dict[str, Callable[[], SplitDraft]]:
     """Return the splits of a COCO data set by name, each with the function that reads it; none if it is not COCO.
 
     Args:
         path: a folder, or one JSON file.
         root: the data set's folder, if `path` is a file inside it; otherwise it is derived from `path`.
+        limits: of the data set.
     """
     if path.is_file():
         if path.suffix.lower() != ".json":
             return {}
         root = root or (path.parent.parent if path.parent.name == "annotations" else path.parent)
-        return {_split_name(path): partial(read, path, root)}
-    return {_split_name(file): partial(read, file, path) for file in _annotation_files(path)}
+        return {_split_name(path): partial(read, path, DataFolder(root, limits))}
+    folder = DataFolder(path, limits)
+    return {_split_name(file): partial(read, file, folder) for file in _annotation_files(path)}
 
 
-def read(file: Path, root: Path) -> SplitDraft:
-    """Read one COCO annotation file of the data set in `root`.
+def read(file: Path, folder: DataFolder) -> SplitDraft:
+    """Read one COCO annotation file of a data set.
 
     Raises:
-        UserError: the file is not JSON, or not COCO.
+        UserError: the file is not JSON, not COCO, or outside the data set.
     """
+    if not folder.allows(file):
+        raise UserError(folder.refusal(file))
     content = _load(file)
-    draft = SplitDraft(source=file, image_root=_image_root(file, root, content["images"]))
+    draft = SplitDraft(source=file, image_root=_image_root(file, folder, content["images"]))
+    if not folder.allows(draft.image_root):
+        raise UserError(folder.refusal(draft.image_root))
     label_of = _read_categories(content["categories"], draft)
-    images = _read_images(content["images"], draft)
+    images = _read_images(content["images"], folder, draft)
     objects = _read_objects(content["annotations"], label_of, images, draft)
     for image_id, (path, size) in images.items():
         draft.add(image_id, path, size, objects[image_id])
@@ -69,6 +78,8 @@ def _annotation_files(root: Path) -> list[Path]:
 
 def _looks_like_coco(file: Path) -> bool:
     """Return whether a JSON file of any name begins like COCO; a whole file may be too large to read for that."""
+    if not file.is_file():
+        return False
     with file.open("rb") as stream:
         start = stream.read(65536)
     return start.lstrip().startswith(b"{") and any(key in start for key in (b'"images"', b'"annotations"'))
@@ -87,11 +98,11 @@ def _split_name(file: Path) -> str:
 def _load(file: Path) -> dict[str, list]:
     expected = 'an object with the lists "images", "annotations" and "categories"'
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_bytes(file, "annotation file"))
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error}). Expected COCO annotations: {expected}.") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} is not COCO: expected {expected}, got a JSON {type(content).__name__}.")
     faults = [
@@ -104,9 +115,9 @@ def _load(file: Path) -> dict[str, list]:
     return content
 
 
-def _image_root(file: Path, root: Path, images: list) -> Path:
+def _image_root(file: Path, data_folder: DataFolder, images: list) -> Path:
     """Return the folder of the images: of the usual places, the one where most of a sample of the file names exist."""
-    name = _split_name(file)
+    name, root = _split_name(file), data_folder.root
     names = list(dict.fromkeys([name, name.rstrip("0123456789")]))
     candidates = [base / inner for base in (root, root / "images") for inner in names]
     candidates += [root / "images", file.parent, file.parent / "images", file.parent / "data", root / "data", root]
@@ -114,7 +125,7 @@ def _image_root(file: Path, root: Path, images: list) -> Path:
     sample = [row["file_name"] for row in images[:: max(1, len(images) // 20)] if _is_text(row, "file_name")]
 
     def found(folder: Path) -> int:
-        return sum((path := safe_path(folder, name)) is not None and path.is_file() for name in sample)
+        return sum(is_possible(name) and (folder / name).is_file() for name in sample)
 
     return max(candidates, key=found)  # the first of equals
 
@@ -139,7 +150,7 @@ def _read_categories(rows: list, draft: SplitDraft) -> dict[int, int]:
     return {category_id: label for label, category_id in enumerate(ids)}
 
 
-def _read_images(rows: list, draft: SplitDraft) -> dict[int, tuple[Path, tuple[int, int]]]:
+def _read_images(rows: list, folder: DataFolder, draft: SplitDraft) -> dict[int, tuple[Path, tuple[int, int]]]:
     """Return the usable images: id -> (path, (width, height))."""
     images: dict[int, tuple[Path, tuple[int, int]]] = {}
     for position, row in enumerate(rows):
@@ -147,29 +158,27 @@ def _read_images(rows: list, draft: SplitDraft) -> dict[int, tuple[Path, tuple[i
         if not _is_integer(row, "id") or not _is_text(row, "file_name"):
             draft.fault("image entry unreadable", where, 'expected an integer "id" and a string "file_name"')
             continue
-        path = safe_path(draft.image_root, row["file_name"])
+        path = folder.named(draft.image_root, row["file_name"])
         if path is None:
-            name = repr(row["file_name"][:200])
-            what = f"file_name {name} is not inside {draft.image_root}, or not a valid name; move the file inside"
-            draft.fault("file outside the data set", where, what)
+            draft.fault("file outside the data set", where, f"file_name {folder.refusal(row['file_name'])}")
         elif row["id"] in images:
             draft.fault("duplicate id", where, f"image id {row['id']} is used twice")
-        elif size := _size(row, path, where, draft):
+        elif size := _size(row, path, where, folder, draft):
             images[row["id"]] = path, size
     return images
 
 
-def _size(row: dict, path: Path, where: str, draft: SplitDraft) -> tuple[int, int] | None:
+def _size(row: dict, path: Path, where: str, folder: DataFolder, draft: SplitDraft) -> tuple[int, int] | None:
     """Width and height as annotated, otherwise those of the image file."""
     if "width" not in row and "height" not in row:
         try:
-            return image_size(path)
+            return image_size(path, folder.limits.max_pixels)
         except UnreadableImage as error:
             draft.fault("image unreadable", where, f'no "width" and "height", and {error}')
             return None
     if _is_integer(row, "width") and _is_integer(row, "height") and row["width"] > 0 and row["height"] > 0:
         return row["width"], row["height"]
-    sizes = f"{row.get('width')!r} and {row.get('height')!r}"
+    sizes = f"{shown(row.get('width'))} and {shown(row.get('height'))}"
     draft.fault("image entry unreadable", where, f'"width" and "height" must be positive integers, got {sizes}')
     return None
 
@@ -198,9 +207,8 @@ def _read_objects(
             draft.fault("unknown category", where, f"expected a category_id of {known}, got {row['category_id']}")
         box = _box(row.get("bbox"))
         if box is None:
-            draft.fault(
-                "annotation unreadable", where, f'"bbox" must be [x, y, width, height], got {row.get("bbox")!r}'
-            )
+            what = f'"bbox" must be [x, y, width, height], got {shown(row.get("bbox"))}'
+            draft.fault("annotation unreadable", where, what)
         if len(draft.faults) == before and box is not None:
             objects[row["image_id"]].append(
                 AnnotatedObject(

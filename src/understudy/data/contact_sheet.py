@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from understudy.data.images import load_image
+from understudy.data.limits import LIMITS, Limits
 from understudy.data.records import Record
 from understudy.errors import UserError
 
@@ -18,7 +19,7 @@ _IGNORED_COLOUR = (150, 150, 150)
 
 
 def draw_contact_sheet(
-    records: Mapping[str, Sequence[Record]], classes: Mapping[str, Sequence[str]], file: Path
+    records: Mapping[str, Sequence[Record]], classes: Mapping[str, Sequence[str]], file: Path, limits: Limits = LIMITS
 ) -> None:
     """Draw up to 12 images as a PNG, spread over the splits and chosen to show many classes.
 
@@ -26,6 +27,7 @@ def draw_contact_sheet(
         records: the readable images of each split.
         classes: the class names of each split.
         file: the PNG to write; its folder is created.
+        limits: of the images.
 
     Raises:
         UserError: the file cannot be written.
@@ -36,7 +38,7 @@ def draw_contact_sheet(
     sheet = Image.new("RGB", (_COLUMNS * cell_width + _GAP, rows * cell_height + _GAP), "white")
     for number, (split, record) in enumerate(chosen):
         corner = (number % _COLUMNS * cell_width + _GAP, number // _COLUMNS * cell_height + _GAP)
-        sheet.paste(_tile(split, record, classes[split]), corner)
+        sheet.paste(_tile(split, record, classes[split], limits), corner)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(file, format="PNG")
@@ -65,9 +67,9 @@ def _varied(records: Sequence[Record], number: int) -> list[Record]:
     return [records[position] for position in sorted(chosen[:number])]
 
 
-def _tile(split: str, record: Record, classes: Sequence[str]) -> Image.Image:
+def _tile(split: str, record: Record, classes: Sequence[str], limits: Limits) -> Image.Image:
     """One image scaled into its tile, with boxes and names, and a caption below."""
-    pixels = load_image(record.path, (record.width, record.height)).mul(255).round().byte()
+    pixels = load_image(record.path, (record.width, record.height), limits.max_pixels).mul(255).round().byte()
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     scale = min(_TILE_WIDTH / record.width, _TILE_HEIGHT / record.height)
     image = image.resize((max(1, round(record.width * scale)), max(1, round(record.height * scale))))

@@ -15,8 +15,10 @@ import torch
 
 from understudy.data import coco, voc, yolo
 from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
+from understudy.data.limits import LIMITS, Limits
 from understudy.data.records import SPLIT_NAMES, DetectionData, Fault, Format, Record, SplitDraft, repeated
 from understudy.errors import UserError
+from understudy.text import is_printable
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ Readers = dict[str, Callable[[], SplitDraft]]
 """The splits of a data set by name, each with the function that reads it."""
 
 
-def open_data(path: Location, split: str = "train") -> DetectionData:
+def open_data(path: Location, split: str = "train", limits: Limits = LIMITS) -> DetectionData:
     """Open one split of a data set in COCO, VOC or YOLO format.
 
     Objects whose box is empty, not finite or completely outside its image are left out, with a warning in the log.
@@ -42,14 +44,15 @@ def open_data(path: Location, split: str = "train") -> DetectionData:
         split: a name from `splits(path)`; "val" also finds "valid" and "val2017". Or an annotation file, relative
             to `path`. A single .json or .txt file is one split, whatever its name. Of several data sets, a name
             stands for the union over those that have such a split, and "a+b" for the union of two names.
+        limits: of the data set: its files and the size of its images.
 
     Raises:
         UserError: the path or the split does not exist, the format is not known, or the annotations have faults (the
             message lists them).
     """
-    format, name, read = _find_split(path, split)
+    format, name, read = _find_split(path, split, limits)
     draft = read()
-    add_emptiness(draft)
+    add_faults_of_content(draft)
     check = f"understudy check {shown_location(path)}"
     if draft.faults:
         summary = f"{draft.source} has {len(draft.faults)} faults (`{check}` also reads the images):"
@@ -65,16 +68,18 @@ def open_data(path: Location, split: str = "train") -> DetectionData:
         source=draft.source,
         split=name,
         image_root=draft.image_root,
+        limits=limits,
     )
 
 
-def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = ()) -> DetectionData:
+def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = (), limits: Limits = LIMITS) -> DetectionData:
     """Open images without labels, as a split without objects and classes.
 
     Args:
         path: a folder, searched to any depth; or a data set, whose split "train" (or whose only split) is used.
         seen: splits whose images are left out: those with labels, and those for evaluation. Images are compared by
             file, also through links; a copy is another image.
+        limits: of the images.
 
     Raises:
         UserError: the path does not exist, it has no images, all its images are in `seen`, or the header of an image
@@ -83,7 +88,7 @@ def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = ()) -> Det
     path = Path(path)
     if not path.exists():
         raise UserError(f"No unlabelled images at {path}: no such file or folder.{_closest_sibling(path)}")
-    files = _files_without_labels(path)
+    files = _files_without_labels(path, limits)
     if not files:
         raise UserError(f"No unlabelled images in {path}: expected files that end in {', '.join(sorted(SUFFIXES))}.")
     known = {_identity(record.path) for data in seen for record in data.records if record.path.exists()}
@@ -96,26 +101,26 @@ def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = ()) -> Det
     records, faults = [], []
     for number, file in enumerate(others, start=1):
         try:
-            records.append(Record.without_objects(number, file, shown_size(file)))
+            records.append(Record.without_objects(number, file, shown_size(file, limits.max_pixels)))
         except UnreadableImage as error:
             faults.append(str(error))
     if faults:
         raise UserError.listing(
             f"{len(faults)} of the {len(others)} unlabelled images of {path} cannot be used:", faults
         )
-    return DetectionData((), (), tuple(records), format="coco", source=path, split="unlabelled")
+    return DetectionData((), (), tuple(records), format="coco", source=path, split="unlabelled", limits=limits)
 
 
-def _files_without_labels(path: Path) -> list[Path]:
+def _files_without_labels(path: Path, limits: Limits) -> list[Path]:
     """Return the image files of a data set's training split, or of a folder that is not a data set."""
     try:
-        names = splits(path)
+        names = splits(path, limits)
     except UserError:
         if path.is_file():
             raise
         return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     try:
-        return [record.path for record in open_data(path, names[0] if len(names) == 1 else "train").records]
+        return [record.path for record in open_data(path, names[0] if len(names) == 1 else "train", limits).records]
     except UserError as error:
         raise UserError(f"{error}\nUnlabelled images need no annotations: name the folder of images.") from None
 
@@ -126,16 +131,16 @@ def _identity(file: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def splits(path: Location) -> list[str]:
+def splits(path: Location, limits: Limits = LIMITS) -> list[str]:
     """Return the names of a data set's splits, as accepted by `open_data`.
 
     Raises:
         UserError: the path does not exist, or its format is not known.
     """
-    return list(find_splits(path)[1])
+    return list(find_splits(path, limits=limits)[1])
 
 
-def find_splits(path: Location, root: Path | None = None) -> tuple[Format, Readers]:
+def find_splits(path: Location, root: Path | None = None, limits: Limits = LIMITS) -> tuple[Format, Readers]:
     """Return the format of a data set, and its splits by short name, each with the function that reads it.
 
     The splits of several data sets have the name of their folder in front: `VOC2007/train`.
@@ -145,12 +150,12 @@ def find_splits(path: Location, root: Path | None = None) -> tuple[Format, Reade
     """
     paths = as_paths(path)
     if len(paths) > 1:
-        return _side_by_side(paths)
+        return _side_by_side(paths, limits)
     path = paths[0]
     if not path.exists():
         raise UserError(f"No data set at {path}: no such file or folder.{_closest_sibling(path)}")
     for format, module in _FORMATS.items():
-        if found := module.find_splits(path, root):
+        if found := module.find_splits(path, root, limits):
             return format, _with_short_names(found)
     kind = "folder" if path.is_dir() else "file"
     raise UserError.listing(
@@ -158,12 +163,12 @@ def find_splits(path: Location, root: Path | None = None) -> tuple[Format, Reade
     )
 
 
-def _side_by_side(paths: Sequence[Path]) -> tuple[Format, Readers]:
+def _side_by_side(paths: Sequence[Path], limits: Limits) -> tuple[Format, Readers]:
     names = [path.name for path in paths]
     labels = [str(path) if names.count(path.name) > 1 else path.name for path in paths]
     if twice := repeated(str(path.resolve()) for path in paths):
         raise UserError(f"The data set {twice[0]} is named twice. Leave one out.")
-    found = {label: find_splits(path) for label, path in zip(labels, paths, strict=True)}
+    found = {label: find_splits(path, limits=limits) for label, path in zip(labels, paths, strict=True)}
     formats = {label: format for label, (format, _) in found.items()}
     if len(set(formats.values())) > 1:
         kinds = ", ".join(f"{label} is {format}" for label, format in formats.items())
@@ -219,8 +224,12 @@ def different_classes(name: str, drafts: Mapping[str, SplitDraft]) -> list[Fault
     return [Fault("classes differ", name, f"{', '.join(mine)}; but in {first}: {', '.join(others)}")]
 
 
-def add_emptiness(draft: SplitDraft) -> None:
-    """Add a fault if a split has no image, or no object to train on."""
+def add_faults_of_content(draft: SplitDraft) -> None:
+    """Add a fault for each class name that cannot be printed, and if a split has no image or no object to train on."""
+    for name in draft.classes:
+        if not is_printable(name):
+            what = f"{name!a} contains characters that cannot be printed; rename the class"
+            draft.fault("invalid class name", draft.source.name, what)
     if draft.faults:
         return  # these explain why nothing could be read
     if not draft.records:
@@ -241,14 +250,14 @@ def shortened(faults: list[Fault], limit: int = _LISTED_FAULTS) -> list[str]:
     return lines
 
 
-def _find_split(path: Location, split: str) -> tuple[Format, str, Callable[[], SplitDraft]]:
+def _find_split(path: Location, split: str, limits: Limits) -> tuple[Format, str, Callable[[], SplitDraft]]:
     """Return the format, the split's own name and its reader."""
     paths = as_paths(path)
     if len(paths) == 1 and paths[0].is_dir() and (paths[0] / split).is_file():  # an annotation file, not a name
-        format, found = find_splits(paths[0] / split, root=paths[0])
+        format, found = find_splits(paths[0] / split, paths[0], limits)
         name, read = next(iter(found.items()))
         return format, name, read
-    format, found = find_splits(paths)
+    format, found = find_splits(paths, limits=limits)
     if len(paths) == 1 and paths[0].suffix.lower() in (".json", ".txt"):  # one file is one split, whatever its name
         name, read = next(iter(found.items()))
         return format, name, read

@@ -1,11 +1,15 @@
 """Image files as tensors: grey, palette, alpha and 16-bit images are converted to RGB in 0..1."""
 
+import stat
+import threading
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
+
+from understudy.data.limits import LIMITS
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
@@ -14,28 +18,28 @@ class UnreadableImage(OSError):
     """An image file is missing, truncated, or has pixels of an unknown kind."""
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, max_pixels: int | None = None) -> tuple[int, int]:
     """Return the stored width and height in pixels, reading only the file's header.
 
     Raises:
         UnreadableImage: the file is missing or not an image.
     """
-    with open_image(path) as image:
+    with open_image(path, max_pixels) as image:
         return image.size
 
 
-def shown_size(path: Path) -> tuple[int, int]:
+def shown_size(path: Path, max_pixels: int | None = None) -> tuple[int, int]:
     """Return width and height in pixels as viewers show the image, rotated by its EXIF orientation.
 
     Raises:
         UnreadableImage: the file is missing or not an image.
     """
-    with open_image(path) as image:
+    with open_image(path, max_pixels) as image:
         quarter_turn = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (image.height, image.width) if quarter_turn else image.size
 
 
-def load_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+def load_image(path: Path, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> Tensor:
     """Load an image file as (3, H, W) float32 in 0..1.
 
     Pixels are used as stored. The image is rotated by its EXIF orientation only if `size` is the rotated size and not
@@ -44,12 +48,13 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     Args:
         path: the file.
         size: (width, height) of the annotation; None accepts any size.
+        max_pixels: as in `open_image`.
 
     Raises:
-        UnreadableImage: the file is missing, truncated or not an image, has floating-point pixels, or has another size
-            than annotated.
+        UnreadableImage: the file is missing, truncated or not an image, has floating-point pixels, has another size
+            than annotated, or has too many pixels.
     """
-    with open_image(path) as image:
+    with open_image(path, max_pixels) as image:
         try:
             pixels = _oriented(image, size)
             if size is not None and pixels.size != size:
@@ -63,19 +68,54 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
             raise UnreadableImage(f"{path} is truncated or damaged ({error})") from None
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, max_pixels: int | None = None) -> Image.Image:
     """Open an image file without decoding it.
 
+    Args:
+        path: the file.
+        max_pixels: most pixels; None: the default of `data.max_pixels`.
+
     Raises:
-        UnreadableImage: the file is missing or not an image.
+        UnreadableImage: the file is missing, not a regular file, not an image, or has too many pixels.
     """
     try:
-        return Image.open(path)
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its other end
+            raise UnreadableImage(f"{path} is not a regular file")
+        with _ANY_SIZE:
+            image = Image.open(path)
     except FileNotFoundError:
         raise UnreadableImage(f"{path} does not exist") from None
+    except UnreadableImage:
+        raise
     except Exception as error:  # see load_image
         reason = "unknown image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UnreadableImage(f"{path} cannot be read as an image ({reason})") from None
+    most = LIMITS.max_pixels if max_pixels is None else max_pixels
+    if image.width * image.height > most:
+        image.close()
+        raise UnreadableImage(
+            f"{path} has {image.width}x{image.height} pixels, more than data.max_pixels={most}: scale it down, or set "
+            f"data.max_pixels={image.width * image.height} (understudy check: --max-pixels)"
+        )
+    return image
+
+
+class _AnySize:
+    """Suspends Pillow's own limit on pixels within a block, in all threads; `open_image` checks ours instead."""
+
+    def __init__(self) -> None:
+        self.lock, self.before = threading.Lock(), None
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        self.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+
+    def __exit__(self, *_: object) -> None:
+        Image.MAX_IMAGE_PIXELS = self.before
+        self.lock.release()
+
+
+_ANY_SIZE = _AnySize()
 
 
 def is_rotated(image: Image.Image) -> bool:

@@ -289,7 +289,7 @@ class LoadedImages(Dataset):
         position, epoch = index
         record = self.data.records[position]
         try:
-            image = load_image(record.path, (record.width, record.height))
+            image = load_image(record.path, (record.width, record.height), self.data.limits.max_pixels)
         except UnreadableImage as error:
             # Returned, not raised: a worker's exception would reach the user inside the worker's traceback.
             if self.labelled:

@@ -1,7 +1,6 @@
 """The types of the data package: an annotated image, a split of a data set, and a fault."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor
+
+from understudy.data.limits import LIMITS, Limits
 
 Format = Literal["coco", "voc", "yolo"]
 Box = tuple[float, float, float, float]
@@ -80,6 +81,7 @@ class DetectionData:
         source: the JSON file (COCO), the folder (VOC), the YAML file, list or folder (YOLO).
         split: the name of the split.
         image_root: the folder that `file_name` in `to_coco()` is relative to.
+        limits: of the images.
     """
 
     classes: tuple[str, ...]
@@ -89,6 +91,7 @@ class DetectionData:
     source: Path
     split: str
     image_root: Path | None = None
+    limits: Limits = LIMITS
 
     def __len__(self) -> int:
         return len(self.records)
@@ -215,31 +218,6 @@ def box_problem(box: Box, size: tuple[int, int]) -> str | None:
     if x2 <= 0 or y2 <= 0 or x1 >= size[0] or y1 >= size[1]:
         return "box outside the image"
     return None
-
-
-def safe_path(root: Path, name: str) -> Path | None:
-    """Return `root / name`, or None if that is not inside `root`.
-
-    Refused are absolute names, names with `..`, links that lead out of `root`, and names that no file can have. `root`
-    itself may be a link, since large image folders are often on another disk.
-    """
-    parts = re.split(r"[/\\]", name)
-    if not _is_possible(parts) or ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-        return None
-    path = root / name
-    # A plain file directly in the folder (the usual case) needs no resolving of its parts.
-    if (len(parts) > 1 or path.is_symlink()) and not path.resolve().is_relative_to(root.resolve()):
-        return None
-    return path
-
-
-def _is_possible(parts: list[str]) -> bool:
-    """Return whether file systems accept these names; the calls that follow would raise otherwise."""
-    try:
-        encoded = [part.encode() for part in parts]
-    except UnicodeEncodeError:
-        return False
-    return all(len(part) <= 255 and b"\0" not in part for part in encoded) and sum(map(len, encoded)) < 2048
 
 
 def _record(image_id: int, path: Path, size: tuple[int, int], objects: list[AnnotatedObject]) -> Record:

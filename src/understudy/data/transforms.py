@@ -26,6 +26,9 @@ def resize(image: Tensor, shorter_side: int, longer_side: int) -> Tensor:
     """
     height, width = image.shape[-2:]
     scale = min(shorter_side / min(height, width), longer_side / max(height, width))
+    if min(height, width) * scale < 1:  # a strip, whose shorter side would have no pixel left
+        size = [max(1, math.floor(side * scale)) for side in (height, width)]
+        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
     resized = F.interpolate(
         image[None], scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
     )

@@ -7,8 +7,10 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from understudy.data.images import SUFFIXES, UnreadableImage, image_size
-from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated, safe_path
+from understudy.data.limits import LIMITS, DataFolder, Limits
+from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated
 from understudy.errors import UserError
+from understudy.reading import read_text, require_file
 
 LAYOUTS = (
     "VOC: Annotations/*.xml, JPEGImages/ and ImageSets/Main/train.txt, also below VOCdevkit/VOC2007; "
@@ -16,7 +18,7 @@ LAYOUTS = (
 )
 
 
-def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], SplitDraft]]:
+def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -> dict[str, Callable[[], SplitDraft]]:
     """Return the splits of a VOC data set by name, each with the function that reads it; none if it is not VOC.
 
     Raises:
@@ -26,13 +28,14 @@ def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], 
         if path.suffix.lower() == ".xml":
             raise UserError(f"{path} annotates a single image. Give the data set's folder.")
         return {}
-    years = _year_folders(path)
+    data_folder, years = DataFolder(path, limits), _year_folders(path)
     if len(years) == 1:
-        return _splits_of_year(years[0])
+        return _splits_of_year(years[0], data_folder)
     if years:  # VOC2007 and VOC2012 side by side: the year is part of the name
-        return {f"{year.name}/{name}": read for year in years for name, read in _splits_of_year(year).items()}
+        splits = {year.name: _splits_of_year(year, data_folder) for year in years}
+        return {f"{year}/{name}": read for year, of_year in splits.items() for name, read in of_year.items()}
     folders = [path / name for name in SPLIT_NAMES if (path / name).is_dir() and _xml_folder(path / name)]
-    return {folder.name: partial(_read_folder, folder, siblings=folders) for folder in folders}
+    return {folder.name: partial(_read_folder, folder, folders, data_folder) for folder in folders}
 
 
 class _Layout(NamedTuple):
@@ -68,44 +71,56 @@ def _layout(folder: Path) -> _Layout:
     return _Layout(annotations, next((inner for inner in images if inner.is_dir()), annotations))
 
 
-def _splits_of_year(year: Path) -> dict[str, Callable[[], SplitDraft]]:
+def _splits_of_year(year: Path, folder: DataFolder) -> dict[str, Callable[[], SplitDraft]]:
     lists = sorted((year / "ImageSets" / "Main").glob("*.txt"))
     names = {file.stem for file in lists}
     # aeroplane_train.txt lists the images of train that show aeroplanes: it is not a split
     lists = [file for file in lists if file.stem.rpartition("_")[2] not in names - {file.stem}]
     if not lists:
-        return {"all": partial(_read_folder, year, siblings=[year])}
-    return {file.stem: partial(_read_list, year, file) for file in lists}
+        return {"all": partial(_read_folder, year, [year], folder)}
+    return {file.stem: partial(_read_list, year, file, folder) for file in lists}
 
 
-def _read_list(year: Path, file: Path) -> SplitDraft:
+def _read_list(year: Path, file: Path, folder: DataFolder) -> SplitDraft:
     """Read the images that a list in ImageSets/Main names; the classes are those of all annotations."""
+    if not folder.allows(file):
+        raise UserError(folder.refusal(file))
     layout = _layout(year)
+    _check_inside(layout, folder)
     draft = SplitDraft(source=year, image_root=layout.images)
     stems = []
-    for line in filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())):
-        if safe_path(layout.annotations, f"{line}.xml") is None:
-            what = f'"{line}" is not inside the data set ({layout.annotations})'
-            draft.fault("file outside the data set", file.name, what)
+    for line in filter(None, map(str.strip, read_text(file, "list of images").splitlines())):
+        if folder.named(layout.annotations, f"{line}.xml") is None:
+            draft.fault("file outside the data set", file.name, folder.refusal(line))
         else:
             stems.append(line)
-    _read_images(draft, layout, stems, [layout.annotations])
+    _read_images(draft, layout, stems, [layout.annotations], folder)
     return draft
 
 
-def _read_folder(folder: Path, siblings: list[Path]) -> SplitDraft:
+def _read_folder(folder: Path, siblings: list[Path], data_folder: DataFolder) -> SplitDraft:
     """Read all images of a folder; the classes include those of the sibling folders, so that splits agree."""
     layout = _layout(folder)
+    _check_inside(layout, data_folder)
     draft = SplitDraft(source=folder, image_root=layout.images)
     stems = sorted(file.stem for file in layout.annotations.glob("*.xml"))
-    _read_images(draft, layout, stems, [_layout(sibling).annotations for sibling in siblings])
+    _read_images(draft, layout, stems, [_layout(sibling).annotations for sibling in siblings], data_folder)
     return draft
 
 
-def _read_images(draft: SplitDraft, layout: _Layout, stems: list[str], annotation_folders: list[Path]) -> None:
+def _check_inside(layout: _Layout, folder: DataFolder) -> None:
+    """Raise if a folder of the data set is a link that leads outside: one message instead of one for each image."""
+    for place in layout:
+        if not folder.allows(place):
+            raise UserError(folder.refusal(place))
+
+
+def _read_images(
+    draft: SplitDraft, layout: _Layout, stems: list[str], annotation_folders: list[Path], folder: DataFolder
+) -> None:
     for stem in repeated(stems):
         draft.fault("duplicate id", str(draft.source), f'image "{stem}" is listed twice')
-    trees = {file: _parse(file) for folder in annotation_folders for file in sorted(folder.glob("*.xml"))}
+    trees = {file: _parse(file, folder) for place in annotation_folders for file in sorted(place.glob("*.xml"))}
     draft.classes = tuple(sorted({name for tree in trees.values() for name in _class_names(tree)}))
     draft.category_ids = tuple(range(1, len(draft.classes) + 1))
     label_of = {name: label for label, name in enumerate(draft.classes)}
@@ -116,8 +131,11 @@ def _read_images(draft: SplitDraft, layout: _Layout, stems: list[str], annotatio
         if isinstance(tree, str):
             draft.fault("annotation unreadable", file.name, tree)
             continue
-        path = _image_path(layout, stem, tree)
-        size = _size(tree, path, file, draft)
+        path = _image_path(layout, stem, tree, folder)
+        if not folder.allows(path):
+            draft.fault("file outside the data set", file.name, folder.refusal(path))
+            continue
+        size = _size(tree, path, file, folder.limits, draft)
         objects = list(_objects(tree, label_of, file, draft, first_id=next_id))
         next_id += len(objects)
         if size:
@@ -131,12 +149,17 @@ class _RefuseDoctype(ElementTree.TreeBuilder):
         raise ElementTree.ParseError("the file declares a DOCTYPE, which is not allowed")
 
 
-def _parse(file: Path) -> ElementTree.Element | str:
+def _parse(file: Path, folder: DataFolder) -> ElementTree.Element | str:
     """Return the root element, or the fault of the file."""
+    if not folder.allows(file):
+        return folder.refusal(file)
     try:
+        require_file(file, "annotation file")
         with file.open("rb") as stream:
             parser = ElementTree.XMLParser(target=_RefuseDoctype())
             root = ElementTree.parse(stream, parser).getroot()
+    except UserError as error:
+        return str(error)
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         return f"invalid XML: {error}"
     except OSError as error:
@@ -150,17 +173,19 @@ def _class_names(tree: ElementTree.Element | str) -> Iterable[str]:
     return filter(None, (_text(item, "name") for item in tree.findall("object")))
 
 
-def _image_path(layout: _Layout, stem: str, tree: ElementTree.Element) -> Path:
+def _image_path(layout: _Layout, stem: str, tree: ElementTree.Element, folder: DataFolder) -> Path:
     """Return the image of an annotation: the file of the same name, otherwise the file that the annotation names."""
     for suffix in (".jpg", ".jpeg", ".png", *sorted(SUFFIXES)):
         for spelled in (suffix, suffix.upper()):
             if (path := layout.images / f"{stem}{spelled}").is_file():
                 return path
-    named = safe_path(layout.images, _text(tree, "filename"))
+    named = folder.named(layout.images, _text(tree, "filename"))
     return named if named and named.is_file() else layout.images / f"{stem}.jpg"
 
 
-def _size(tree: ElementTree.Element, path: Path, file: Path, draft: SplitDraft) -> tuple[int, int] | None:
+def _size(
+    tree: ElementTree.Element, path: Path, file: Path, limits: Limits, draft: SplitDraft
+) -> tuple[int, int] | None:
     """Width and height as annotated; if missing or 0 (many tools write 0), those of the image file."""
     try:
         width, height = (int(float(_text(tree, f"size/{name}"))) for name in ("width", "height"))
@@ -169,7 +194,7 @@ def _size(tree: ElementTree.Element, path: Path, file: Path, draft: SplitDraft) 
     if width > 0 and height > 0:
         return width, height
     try:
-        return image_size(path)
+        return image_size(path, limits.max_pixels)
     except UnreadableImage as error:
         draft.fault("image unreadable", file.name, f"it has no <size>, and {error}")
         return None

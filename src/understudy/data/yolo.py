@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
-from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated, safe_path
+from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
+from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated
 from understudy.errors import UserError
+from understudy.reading import read_bytes, read_text, read_yaml
+from understudy.text import shown
 
 LAYOUTS = (
     "YOLO: a .yaml file with train, val and names; images/train with labels/train, or train/images with "
@@ -21,77 +22,78 @@ _NAME_FILES = ("classes.txt", "obj.names", "names.txt", "classes.names")
 _LARGEST_FRACTION = 1.01  # tools round up a little; larger values are pixels, not fractions
 
 
-def find_splits(path: Path, root: Path | None = None) -> dict[str, Callable[[], SplitDraft]]:
+def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -> dict[str, Callable[[], SplitDraft]]:
     """Return the splits of a YOLO data set by name, each with the function that reads it; none if it is not YOLO.
 
     Raises:
         UserError: a YAML file does not describe a data set.
     """
     if path.is_file():
+        folder = DataFolder(root or path.parent, limits)
         if path.suffix.lower() in (".yaml", ".yml"):
-            return _splits_of_yaml(path)
-        return _splits_of_lists(root or path.parent, [path]) if path.suffix.lower() == ".txt" else {}
+            return _splits_of_yaml(path, folder)
+        return _splits_of_lists(folder, [path]) if path.suffix.lower() == ".txt" else {}
+    folder = DataFolder(path, limits)
     for file in sorted([*path.glob("*.yaml"), *path.glob("*.yml")]):
-        if _describes_data(file):
-            return _splits_of_yaml(file)
+        if _describes_data(file, folder):
+            return _splits_of_yaml(file, folder)
     lists = [file for name in SPLIT_NAMES if (file := path / f"{name}.txt").is_file()]
-    return _splits_of_folders(path) or _splits_of_lists(path, lists) or _undivided(path)
+    return _splits_of_folders(folder) or _splits_of_lists(folder, lists) or _undivided(folder)
 
 
-def _splits_of_folders(root: Path) -> dict[str, Callable[[], SplitDraft]]:
+def _splits_of_folders(folder: DataFolder) -> dict[str, Callable[[], SplitDraft]]:
     """Folders images/train with labels/train, or train/images with train/labels."""
     places: dict[str, Path] = {}
+    root = folder.root
     for name in SPLIT_NAMES:
         for images, labels in ((f"images/{name}", f"labels/{name}"), (f"{name}/images", f"{name}/labels")):
             if (root / images).is_dir() and (root / labels).is_dir():
                 places.setdefault(name, root / images)
-    every = [[folder] for folder in places.values()]
-    return {name: partial(_read, root, root, [folder], every) for name, folder in places.items()}
+    every = [[place] for place in places.values()]
+    return {name: partial(_read, root, folder, root, [place], every) for name, place in places.items()}
 
 
-def _undivided(root: Path) -> dict[str, Callable[[], SplitDraft]]:
+def _undivided(folder: DataFolder) -> dict[str, Callable[[], SplitDraft]]:
     """Folders images and labels without splits."""
-    images = root / "images"
+    root, images = folder.root, folder.root / "images"
     found = images.is_dir() and (root / "labels").is_dir()
-    return {"all": partial(_read, root, root, [images], [[images]])} if found else {}
+    return {"all": partial(_read, root, folder, root, [images], [[images]])} if found else {}
 
 
-def _splits_of_lists(root: Path, lists: list[Path]) -> dict[str, Callable[[], SplitDraft]]:
+def _splits_of_lists(folder: DataFolder, lists: list[Path]) -> dict[str, Callable[[], SplitDraft]]:
     """Text files that list images."""
-    return {file.stem: partial(_read, file, root, [file], [[other] for other in lists]) for file in lists}
+    every = [[file] for file in lists]
+    return {file.stem: partial(_read, file, folder, folder.root, [file], every) for file in lists}
 
 
-def _describes_data(file: Path) -> bool:
+def _describes_data(file: Path, folder: DataFolder) -> bool:
     """Return whether a YAML file in the folder describes the data set; it may be a config or hyper-parameters."""
+    if file.stem == "data":
+        return True  # if it does not, this is a fault to report
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, OSError, ValueError):
-        return file.stem == "data"  # its fault is to be reported
-    return isinstance(content, dict) and "names" in content
+        return folder.allows(file) and "names" in read_yaml(file)
+    except UserError:
+        return False
 
 
-def _splits_of_yaml(file: Path) -> dict[str, Callable[[], SplitDraft]]:
+def _splits_of_yaml(file: Path, folder: DataFolder) -> dict[str, Callable[[], SplitDraft]]:
+    if not folder.allows(file):
+        raise UserError(folder.refusal(file))
     content = _load_yaml(file)
     classes = _class_names(content["names"])
+    root = _yaml_root(file, content)
     places = {
-        name: _places(file, content, value if isinstance(value, list) else [value])
+        name: _places(file, root, value if isinstance(value, list) else [value], folder)
         for name, value in content.items()
         if name in SPLIT_NAMES and value
     }
-    root = _yaml_root(file, content)
     every = list(places.values())
-    return {name: partial(_read, file, root, places[name], every, classes) for name in places}
+    return {name: partial(_read, file, folder, root, places[name], every, classes) for name in places}
 
 
 def _load_yaml(file: Path) -> dict:
     """Read the YAML file; all of its faults are reported at once."""
-    expected = "a mapping with names (the classes), train and val (folders of images, or lists)"
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{file} is not YAML: {error}. Expected {expected}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a YOLO data set: expected {expected}, got a {type(content).__name__}.")
+    content = read_yaml(file, "data set file")
     faults = []
     classes = _class_names(content.get("names"))
     if not classes:
@@ -99,14 +101,14 @@ def _load_yaml(file: Path) -> dict:
     elif len(set(classes)) < len(classes):
         faults.append("names: a class name is used twice")
     if classes and content.get("nc", len(classes)) != len(classes):
-        faults.append(f"nc: expected {len(classes)}, the number of names, got {content['nc']!r}")
+        faults.append(f"nc: expected {len(classes)}, the number of names, got {shown(content['nc'])}")
     if not any(content.get(name) for name in SPLIT_NAMES):
         faults.append("train, val: expected a path for at least one split")
     for name in (*SPLIT_NAMES, "path"):
         value = content.get(name)
         texts = value if isinstance(value, list) and name != "path" else [value]
-        if value and not all(isinstance(text, str) for text in texts):
-            faults.append(f"{name}: expected a path, got {value!r}")
+        if value and not all(isinstance(text, str) and is_possible(text) for text in texts):
+            faults.append(f"{name}: expected a path, got {shown(value)}")
     if faults:
         raise UserError.listing(f"{file} is not a valid YOLO data set:", faults)
     return content
@@ -129,18 +131,19 @@ def _yaml_root(file: Path, content: dict) -> Path:
     return next((folder for folder in candidates if folder.is_dir()), file.parent)
 
 
-def _places(file: Path, content: dict, values: list[str]) -> list[Path]:
+def _places(file: Path, root: Path, values: list[str], folder: DataFolder) -> list[Path]:
     """Return the folders or lists of one split. Roboflow writes `../train/images` for train/images beside the file."""
-    root = _yaml_root(file, content)
     places = []
     for value in values:
         candidates = [root / value, file.parent / value, file.parent / value.removeprefix("../")]
-        places.append(next((place for place in candidates if place.exists()), root / value))
+        present = [place for place in candidates if place.exists()] or [root / value]
+        places.append(next(filter(folder.allows, present), present[0]))
     return places
 
 
 def _read(
     source: Path,
+    folder: DataFolder,
     root: Path,
     places: list[Path],
     every: list[list[Path]],
@@ -150,45 +153,54 @@ def _read(
 
     Args:
         source: the YAML file, list or folder of the split.
-        root: the data set's folder.
+        folder: the data set's folder.
+        root: the folder that paths in lists are relative to.
         places: folders of images, or lists of image files.
         every: the places of all splits; without class names, the classes are counted over all of them.
         classes: the names from the YAML file; empty if there is none.
     """
     draft = SplitDraft(source=source, image_root=root)
-    paths = [path for place in places for path in _image_paths(place, root, draft)]
+    paths = [path for place in places for path in _image_paths(place, root, folder, draft)]
     for path in repeated(map(str, paths)):
         draft.fault("duplicate id", source.name, f"image {path} is listed twice")
-    draft.classes = classes or _classes_beside(root) or _numbered_classes(every, root)
+    draft.classes = classes or _classes_beside(root, folder) or _numbered_classes(every, root, folder)
     draft.category_ids = tuple(range(len(draft.classes)))
     next_id = 1
     for image_id, path in enumerate(dict.fromkeys(paths), start=1):
         try:
-            size = shown_size(path)
+            size = shown_size(path, folder.limits.max_pixels)
         except UnreadableImage as error:
             draft.fault("image unreadable", path.name, str(error))
             continue
-        objects = list(_objects(_label_file(path), size, len(draft.classes), draft, first_id=next_id))
+        objects = list(_objects(_label_file(path), folder, size, len(draft.classes), draft, first_id=next_id))
         next_id += len(objects)
         draft.add(image_id, path, size, objects)
     return draft
 
 
-def _image_paths(place: Path, root: Path, draft: SplitDraft) -> list[Path]:
+def _image_paths(place: Path, root: Path, folder: DataFolder, draft: SplitDraft) -> list[Path]:
     """Return the images of a folder and its subfolders, sorted, or those that a list names."""
+    outside = "file outside the data set"
+    if not folder.allows(place):
+        draft.fault(outside, draft.source.name, folder.refusal(place))
+        return []
     if place.is_dir():
-        return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not place.is_file():
+        found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        for path in found:
+            if not folder.allows(path):
+                draft.fault(outside, path.name, folder.refusal(path))
+        return [path for path in found if folder.allows(path)]
+    if not place.exists():
         draft.fault("image folder missing", str(draft.source), f"{place} does not exist")
         return []
     paths = []
-    for line in filter(None, map(str.strip, place.read_text(encoding="utf-8-sig").splitlines())):
+    for line in filter(None, map(str.strip, read_text(place, "list of images").splitlines())):
         # Lists often have absolute paths, which are accepted inside the data set.
         inside = Path(line).is_absolute() and Path(line).is_relative_to(root.absolute())
         name = Path(line).relative_to(root.absolute()).as_posix() if inside else line.removeprefix("./")
-        path = safe_path(root, name)
+        path = folder.named(root, name)
         if path is None:
-            draft.fault("file outside the data set", place.name, f'"{line}" is not inside the data set ({root})')
+            draft.fault(outside, place.name, folder.refusal(line))
         else:
             paths.append(path)
     return paths
@@ -201,34 +213,40 @@ def _label_file(image: Path) -> Path:
     return mirrored if found and mirrored.is_file() else image.with_suffix(".txt")
 
 
-def _classes_beside(root: Path) -> tuple[str, ...]:
+def _classes_beside(root: Path, folder: DataFolder) -> tuple[str, ...]:
     """Class names from a text file, one per line; empty if there is no such file."""
-    for file in (folder / name for folder in (root, root / "labels") for name in _NAME_FILES):
-        if file.is_file():
-            return tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())))
+    for file in (place / name for place in (root, root / "labels") for name in _NAME_FILES):
+        if file.exists():
+            if not folder.allows(file):
+                raise UserError(folder.refusal(file))
+            return tuple(filter(None, map(str.strip, read_text(file, "list of classes").splitlines())))
     return ()
 
 
-def _numbered_classes(every: list[list[Path]], root: Path) -> tuple[str, ...]:
+def _numbered_classes(every: list[list[Path]], root: Path, folder: DataFolder) -> tuple[str, ...]:
     """Class names if none are given: the numbers from 0 to the largest that any split uses."""
     largest = -1
     discarded = SplitDraft(source=root, image_root=root)  # faults of other splits are reported by their own readers
     for place in (place for places in every for place in places):
-        for path in _image_paths(place, root, discarded):
-            numbers = re.findall(r"^\s*(\d{1,4})\s", _text(_label_file(path)), flags=re.MULTILINE)
+        for path in _image_paths(place, root, folder, discarded):
+            numbers = re.findall(r"^\s*(\d{1,4})\s", _text(_label_file(path), folder), flags=re.MULTILINE)
             largest = max([largest, *map(int, numbers)])
     return tuple(map(str, range(largest + 1)))
 
 
-def _text(file: Path) -> str:
-    """Return the text of a label file; an image without a label file has no objects."""
-    return file.read_text(encoding="utf-8-sig", errors="replace") if file.is_file() else ""
+def _text(file: Path, folder: DataFolder) -> str:
+    """Return the text of a label file that may be read; an image without a label file has no objects."""
+    if not (file.exists() and folder.allows(file)):
+        return ""
+    return read_bytes(file, "label file").decode("utf-8-sig", errors="replace")
 
 
 def _objects(
-    file: Path, size: tuple[int, int], num_classes: int, draft: SplitDraft, first_id: int
+    file: Path, folder: DataFolder, size: tuple[int, int], num_classes: int, draft: SplitDraft, first_id: int
 ) -> Iterable[AnnotatedObject]:
-    for number, line in enumerate(_text(file).splitlines(), start=1):
+    if not folder.allows(file):
+        draft.fault("file outside the data set", file.name, folder.refusal(file))
+    for number, line in enumerate(_text(file, folder).splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{file.name}, line {number}"
@@ -249,11 +267,11 @@ def _parse_line(line: str, size: tuple[int, int]) -> tuple[int, Box]:
     try:
         label, *values = map(float, line.split())
     except ValueError:
-        raise ValueError(f'expected numbers "class cx cy w h", got "{line.strip()}"') from None
+        raise ValueError(f'expected numbers "class cx cy w h", got {shown(line.strip())}') from None
     if label % 1 or len(values) < 4 or (len(values) > 4 and (len(values) < 6 or len(values) % 2)):
-        raise ValueError(f'expected "class cx cy w h" or a polygon "class x y x y x y ...", got "{line.strip()}"')
+        raise ValueError(f'expected "class cx cy w h" or a polygon "class x y x y x y ...", got {shown(line.strip())}')
     if any(math.isfinite(value) and abs(value) > _LARGEST_FRACTION for value in values):
-        raise ValueError(f'expected fractions of the image, 0 to 1, got "{line.strip()}" (pixels?)')
+        raise ValueError(f"expected fractions of the image, 0 to 1, got {shown(line.strip())} (pixels?)")
     if len(values) == 4:
         return int(label), _in_pixels(*values, size)
     width, height = size

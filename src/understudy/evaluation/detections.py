@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint
-from understudy.data import Batch, DetectionData, evaluation_loader, open_data
+from understudy.data import Batch, DetectionData, Limits, evaluation_loader, open_data
 from understudy.data.dataset import Location
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
@@ -115,13 +115,16 @@ def to_original_pixels(boxes: Tensor, size: tuple[int, int], original_size: tupl
     return boxes * torch.stack([ratio_x, ratio_y, ratio_x, ratio_y])
 
 
-def open_split(checkpoint: Checkpoint, data: Location | None, split: str | None) -> DetectionData:
+def open_split(
+    checkpoint: Checkpoint, data: Location | None, split: str | None, limits: Limits | None = None
+) -> DetectionData:
     """Open the split on which a checkpoint is evaluated.
 
     Args:
         checkpoint: the detector and the config of its run.
         data: the data set, or several; by default the one of the run.
         split: by default the validation split of the run.
+        limits: of the data set; by default those of the run.
 
     Raises:
         UserError: neither names a data set, or it cannot be read.
@@ -132,7 +135,14 @@ def open_split(checkpoint: Checkpoint, data: Location | None, split: str | None)
             f"No data set to evaluate on: {checkpoint.path} was imported, and its config names no data set. "
             "Give one as DATA."
         )
-    return open_data(data if data is not None else settings["path"], split or settings["val"])
+    where, split = (data if data is not None else settings["path"]), split or settings["val"]
+    return open_data(where, split, limits or limits_of(checkpoint))
+
+
+def limits_of(checkpoint: Checkpoint) -> Limits:
+    """Return the limits in the config of a checkpoint; those of an older version have none."""
+    settings = checkpoint.config["data"]
+    return Limits(**{key: settings[key] for key in ("max_pixels", "allow_outside") if key in settings})
 
 
 def loader_at_evaluation_size(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from understudy.checkpoints import load_checkpoint
-from understudy.data import DetectionData
+from understudy.data import DetectionData, Limits
 from understudy.data.dataset import Location
 from understudy.errors import UserError
 from understudy.evaluation.coco import Backend, coco_numbers
@@ -28,6 +28,7 @@ def evaluate(
     data: Location | None = None,
     *,
     split: str | None = None,
+    limits: Limits | None = None,
     device: torch.device | str | None = None,
     batch_size: int = 1,
     workers: int = 0,
@@ -39,6 +40,7 @@ def evaluate(
         checkpoint: a checkpoint or a run folder (its best checkpoint).
         data: the data set; by default the one of the training run. Required for an imported detector.
         split: by default the validation split of the training run.
+        limits: of the data set; by default those of the training run.
         device: by default a GPU if there is one.
         batch_size: images per batch. Images of a batch are padded to a common size, which can change a score in the
             last digits; only a batch size of 1 gives exactly the detections of the exported detector.
@@ -49,7 +51,7 @@ def evaluate(
         UserError: the checkpoint or the data set cannot be read, or they have no class in common.
     """
     loaded = load_checkpoint(checkpoint)
-    opened = open_split(loaded, data, split)
+    opened = open_split(loaded, data, split, limits)
     category_ids = match_classes(loaded.classes, opened)
     device = choose_device(device)
     loader = loader_at_evaluation_size(opened, loaded.config, batch_size=batch_size, workers=workers)

@@ -12,14 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from understudy.checkpoints import load_checkpoint
-from understudy.data import DetectionData, Record, UnreadableImage, load_image, open_data, splits
+from understudy.checkpoints import Checkpoint, load_checkpoint
+from understudy.data import DetectionData, Limits, Record, UnreadableImage, load_image, open_data, splits
 from understudy.data.images import SUFFIXES, shown_size
 from understudy.errors import RunError, UserError
 from understudy.evaluation.detections import (
     Detection,
     choose_device,
     detect_all,
+    limits_of,
     loader_at_evaluation_size,
     match_classes,
     with_progress,
@@ -50,6 +51,7 @@ def predict(
     score_threshold: float = 0.3,
     *,
     split: str = "val",
+    limits: Limits | None = None,
     device: torch.device | str | None = None,
     workers: int = 0,
 ) -> list[Detection]:
@@ -64,6 +66,7 @@ def predict(
         output: a new or empty folder.
         score_threshold: lowest score of a detection that is drawn, 0..1.
         split: the split of a data set.
+        limits: of the images; by default those of the training run.
         device: by default a GPU if there is one.
         workers: processes that read images.
 
@@ -82,7 +85,7 @@ def predict(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not an empty folder. Choose another one: --output FOLDER.")
     loaded = load_checkpoint(checkpoint)
-    data = _open_source(Path(source), split, loaded.classes, loaded.meta["category_ids"])
+    data = _open_source(Path(source), split, loaded, limits or limits_of(loaded))
     category_ids = match_classes(loaded.classes, data)
     if unused := [name for name, number in zip(loaded.classes, category_ids, strict=True) if number is None]:
         logger.warning("%s lacks these classes of the detector; they are left out: %s", source, listed(unused))
@@ -134,12 +137,12 @@ def draw_detections(
     return picture
 
 
-def _open_source(source: Path, split: str, classes: Sequence[str], category_ids: Sequence[int]) -> DetectionData:
+def _open_source(source: Path, split: str, detector: Checkpoint, limits: Limits) -> DetectionData:
     """Open a data set; or images, as a split with the detector's classes and without objects."""
     if source.is_file() and source.suffix.lower() in SUFFIXES:
-        return _as_split([source], source, classes, category_ids)
+        return _as_split([source], source, detector, limits)
     try:
-        splits(source)
+        splits(source, limits)
     except UserError as error:
         files = _images_in(source)
         if not files:
@@ -147,9 +150,9 @@ def _open_source(source: Path, split: str, classes: Sequence[str], category_ids:
                 f"No images to predict on: {source} is not an image, has no images directly in it "
                 f"({', '.join(sorted(SUFFIXES))}), and is not a data set. {error}"
             ) from None
-        return _as_split(files, source, classes, category_ids)
-    data = open_data(source, split)
-    _readable_sizes([r.path for r in data.records], {r.path: (r.width, r.height) for r in data.records})
+        return _as_split(files, source, detector, limits)
+    data = open_data(source, split, limits)
+    _readable_sizes([r.path for r in data.records], limits, {r.path: (r.width, r.height) for r in data.records})
     return data
 
 
@@ -159,27 +162,29 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _as_split(files: list[Path], source: Path, classes: Sequence[str], category_ids: Sequence[int]) -> DetectionData:
+def _as_split(files: list[Path], source: Path, detector: Checkpoint, limits: Limits) -> DetectionData:
     """Make a split without objects from image files."""
-    sizes = enumerate(zip(files, _readable_sizes(files), strict=True), start=1)
+    sizes = enumerate(zip(files, _readable_sizes(files, limits), strict=True), start=1)
     records = [Record.without_objects(number, file, size) for number, (file, size) in sizes]
-    return DetectionData(tuple(classes), tuple(category_ids), tuple(records), "coco", source, "images")
+    ids = tuple(detector.meta["category_ids"])
+    return DetectionData(detector.classes, ids, tuple(records), "coco", source, "images", limits=limits)
 
 
 def _readable_sizes(
-    files: Sequence[Path], stated: Mapping[Path, tuple[int, int]] | None = None
+    files: Sequence[Path], limits: Limits, stated: Mapping[Path, tuple[int, int]] | None = None
 ) -> list[tuple[int, int]]:
     """Return width and height of each image. Each is decoded once, so that all faults are reported at once.
 
     Args:
         files: the images.
+        limits: of the images.
         stated: their sizes in the data set; without it, images are turned upright by their EXIF orientation.
     """
     sizes, faults = [], []
     for file in files:
         try:
-            size = stated[file] if stated else shown_size(file)
-            load_image(file, size)
+            size = stated[file] if stated else shown_size(file, limits.max_pixels)
+            load_image(file, size, limits.max_pixels)
             sizes.append(size)
         except UnreadableImage as error:
             faults.append(str(error))
@@ -194,7 +199,7 @@ def _draw_all(data: DetectionData, rows: list[Detection], output: Path, score_th
     for row in rows:
         by_image[row["image_id"]].append(row)
     for record, name in zip(data.records, _names_below(data), strict=True):
-        image = load_image(record.path, (record.width, record.height))
+        image = load_image(record.path, (record.width, record.height), data.limits.max_pixels)
         picture = draw_detections(image, by_image[record.image_id], names, score_threshold)
         file = output / name
         try:

@@ -47,6 +47,11 @@ def method_options(name: str) -> type[BaseModel]:
     return options_model(method_class(name))
 
 
+def is_own(name: str) -> bool:
+    """Return whether a name stands for a class to import, ``package.module:Class``, and not for a known method."""
+    return name not in METHODS and ":" in name
+
+
 @contextmanager
 def own_code(name: str, done: str) -> Generator[None]:
     """Turn an exception in the code of a user's method into a message; errors in this package keep their traceback."""
@@ -54,7 +59,7 @@ def own_code(name: str, done: str) -> Generator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may call sys.exit
         if name in METHODS:
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -129,7 +134,7 @@ def build_methods(entries: Entries, student: Spec, teacher: Spec) -> tuple[list[
 
 
 def _imported(name: Any) -> Any:
-    if not isinstance(name, str) or ":" not in name:
+    if not isinstance(name, str) or not is_own(name):
         raise UserError(_unknown(name))
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
         raise UserError(f"{name!r}: not an import path; expected package.module:Class, e.g. own_method:ScoredFeatures")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from understudy.compare.table import Table
-from understudy.data import open_data
+from understudy.data import Limits, open_data
 from understudy.files import check_writable
 from understudy.report.analyses import view_analyses
 from understudy.report.examples import view_examples
@@ -50,7 +50,8 @@ def report_on(
     check_writable(page, force)
     runs = view_runs(table)
     shown = one_of_each_role(runs)
-    data = open_data(*table.rows[0].runs[0].measured_on)
+    first = table.rows[0].runs[0]
+    data = open_data(*first.measured_on, Limits.of(first.config.data))
     analyses = view_analyses(shown, data, device=device)
     write_report(
         page,

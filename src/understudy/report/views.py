@@ -1,18 +1,16 @@
 """The runs of a report: results, metrics and losses, read from their folders."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from understudy.compare.runs import Role
 from understudy.compare.table import Table
-from understudy.files import read_rows
+from understudy.reading import number_in, read_json, read_rows, read_text, read_yaml
 from understudy.training.folder import RunFolder
 
 Array = NDArray[np.floating]
@@ -126,7 +124,6 @@ def view_run(folder: Path, *, name: str, group: str, role: Role) -> RunView:
         UserError: the folder is not a run folder.
     """
     run = RunFolder.open(folder)
-    config_text = run.config.read_text(encoding="utf-8")
     return RunView(
         name=name,
         group=group,
@@ -136,8 +133,8 @@ def view_run(folder: Path, *, name: str, group: str, role: Role) -> RunView:
         metrics=_read_columns(run.metrics),
         losses=_read_columns(run.losses),
         environment=_read_json(run.environment),
-        config=yaml.safe_load(config_text),
-        config_text=config_text,
+        config=read_yaml(run.config, "config file"),
+        config_text=read_text(run.config, "config file"),
     )
 
 
@@ -148,11 +145,11 @@ def one_of_each_role(runs: Sequence[RunView]) -> list[RunView]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def _read_columns(file: Path) -> dict[str, Array]:
     """Read the columns of a CSV file of numbers; an empty cell is nan, a missing file has no columns."""
     rows = read_rows(file)
     names = list(rows[0]) if rows else []
-    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+    return {name: np.array([number_in(row, name, file) for row in rows]) for name in names}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
-from understudy.data import DetectionData, as_paths, open_data, open_unlabelled, splits, training_loader
+from understudy.data import DetectionData, Limits, as_paths, open_data, open_unlabelled, splits, training_loader
 from understudy.detectors import build_detector
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
@@ -145,7 +145,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
 
 
 def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
-    train_data, val_data = open_data(config.path, config.train), open_data(config.path, config.val)
+    limits = Limits.of(config)
+    train_data, val_data = (open_data(config.path, split, limits) for split in (config.train, config.val))
     if train_data.classes != val_data.classes:
         raise UserError(
             f"The splits {train_data.split!r} and {val_data.split!r} of {train_data.source} have different classes: "
@@ -214,7 +215,7 @@ def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> Detection
             f"data.unlabelled={data.unlabelled}: unlabelled images need a teacher. Use `understudy distill`, or leave "
             "data.unlabelled out."
         )
-    return open_unlabelled(data.unlabelled, seen=labelled)
+    return open_unlabelled(data.unlabelled, labelled, Limits.of(data))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ import contextlib
 
 from rich.console import Console
 
-CONSOLE = Console(stderr=True, highlight=False)
+from understudy.text import printable
+
+CONSOLE = Console(stderr=True, highlight=False, markup=False)
 """Standard error; :func:`say` and the progress bar share it, so that lines appear above the bar."""
 
 
 def say(text: str) -> None:
     """Print a line on standard error, above the progress bar if there is one."""
     with contextlib.suppress(OSError):  # the terminal has been closed; the run need not end with it
-        CONSOLE.print(text, soft_wrap=True)
+        CONSOLE.print(printable(text), soft_wrap=True)

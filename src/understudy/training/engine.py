@@ -48,6 +48,7 @@ class Engine(L.LightningModule):
         lr: the last step's learning rate.
         share: the distillation's share of the last step's gradient (0..1); None if it was not measured.
         unproven: distillation terms that were zero in every step so far.
+        restored: whether the training has begun, after the checkpoint of a resumed run was restored.
         silence: how many of the last measurements of a term found no gradient, in succession.
     """
 
@@ -82,6 +83,7 @@ class Engine(L.LightningModule):
         self.share: float | None = None
         self.zero_steps = dict.fromkeys(learner.distillation_terms, 0)
         self.unproven = set(learner.distillation_terms)
+        self.restored = False
         self.silence = {name: 0 for name in learner.distillation_terms if name not in learner.terms_with_truth}
 
     @property
@@ -98,6 +100,10 @@ class Engine(L.LightningModule):
         """Move the teacher to the device; Lightning moves only submodules."""
         if self.teacher is not None:
             self.teacher.to(self.trainer.strategy.root_device)
+
+    def on_train_start(self) -> None:
+        """Note that a checkpoint, if there is one, was restored."""
+        self.restored = True
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer (SGD or AdamW), and the learning rate as a function of the step.

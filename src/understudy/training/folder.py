@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from understudy.config import DistillConfig, TrainConfig, load_config
-from understudy.config.yaml_text import read_yaml
 from understudy.errors import UserError
 from understudy.files import write_atomically
+from understudy.reading import read_json, read_yaml
 from understudy.training.environment import environment
 
 try:
@@ -129,16 +129,15 @@ class RunFolder:
         Raises:
             UserError: the file cannot be read, or is not a config.
         """
-        kind = DistillConfig if "teacher" in read_yaml(self.config) else TrainConfig
+        kind = DistillConfig if "teacher" in read_yaml(self.config, "config file") else TrainConfig
         return load_config(kind, self.config)
 
     def read_environment(self) -> dict[str, Any]:
         """Return the content of ``environment.json``; an empty dict if there is no such file, or if it is damaged."""
         try:
-            found = json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_json(self.environment)
+        except UserError:
             return {}
-        return found if isinstance(found, dict) else {}
 
     def write_environment(self, content: Mapping[str, Any]) -> None:
         """Write ``environment.json``.

@@ -1,20 +1,29 @@
 """Checks that a resumed run is still the run of its checkpoint: same config, same data, same teacher."""
 
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from understudy.checkpoints import faults_of_metadata, read_checkpoint
 from understudy.config import DistillConfig, TrainConfig
 from understudy.data import DetectionData
 from understudy.errors import UserError
 from understudy.files import drop_rows_after
+from understudy.methods.loading import is_own
+from understudy.text import shown
 from understudy.training.environment import environment
 from understudy.training.folder import RunFolder
+
+_OF_THE_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version")
 
 MAY_CHANGE = (
     "run",
     "data.path",
     "data.workers",
+    "data.max_pixels",
+    "data.allow_outside",
     "data.unlabelled",
     "teacher",
     "teacher_check",
@@ -27,6 +36,33 @@ MAY_CHANGE = (
     "log_every",
 )
 """Keys of config.yaml that may be edited before a run is resumed: paths, devices and logging."""
+
+
+def read_resumable(file: Path) -> dict[str, Any]:
+    """Read a ``last.ckpt``, with everything that a run needs to continue.
+
+    Raises:
+        UserError: the file is damaged, or contains only a detector, as ``best.ckpt`` does.
+    """
+    content = read_checkpoint(file)
+    if missing := [key for key in _OF_THE_TRAINING if key not in content]:
+        raise UserError(
+            f"{file} cannot be continued: it lacks {', '.join(missing)}. Expected a checkpoint that a run saved as "
+            "last.ckpt; best.ckpt contains only the detector."
+        )
+    meta = content["understudy"]
+    kinds: dict[str, Any] = {"step": int, "epoch": int | float, "seconds": int | float}
+    faults = list(faults_of_metadata(meta))
+    faults += [
+        f"{key}: expected {getattr(kind, '__name__', 'a number')}, got {shown(meta.get(key))}"
+        for key, kind in kinds.items()
+        if not isinstance(meta.get(key), kind)
+    ]
+    if not faults and not (meta["step"] > 0 and meta["epoch"] > 0):
+        faults.append("step and epoch: expected positive numbers")
+    if faults:
+        raise UserError.listing(f"The metadata in {file} are damaged:", faults)
+    return content
 
 
 def load_unchanged_config(folder: RunFolder, saved: Mapping[str, Any]) -> TrainConfig:
@@ -48,6 +84,30 @@ def load_unchanged_config(folder: RunFolder, saved: Mapping[str, Any]) -> TrainC
         faults.append(f"restore these values, or start a new run: {command}")
         raise UserError.listing(f"{folder.config} was changed since {folder.last} was written:", faults)
     return config
+
+
+def own_methods(config: TrainConfig) -> list[str]:
+    """Return the methods of a config that are imported from modules, ``package.module:Class``."""
+    return [name for name in config.methods if is_own(name)] if isinstance(config, DistillConfig) else []
+
+
+def check_own_methods(folder: RunFolder, config: TrainConfig, named: Sequence[str]) -> None:
+    """Check that the user names every method of a run that is imported from a module: the folder may be foreign.
+
+    Raises:
+        UserError: an own method of the run is not named, or a named one is not of the run.
+    """
+    own = own_methods(config)
+    if set(named) == set(own):
+        return
+    if others := [name for name in named if name not in own]:
+        kinds = ", ".join(own) or "none"
+        raise UserError(f"--method {others[0]} is not an own method of this run. Its own methods: {kinds}.")
+    command = shlex.join(["understudy", "resume", str(folder.path), *(part for name in own for part in ("-m", name))])
+    raise UserError(
+        f"The config of {folder.path} names methods that are imported from modules, and so run their code: "
+        f"{', '.join(own)}. If you trust them: {command}"
+    )
 
 
 def requeued() -> bool:

@@ -7,22 +7,31 @@ epoch, image, step and process alone: a resumed run equals an uninterrupted one 
 
 import contextlib
 import errno
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.markup import escape
 
-from understudy.checkpoints import read_checkpoint
+from understudy.checkpoints import check_weights
 from understudy.config import DistillConfig, TrainConfig, dump_config
-from understudy.errors import RunError, Stopped, UserError
+from understudy.errors import RunError, Stopped, UserError, is_out_of_memory
+from understudy.text import shown
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.checkpointing import Interrupted
 from understudy.training.console import say
 from understudy.training.folder import RunFolder
 from understudy.training.launching import is_first_process
-from understudy.training.resuming import load_unchanged_config, record_resumption, requeued, same_run
+from understudy.training.resuming import (
+    check_own_methods,
+    load_unchanged_config,
+    own_methods,
+    read_resumable,
+    record_resumption,
+    requeued,
+    same_run,
+)
 from understudy.training.trainer import make_trainer, quiet_lightning
 
 
@@ -44,11 +53,12 @@ def distill(config: DistillConfig) -> Path:
     return _start(config)
 
 
-def resume(run: Path, *, accept_changes: bool = False) -> Path:
+def resume(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = False) -> Path:
     """Continue an interrupted run from its last checkpoint, or from its first step, and return its folder.
 
     Args:
-        run: the run folder.
+        run: the folder.
+        methods: the user's own methods that may be imported; a run that uses others is refused.
         accept_changes: whether to continue with other data or another teacher than at the start.
 
     Raises:
@@ -61,9 +71,14 @@ def resume(run: Path, *, accept_changes: bool = False) -> Path:
     with _in_first_process(folder.locked()):
         if folder.result.exists():
             raise UserError(f"{run} is finished. Its evaluation is in {folder.result}.")
-        saved = read_checkpoint(folder.last)["understudy"] if folder.last.exists() else None
+        content = read_resumable(folder.last) if folder.last.exists() else None
+        saved = content["understudy"] if content else None
         config = load_unchanged_config(folder, saved) if saved else folder.read_config()
+        check_own_methods(folder, config, methods)
         assembled = assemble(config, folder, trainer, saved)
+        if content:
+            summary = f"The weights in {folder.last} do not fit the run:"
+            check_weights(summary, assembled.engine.state_dict(), content["state_dict"])
         notes = record_resumption(folder, assembled.facts, saved, accept_changes) if is_first_process() else []
         return _fit(replace(assembled, notes=(*notes, *assembled.notes)))
 
@@ -71,7 +86,7 @@ def resume(run: Path, *, accept_changes: bool = False) -> Path:
 def _start(config: TrainConfig) -> Path:
     config, folder = resolve_config(config), RunFolder(config.run)
     if requeued() and folder.config.exists() and same_run(config, folder.read_config()):
-        return resume(folder.path)
+        return resume(folder.path, own_methods(config))  # the user names them in this config, too
     trainer = make_trainer(config, folder.path)
     if is_first_process():
         folder.check_new()  # at once: opening a large data set takes a while
@@ -87,17 +102,33 @@ def _in_first_process(block: contextlib.AbstractContextManager[None]) -> context
 def _fit(run: AssembledRun) -> Path:
     if is_first_process():
         for note in run.notes:
-            say(escape(note))
+            say(note)
     torch.set_flush_denormal(True)  # denormal numbers make training on a CPU many times slower
     with quiet_lightning(), _failures_explained(run.folder), run.checkpoints.handling_signals():
         try:
             run.trainer.fit(run.engine, run.loader, ckpt_path=run.folder.last if run.resumed else None)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if (
+                isinstance(error, UserError | RunError)
+                or not run.resumed
+                or run.engine.restored
+                or is_out_of_memory(error)
+            ):
+                raise
+            raise UserError(
+                f"{run.folder.last} is damaged, so the run cannot continue ({type(error).__name__}: "
+                f"{shown(str(error))}). Its detector may still be usable: understudy evaluate {run.folder.path}"
+            ) from error
         except Interrupted as stop:
             if not is_first_process():
                 raise SystemExit(0) from None  # a launcher kills the first process when another one fails
             raise Stopped(str(stop), stop.number) from None
         run.validate.write_result(run.trainer, run.engine)
     return run.folder.path
+
+
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|peer", re.IGNORECASE)
+"""What the backends of ``torch.distributed`` say if another process is gone."""
 
 
 @contextlib.contextmanager
@@ -111,8 +142,15 @@ def _failures_explained(folder: RunFolder) -> Generator[None]:
             raise
         remedy = f"Free some space, then run: understudy resume {folder.path}"
         raise RunError(f"The disk is full: {error} {remedy}") from error
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            "The device has too little memory for this run. Lower batch_size or data.shorter_side, or use "
-            "precision=bf16."
-        ) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise RunError(
+                "The device has too little memory for this run. Lower batch_size or data.shorter_side, or use "
+                "precision=bf16. With optimizer.scale_lr the learning rate follows the batch size."
+            ) from error
+        if torch.distributed.is_initialized() and isinstance(error, RuntimeError) and _LOST.search(str(error)):
+            raise RunError(
+                "The connection to another process of this run was lost: it failed or was ended. Its own message is "
+                f"above, or in the log of its machine. ({str(error).splitlines()[0][:200]})"
+            ) from error
+        raise

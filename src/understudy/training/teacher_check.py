@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
-from rich.markup import escape
 
 from understudy.checkpoints import Checkpoint
 from understudy.config import DistillConfig
@@ -68,7 +67,7 @@ class CheckTeacher(L.Callback):
             if self.config.teacher_check:
                 self._evaluate(trainer, engine)
             for line in self._remarks():
-                say(escape(line))
+                say(line)
             engine.started += time.monotonic() - started  # it is no part of the training
         trainer.strategy.barrier("teacher checked")
 
@@ -84,10 +83,8 @@ class CheckTeacher(L.Callback):
         student, teacher = (self.found.get(name, math.nan) for name in ("student_AP", "AP"))
         if student > teacher and trainer.is_global_zero:
             say(
-                escape(
-                    f"The teacher is worse than the student: AP {percent(teacher)} and {percent(student)} on "
-                    f"{self._images()}. A better teacher may help more."
-                )
+                f"The teacher is worse than the student: AP {percent(teacher)} and {percent(student)} on "
+                f"{self._images()}. A better teacher may help more."
             )
 
     def _evaluate(self, trainer: L.Trainer, engine: "Engine") -> None:

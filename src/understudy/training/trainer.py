@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Generator
 from pathlib import Path
@@ -60,6 +61,12 @@ def make_trainer(config: TrainConfig, folder: Path) -> L.Trainer:
             f"accelerator={config.accelerator} devices={config.devices} strategy={config.strategy} "
             f"precision={config.precision} is not available on this machine: {error}"
         ) from error
+    if config.num_nodes > 1 and not _has_launcher():
+        raise UserError(
+            f"num_nodes={config.num_nodes} needs a launcher that starts the command on every machine; this process "
+            "would wait for the others without end. Use SLURM (srun), or on each machine: torchrun "
+            f"--nnodes={config.num_nodes} --node-rank=NUMBER --master-addr=FIRST_MACHINE -m understudy ..."
+        )
     adopt_rank(trainer)
     trainer._signal_connector = _NoSignals(trainer)
     on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
@@ -71,6 +78,12 @@ def make_trainer(config: TrainConfig, folder: Path) -> L.Trainer:
             "detector.norm=batch (statistics of each process's own images), eval or frozen."
         )
     return trainer
+
+
+def _has_launcher() -> bool:
+    """Return whether the environment tells this process its place among the machines of a run."""
+    known = ("SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_RANK")
+    return any(name in os.environ for name in known)
 
 
 def _count(accelerator: str) -> int:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
-from rich.markup import escape
 
 from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
 from understudy.data import Batch, DetectionData, evaluation_loader, shown_location
 from understudy.evaluation import detect_all, gather_detections, score
-from understudy.files import append_row, read_rows, write_atomically
+from understudy.files import append_row, write_atomically
+from understudy.reading import number_in, read_rows
 from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.console import say
 from understudy.training.folder import RunFolder
@@ -92,7 +92,7 @@ class Validate(L.Callback):
         evaluation = score(self.data, detections)
         step = self.checkpoints.saved_step
         metrics = {name: evaluation.coco[name] for name in ("AP", "AP50", "AP75")}
-        before = [float(row["AP"]) for row in read_rows(self.folder.metrics)]
+        before = [number_in(row, "AP", self.folder.metrics) for row in read_rows(self.folder.metrics)]
         best = max(before, default=-1.0)
         row = {"epoch": epoch, "step": step, **metrics, "seconds": round(engine.seconds, 1)}
         if metrics["AP"] > best:
@@ -106,7 +106,7 @@ class Validate(L.Callback):
         say(f"epoch {epoch:>3}  {scores}" + ("  best so far" if metrics["AP"] > max(best, 0.0) else ""))
         evaluations, last = len(before) + 1, epoch == self.config.schedule.epochs
         if metrics["AP"] == max(best, 0.0) == 0 and (evaluations == SEVERAL or (last and evaluations < SEVERAL)):
-            say(escape(_nothing_found(evaluations, self.config)))
+            say(_nothing_found(evaluations, self.config))
 
     def write_result(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Write the best checkpoint's evaluation to ``result.json``; called when the run is finished."""
