@@ -31,8 +31,8 @@ VALUES = [
 ]  # fmt: skip
 
 OF_DISTILL = [
-    "teacher=", "methods=", "methods=3", "methods=[]", "methods='[frs, frs]'", "methods='[3]'", 
-    "methods=fsr", "methods.frs.thresold=1", "methods.frs.threshold=x", 
+    "teacher=", "methods=", "methods=3", "methods=[]", "methods='[frs, frs]'", "methods='[3]'",
+    "methods=fsr", "methods.frs.thresold=1", "methods.frs.threshold=x",
     "--method nothing", "--method frs,pkd", "--method ''", "--method :X",
     "--method os:path", "--method frs methods.pkd.levels=1",
     "inherit=maybe", "--method frs --method frs",
