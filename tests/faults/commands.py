@@ -31,8 +31,8 @@ VALUES = [
 ]  # fmt: skip
 
 OF_DISTILL = [
-    "teacher=", "methods=", "methods=3", "methods=[]", "methods='[frs, frs]'", "methods='[3]'", 
-    "methods=fsr", "methods.frs.thresold=1", "methods.frs.threshold=x", 
+    "teacher=", "methods=", "methods=3", "methods=[]", "methods='[frs, frs]'", "methods='[3]'",
+    "methods=fsr", "methods.frs.thresold=1", "methods.frs.threshold=x",
     "--method nothing", "--method frs,pkd", "--method ''", "--method :X",
     "--method os:path", "--method frs methods.pkd.levels=1",
     "inherit=maybe", "--method frs --method frs",
@@ -65,7 +65,7 @@ ARGUMENTS = [
     "distill run=new data=absent teacher=t --recipe frs-retinanet-r50", "analyse", "analyse nothing",
     "analyse richness", "analyse richness absent", "analyse richness coco", "analyse richness trained absent",
     "analyse richness trained --images 0", "analyse richness trained --image nothing",
-    "analyse richness trained coco", "analyse richness trained -o photos/a.jpg", "analyse errors absent",
+    "analyse richness trained -o photos/a.jpg", "analyse errors absent",
     "analyse errors trained --data absent", "analyse swap trained absent", "analyse swap trained trained absent",
 ]  # fmt: skip
 
