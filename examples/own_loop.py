@@ -35,6 +35,7 @@ def main(steps: int = 3) -> RetinaNet:
     methods, weights = build_methods({"frs": {"ramp_steps": 0}, "pkd": {}}, pairing.student, pairing.teacher)
     learner = Learner(student, methods, pairing)
     optimizer = torch.optim.SGD(learner.parameters(), lr=1e-3, momentum=0.9)
+    learner.check_optimizer(optimizer)  # holds the student and the adapters of the methods
     for step, (images, targets) in enumerate(batches(steps)):
         with torch.no_grad():
             teacher_outputs = teacher(images)

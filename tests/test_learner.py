@@ -90,7 +90,7 @@ def test_a_method_has_to_return_a_scalar_for_each_term(detector, found, message)
 
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        outputs = detector(images)
+        outputs = detector.eval()(images)
     with pytest.raises(UserError, match=message):
         Learner(detector, [Odd(detector.spec, detector.spec)])(images, [NOTHING], outputs)
 
@@ -171,7 +171,7 @@ def test_the_student_runs_once_and_the_teacher_is_no_member():
 def test_a_term_that_was_not_asked_for_is_dropped_and_a_name_comes_once():
     detector = small("fcos")
     with torch.no_grad():
-        outputs = detector(IMAGES)
+        outputs = detector.eval()(IMAGES)
     terms = Learner(detector, [Two(detector.spec, detector.spec, terms=("mean",))])(IMAGES, TARGETS, outputs)
     assert [name for name in terms if name.startswith("two")] == ["two_mean"]
     with pytest.raises(UserError, match="Several methods have the name two"):

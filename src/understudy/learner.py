@@ -6,9 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from understudy.detectors import Detector
 from understudy.errors import MethodError, RunError, UserError
+from understudy.learner_checks import (
+    CHECK_EVERY,
+    check_modes,
+    check_optimizer,
+    check_other_than_student,
+    check_values,
+)
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import OF_TRUTH
 from understudy.outputs import Outputs, Spec, Target, Truth
@@ -38,7 +46,7 @@ class Learner(nn.Module):
     def __init__(self, student: Detector, methods: Sequence[Method] = (), pairing: Pairing | None = None):
         super().__init__()
         methods = _checked(student, methods)
-        self.student, self.pairing = student, pairing
+        self.student, self.pairing, self.calls = student, pairing, 0
         self.methods: Any = nn.ModuleList(methods)
         self._check_names()
         expected = pairing.student_part.spec(student.spec) if pairing else student.spec
@@ -73,6 +81,14 @@ class Learner(nn.Module):
         """
         return tuple(sorted({number for method in self.methods for number in method.keeps}))
 
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Check that an optimizer holds every trained parameter of the student and of the methods.
+
+        Raises:
+            UserError: naming the parameters that it lacks.
+        """
+        check_optimizer(self, optimizer)
+
     def forward(
         self,
         images: Tensor,
@@ -94,9 +110,9 @@ class Learner(nn.Module):
 
         Raises:
             MethodError: a method raised an error, which is the cause.
-            UserError: the teacher's record, or the teacher itself, is missing; the record is of other images or of
-                levels of other sizes; the number of targets is wrong; or a method does not return a scalar for each of
-                its terms.
+            UserError: a mode or a value is wrong (see :mod:`.learner_checks`); the teacher's record, or the teacher
+                itself, is missing; the record is of other images or of levels of other sizes; the number of targets is
+                wrong; or a method does not return a scalar for each of its terms.
         """
         _check_batch(images, targets, labelled)
         if self.methods and not isinstance(teacher_outputs, Outputs):
@@ -105,11 +121,18 @@ class Learner(nn.Module):
                 f"teacher(images); got {type(teacher_outputs).__name__}."
             )
         self._check_teacher(teacher)
+        check_modes(self.student, self.training, teacher, teacher_outputs)
+        first, checked = self.calls == 0, self.calls % CHECK_EVERY == 0
+        if checked:
+            check_values(self.student, images, targets, labelled, teacher_outputs)
+        self.calls += 1
         with self.student.keeping(*self.keeps):
             outputs = self.student(images, image_sizes, targets)
         losses, truth = self._task(outputs, targets, labelled)
         if not self.methods or teacher_outputs is None:
             return losses
+        if checked and not first:
+            check_other_than_student(outputs, teacher_outputs)
         layers = None if teacher is None else Layers(self.student, teacher, self.pairing, outputs, teacher_outputs)
         if self.pairing:
             truth = self.pairing.truth(truth, outputs)

@@ -122,6 +122,29 @@ class QueryOutputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """How a record was computed; the learner recognises mistakes by it.
+
+    Attributes:
+        pixels: (N, 3, h, w), a few pixels of each image as the detector got it; h and w are below 2 * PIXELS.
+        training: whether the detector was in ``train()``.
+    """
+
+    pixels: Tensor
+    training: bool
+
+    @classmethod
+    def of(cls, images: Tensor, training: bool) -> "Origin":
+        """Describe the record of images (N, 3, H, W)."""
+        rows, columns = (max(1, side // PIXELS) for side in images.shape[-2:])
+        return cls(images.detach()[..., ::rows, ::columns].clone(), training)
+
+
+PIXELS = 8
+"""Rows and columns of pixels that an origin has at least, of images that have as many."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outputs:
     """The result of a detector for a batch, level by level, fine to coarse.
 
@@ -137,6 +160,7 @@ class Outputs:
         tower_maps: feature maps inside the head, by number of the convolution. Only those that
             :meth:`.Detector.keeping` was asked for; none in a reduced record.
         queries: the set of predictions; None for a detector without one.
+        origin: how the record was computed; None: not stated.
     """
 
     stages: list[Tensor]
@@ -148,6 +172,7 @@ class Outputs:
     image_sizes: tuple[tuple[int, int], ...] | None = None
     tower_maps: dict[int, TowerMaps] = field(default_factory=dict)
     queries: QueryOutputs | None = None
+    origin: Origin | None = None
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
@@ -163,7 +188,7 @@ class Outputs:
         def all_chosen(tensors: Sequence[Tensor]) -> list[Tensor]:
             return [chosen(tensor) for tensor in tensors]
 
-        queries = self.queries
+        queries, origin = self.queries, self.origin
         return Outputs(
             stages=all_chosen(self.stages),
             features=all_chosen(self.features),
@@ -173,6 +198,7 @@ class Outputs:
             extra={name: chosen(value) for name, value in self.extra.items()},
             image_sizes=None if self.image_sizes is None else tuple(self.image_sizes[image] for image in images),
             queries=queries and QueryOutputs(all_chosen(queries.class_logits), all_chosen(queries.boxes)),
+            origin=origin and Origin(chosen(origin.pixels), origin.training),
         )
 
 

@@ -54,7 +54,7 @@ def learner_of(student: Detector, teacher: Detector, names: Any = None, **option
     pairing = pair(student.spec, teacher.spec, *(names or (CLASSES, CLASSES)))
     torch.manual_seed(5)
     methods, _ = build_methods({"dist2": options}, pairing.student, pairing.teacher)
-    return Learner(student, methods, pairing)
+    return Learner(student, methods, pairing).train(student.training)
 
 
 def losses_of(learner: Learner, teacher: Detector, seed: int = 7, side: int = 64) -> dict[str, Tensor]:
@@ -267,7 +267,7 @@ def test_a_tail_under_no_grad_is_caught(layer, strategy):
     ):
         losses_of(learner, teacher)
     with torch.no_grad():
-        assert losses_of(learner, teacher)["dist2_di"].isfinite()  # without gradient none is missed
+        assert losses_of(learner.eval(), teacher)["dist2_di"].isfinite()  # without gradient none is missed
 
 
 def test_a_teacher_that_would_be_trained_is_refused_and_recorded_outputs_are_not_enough():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from small_detectors import small
 from training_runs import assert_same, at_step, ctrl_c, saved_step
 
 import understudy
@@ -12,6 +13,7 @@ from understudy.cli import main
 from understudy.errors import RunError
 from understudy.files import read_rows
 from understudy.methods import Method
+from understudy.training.engine import _crashes_in_channels_last
 
 LOSSES_OF_FIVE_STEPS = [2.80456, 3.92093, 4.99709, 5.00517, 4.96732]
 """Total loss of a tiny student's first steps with FRS (whose ramp is two steps long); a change of it needs a reason."""
@@ -257,3 +259,9 @@ def test_bf16_is_close_to_32_bits(tiny, trained, tmp_path):
     assert found["total"] != expected["total"]
     weights = torch.load(half / "last.ckpt", weights_only=True)["state_dict"]
     assert {value.dtype for value in weights.values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(("width", "crashes"), [(0.125, True), (0.25, False)])
+def test_a_network_that_pytorch_crashes_on_keeps_its_memory_format(width, crashes):
+    network = small("retinanet", width_mult=width).network
+    assert _crashes_in_channels_last(network) is crashes

@@ -1,9 +1,12 @@
 """The progress of a run: lines without a terminal, a bar in one."""
 
+import errno
+import io
 import time
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 from training_runs import at_step, crash
 
 import understudy
@@ -39,3 +42,21 @@ def test_the_bar_shows_every_loss_and_goes_away_when_a_run_fails(tiny, tmp_path,
     assert "left" in err
     assert "bbox_ctrness 0." in err
     assert err.endswith("\x1b[2K")  # the bar's last line is wiped
+
+
+class ClosedTerminal(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def isatty(self):
+        return True
+
+
+def test_a_run_goes_on_when_its_terminal_is_closed(monkeypatch):
+    """As after SIGHUP, which is to save the run."""
+    monkeypatch.setattr(console, "CONSOLE", Console(file=ClosedTerminal(), force_terminal=True))
+    console.say("epoch 1")
+    progress = ShowProgress()
+    progress.live = Live("", console=console.CONSOLE)
+    progress.teardown(None, None, "fit")
+    assert progress.live is None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from understudy.detectors.families import FAMILIES
 from understudy.errors import UserError
-from understudy.outputs import Outputs, Spec, Target, TowerMaps
+from understudy.outputs import Origin, Outputs, Spec, Target, TowerMaps
 
 PROBE_SIZE = 256
 """Side in pixels of the image of noise that a Spec is measured on; a multiple of every stride in use."""
@@ -63,7 +63,7 @@ class Detector(nn.Module, ABC):
         """
         stages = self.backbone(images, image_sizes)
         outputs = self.head(self.neck(stages), (images.shape[-2], images.shape[-1]), targets)
-        outputs = replace(outputs, stages=stages)
+        outputs = replace(outputs, stages=stages, origin=Origin.of(images, self.training))
         if image_sizes is None:
             return outputs
         return replace(outputs, image_sizes=tuple((int(height), int(width)) for height, width in image_sizes))
@@ -119,6 +119,11 @@ class Detector(nn.Module, ABC):
             UserError: the detector has no dense predictions.
         """
         raise UserError(f"{self.spec.name} has no dense boxes to decode: it has {self.spec.predictions}.")
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of labels that targets may have, 0..K-1; None if it is unknown."""
+        return None if self.spec.objectness else self.spec.num_classes
 
     def label_names(self, classes: Sequence[str]) -> list[str]:
         """Name the labels that the plain network itself returns, given the names of the classes."""

@@ -180,6 +180,12 @@ class FasterRCNNDetector(DenseDetector):
             for boxes, scores, labels in zip(*chosen, strict=True)
         ]
 
+    @property
+    def num_labels(self) -> int | None:
+        """Number of classes of the second stage; None if its predictor is not torchvision's."""
+        layer = getattr(self.network.roi_heads.box_predictor, "cls_score", None)
+        return layer.out_features - 1 if isinstance(layer, nn.Linear) else None
+
     def label_names(self, classes: Sequence[str]) -> list[str]:
         """Name the labels that the plain network itself returns: the background, then the classes."""
         return ["__background__", *classes]

@@ -110,7 +110,7 @@ def channelwise_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0)
         tensor(True)
     """
     own, theirs = ((maps / above_zero(temperature)).flatten(2).log_softmax(-1) for maps in comparable(student, teacher))
-    divergence = F.kl_div(own, theirs, reduction="sum", log_target=True).clamp(min=0)  # below it by rounding only
+    divergence = F.kl_div(own, theirs, reduction="sum", log_target=True)
     return divergence * temperature**2 / own[..., 0].numel()
 
 

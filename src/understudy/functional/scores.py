@@ -75,8 +75,7 @@ def rank_loss(
     )
     images = len(counts) if images is None else images
     siblings = per_image.repeat_interleave(per_image, output_size=sum(counts))  # (M,) objects of each object's image
-    divergence = (theirs.exp() * (theirs - own) / siblings[objects]).sum().clamp(min=0)  # below it by rounding only
-    return divergence / torch.as_tensor(images).clamp(min=1)
+    return (theirs.exp() * (theirs - own) / siblings[objects]).sum() / torch.as_tensor(images).clamp(min=1)
 
 
 def prediction_guided_loss(
