@@ -65,7 +65,7 @@ ARGUMENTS = [
     "distill run=new data=absent teacher=t --recipe frs-retinanet-r50", "analyse", "analyse nothing",
     "analyse richness", "analyse richness absent", "analyse richness coco", "analyse richness trained absent",
     "analyse richness trained --images 0", "analyse richness trained --image nothing",
-    "analyse richness trained coco", "analyse richness trained -o photos/a.jpg", "analyse errors absent",
+    "analyse richness trained -o photos/a.jpg", "analyse errors absent",
     "analyse errors trained --data absent", "analyse swap trained absent", "analyse swap trained trained absent",
 ]  # fmt: skip
 

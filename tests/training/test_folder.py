@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written_to(trained, tmp_path):
     [
         (b"", r"Invalid config \(.*config.yaml\):\n  - run: missing; .*\n  - data.path: missing"),
         (b"run: [", r"config.yaml is not valid YAML, line 1"),
-        (b"run: \xff\n", r"config.yaml cannot be read"),
+        (b"run: \xff\n", r"config.yaml, line 1, is not UTF-8 text"),
         (b"- run\n", r"config.yaml must contain `key: value` lines"),
     ],
 )

@@ -4,10 +4,8 @@ import errno
 import platform
 import shlex
 import sys
-import tempfile
 import traceback
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from understudy.errors import MethodError, RunError, UserError, is_out_of_memory
@@ -46,6 +44,9 @@ def failure(error: Exception) -> tuple[str, int]:
 
 def _written(error: Exception) -> str:
     """Write the traceback to a new file, in the current folder if possible, and return its path."""
+    import tempfile  # here, so that `--help` is fast
+    from importlib.metadata import version
+
     report = "\n".join(
         [
             f"understudy {version('understudy')}, Python {platform.python_version()}, {platform.platform()}",

@@ -196,9 +196,11 @@ def _image_paths(place: Path, root: Path, folder: DataFolder, draft: SplitDraft)
     paths = []
     for line in filter(None, map(str.strip, read_text(place, "list of images").splitlines())):
         # Lists often have absolute paths, which are accepted inside the data set.
-        inside = Path(line).is_absolute() and Path(line).is_relative_to(root.absolute())
-        name = Path(line).relative_to(root.absolute()).as_posix() if inside else line.removeprefix("./")
-        path = folder.named(root, name)
+        given = Path(line.removeprefix("./"))
+        if given.is_relative_to(root.absolute()):
+            given = given.relative_to(root.absolute())
+        absolute = is_possible(line) and given.is_absolute() and folder.allows(given)  # root may be a link
+        path = given if absolute else folder.named(root, str(given))
         if path is None:
             draft.fault(outside, place.name, folder.refusal(line))
         else:
