@@ -28,7 +28,8 @@ def test_the_demo_makes_runs_table_and_page(tmp_path, monkeypatch):
     for run in ("teacher", "plain", "distilled"):
         assert json.loads((tmp_path / "demo" / run / "result.json").read_text())["images"] == 3
     plain, distilled = (load_checkpoint(tmp_path / "demo" / run).config for run in ("plain", "distilled"))
-    assert {key for key in distilled if distilled[key] != plain.get(key)} == {"run", "teacher", "methods", "inherit"}
+    others = {key for key in distilled if distilled[key] != plain.get(key)}
+    assert others == {"run", "teacher", "methods", "teacher_check", "inherit"}
     assert lines[0].startswith("1/5")
     assert lines[-1].startswith("5/5")
 

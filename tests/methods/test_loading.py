@@ -50,6 +50,10 @@ class Fussy(Own):
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
+def a_number(value: float) -> str:
+    return "a number" if math.isfinite(value) else "a finite number"
+
+
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
 def test_every_weight_of_every_method_is_a_number_from_zero_on(weight):
     for name, method in METHODS.items():
@@ -57,7 +61,7 @@ def test_every_weight_of_every_method_is_a_number_from_zero_on(weight):
         with pytest.raises(UserError) as failure:
             build_methods(entries, home(name).student, home(name).teacher)
         for term in method.all_terms():
-            assert f"methods.{name}.{term}_weight: expected a number of at least 0" in str(failure.value)
+            assert f"methods.{name}.{term}_weight: expected {a_number(weight)} of at least 0" in str(failure.value)
 
 
 def test_default_weights_by_family():
@@ -160,7 +164,8 @@ def test_options_out_of_range_are_refused(name, option, values, message):
     for value in values:
         with pytest.raises(UserError) as failure:
             METHODS[name](BIG, BIG, **{option: value})
-        assert f"methods.{name}.{option}: expected {message}" in str(failure.value)
+        wanted = message.replace("a number", a_number(value))
+        assert f"methods.{name}.{option}: expected {wanted}" in str(failure.value)
 
 
 def test_a_method_of_a_user_by_its_import_path():

@@ -74,7 +74,7 @@ def cases() -> Iterator[tuple[str, Learner, Detector | None]]:
     """Every family without a method, then every counting method on each family that it serves."""
     for family in FAMILIES:
         for conventions in STYLES:
-            yield f"{family} {conventions}", Learner(detector(family, conventions, 1)), None
+            yield f"{family} {conventions}", Learner(detector(family, conventions, 1)).eval(), None
         student, teacher = detector(family, "torchvision", 1), detector(family, "torchvision", 2)
         teacher.requires_grad_(False)
         common = pair(student.spec, teacher.spec)
@@ -86,7 +86,7 @@ def cases() -> Iterator[tuple[str, Learner, Detector | None]]:
                 continue
             torch.manual_seed(0)
             built = METHODS[method](common.student, common.teacher, terms=terms, **options).eval()
-            learner = Learner(copy.deepcopy(student), [built], common)
+            learner = Learner(copy.deepcopy(student), [built], common).eval()
             learner.student.loss = lambda *_: {}
             yield f"{name} {family}", learner, teacher
 

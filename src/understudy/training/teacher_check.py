@@ -43,7 +43,7 @@ class CheckTeacher(L.Callback):
     """
 
     def __init__(self, teacher: Checkpoint, data: DetectionData, config: DistillConfig):
-        self.teacher, self.config, self.whole = teacher, config, len(data)
+        self.teacher, self.config, self.data = teacher, config, data
         self.ids = match_classes(teacher.classes, data)
         self.known = [name for name, i in zip(data.classes, data.category_ids, strict=True) if i in self.ids]
         self.sample = _sample(data, config.teacher_check)
@@ -56,7 +56,7 @@ class CheckTeacher(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.found = state_dict["found"]
-        self.sample = _of_images(self.sample, state_dict["image_ids"])
+        self.sample = _of_images(self.data, state_dict["image_ids"])
 
     def on_train_start(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate the teacher in the first process, while the others wait; not in a resumed run."""
@@ -144,7 +144,8 @@ class CheckTeacher(L.Callback):
 
     def _images(self) -> str:
         count = len(self.sample)
-        return f"the {count} validation images" if count == self.whole else f"{count} of {self.whole} validation images"
+        whole = len(self.data)
+        return f"the {count} validation images" if count == whole else f"{count} of {whole} validation images"
 
 
 def _sample(data: DetectionData, count: int) -> DetectionData:
