@@ -167,7 +167,7 @@ def _read_run(folder: Path) -> Run:
             train_seconds=result["train_seconds"],
             measured_on=_measured_on(config, result),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}: its result.json is damaged ({error!r})") from error
