@@ -4,6 +4,7 @@ Dist2's poster motivates it: the losses between the student's maps and the teach
 head detects nothing on the student's maps.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from understudy.evaluation import (
 from understudy.methods import METHODS, Method
 from understudy.methods.dist2 import Dist2
 from understudy.methods.dist2_layers import ALL2ALL, by_stride, channels_at, strides_at, strides_served, through_teacher
-from understudy.methods.loading import build_methods
+from understudy.methods.loading import build_methods, method_class
 from understudy.outputs import Outputs
 from understudy.pairing import Pairing, pair
 from understudy.text import listed, percent
@@ -197,17 +198,22 @@ def _last(student: Path) -> Path:
     return student / "last.ckpt" if (student / "last.ckpt").is_file() else student
 
 
+def _loaded_class(name: str) -> type[Method]:
+    """Return the class of a method without importing a module for it; ``Method`` if that would be needed."""
+    return method_class(name) if name in METHODS or name.partition(":")[0] in sys.modules else Method
+
+
 def _trained_method(student: Checkpoint, pairing: Pairing) -> Dist2 | None:
     """Load the Dist2 method, with transforms, that a student was trained with; None if its checkpoint has none.
 
-    A class of the user's that the checkpoint names is not imported: a checkpoint may be foreign.
+    A class of the user's is taken only if its module was imported before: the checkpoint, which names it, may be foreign.
     """
     methods: dict[str, Any] = student.config.get("methods") or {}
     saved = read_checkpoint(student.path)["state_dict"]
     for place, entry in enumerate(methods):
         prefix = f"learner.methods.{place}."
         weights = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
-        if any(name.startswith("transforms.") for name in weights) and issubclass(METHODS.get(entry, Method), Dist2):
+        if any(name.startswith("transforms.") for name in weights) and issubclass(_loaded_class(entry), Dist2):
             break
     else:
         return None

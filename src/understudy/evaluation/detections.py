@@ -129,7 +129,7 @@ def open_split(
     Raises:
         UserError: neither names a data set, or it cannot be read.
     """
-    settings = checkpoint.config["data"]
+    settings = data_section(checkpoint.config)
     if data is None and settings["path"] is None:
         raise UserError(
             f"No data set to evaluate on: {checkpoint.path} was imported, and its config names no data set. "
@@ -139,9 +139,20 @@ def open_split(
     return open_data(where, split, limits or limits_of(checkpoint))
 
 
+def data_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the section ``data`` of a checkpoint's config.
+
+    Raises:
+        UserError: it has none: the detector was saved without a run, and the size of its images is not known.
+    """
+    if "data" not in config:
+        raise UserError("The config of this checkpoint has no section data, so the size of its images is not known.")
+    return config["data"]
+
+
 def limits_of(checkpoint: Checkpoint) -> Limits:
     """Return the limits in the config of a checkpoint; those of an older version have none."""
-    settings = checkpoint.config["data"]
+    settings = data_section(checkpoint.config)
     return Limits(**{key: settings[key] for key in ("max_pixels", "allow_outside") if key in settings})
 
 
@@ -156,7 +167,7 @@ def loader_at_evaluation_size(
         batch_size: images per batch.
         workers: processes that read images.
     """
-    sizes = config["data"]
+    sizes = data_section(config)
     return evaluation_loader(
         data,
         batch_size=batch_size,

@@ -52,7 +52,7 @@ def read_resumable(file: Path) -> dict[str, Any]:
         )
     meta = content["understudy"]
     kinds: dict[str, Any] = {"step": int, "epoch": int | float, "seconds": int | float}
-    faults = list(faults_of_metadata(meta))
+    faults = list(faults_of_metadata(meta)) + (["config: missing"] if meta.get("config") == {} else [])
     faults += [
         f"{key}: expected {getattr(kind, '__name__', 'a number')}, got {shown(meta.get(key))}"
         for key, kind in kinds.items()
