@@ -153,7 +153,7 @@ GROUPS = {
                 ("losses.csv", "a cell less", edited(lambda text: text + "1,2\n")),
                 ("metrics.csv", "a word", edited(lambda text: text.replace("0.", "zero"))),
                 ("metrics.csv", "utf-16", lambda file: file.write_text("epoch,AP\n1,2\n", encoding="utf-16")),
-                ("environment.json", "cut", cut(30)),
+                ("environment.json", "cut", cut(1)),
                 ("environment.json", "a list", lambda file: file.write_text("[]")),
                 ("environment.json", "a pipe", lambda file: (file.unlink(), fifo(file))),
             )
