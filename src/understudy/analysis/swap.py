@@ -206,7 +206,7 @@ def _loaded_class(name: str) -> type[Method]:
 def _trained_method(student: Checkpoint, pairing: Pairing) -> Dist2 | None:
     """Load the Dist2 method, with transforms, that a student was trained with; None if its checkpoint has none.
 
-    A class of the user's is taken only if its module was imported before: the checkpoint, which names it, may be foreign.
+    A class of the user's is taken only if its module was imported before: the checkpoint that names it may be foreign.
     """
     methods: dict[str, Any] = student.config.get("methods") or {}
     saved = read_checkpoint(student.path)["state_dict"]
