@@ -1,6 +1,6 @@
 """Random changes of annotation files, configs, CSV files and checkpoints end in a message or in success.
 
-The suite tries a few changes, the same in each run. `UNDERSTUDY_FUZZ=20 pytest tests/faults/test_fuzz.py` tries 20
+The suite tries a few changes, the same in each run. `UNDERSTUDY_FUZZ=20 pytest tests/faults/test_fuzz.py` tries 80
 times as many, and others in each run.
 """
 
@@ -35,7 +35,7 @@ TIMES = int(os.environ.get("UNDERSTUDY_FUZZ", "0"))
 
 def fuzzed(examples: int) -> settings:
     return settings(
-        max_examples=examples * max(1, TIMES),
+        max_examples=examples * TIMES or max(1, examples // 4),
         deadline=None,
         derandomize=not TIMES,
         database=None,
