@@ -1,5 +1,6 @@
 """Fixtures of all tests: one thread (steadier on shared machines), the real photos if present, and tiny runs."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ import torch
 import understudy
 
 torch.set_num_threads(1)
+
+# Tests send signals. A shell ignores some of them in a command in the background, and ignored ones stay ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(_number, signal.SIG_DFL)
 
 SHARED = Path(__file__).parents[2] / "shared"
 

