@@ -1,5 +1,6 @@
 """Fixtures of all tests: one thread (steadier on shared machines), the real photos if present, and tiny runs."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 
 import understudy
 
+# One thread in this process and in those that tests start; Lightning chooses a number for ddp unless the variable is set.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # Tests send signals. A shell ignores some of them in a command in the background, and ignored ones stay ignored.
