@@ -1,26 +1,48 @@
 """Fixtures of all tests: one thread (steadier on shared machines), the real photos if present, and tiny runs."""
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer.main
 
 import understudy
 
-# One thread in this process and in those that tests start; Lightning chooses a number for ddp unless the variable is set.
+# One thread in this process and in those that tests start: Lightning sets another for ddp if the variable is absent.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# Tests start many processes, each of which would otherwise compile all modules again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tests send signals. A shell ignores some of them in a command in the background, and ignored ones stay ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(_number, signal.SIG_DFL)
 
+typer.main.get_command = cache(typer.main.get_command)  # the commands do not change between the calls of tests
+
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow tests: at the end one of them would leave the other cores idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the million objects of the imported packages."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

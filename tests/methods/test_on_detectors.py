@@ -21,7 +21,7 @@ from understudy.methods import METHODS, Method
 from understudy.outputs import Outputs
 from understudy.pairing import Pairing, pair
 
-STEPS = 25
+STEPS = 15
 LOWEST = 0.95
 """Share of its value in the first three steps to which a term must fall in the last three."""
 OVERFITTED: dict[str, str] = {"crosskd": "gfl"}  # a RetinaNet's boxes hardly fall in so few steps

@@ -25,6 +25,11 @@ def stage_maps(body, images: torch.Tensor) -> list[torch.Tensor]:
     return maps
 
 
+NARROWED = ("resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
+NARROWED += ("regnet_x_400mf", "regnet_y_400mf")
+"""One of each kind: what is built at another width, too."""
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_stages_have_their_strides_and_channels_at_any_width_and_torchvisions_weights_fit(backbone, monkeypatch):
     from_init_params = BlockParams.from_init_params
@@ -35,7 +40,7 @@ def test_stages_have_their_strides_and_channels_at_any_width_and_torchvisions_we
 
     monkeypatch.setattr(BlockParams, "from_init_params", on_the_cpu)
     bodies = {}
-    for width in (1.0, 0.3):
+    for width in (1.0, 0.3) if backbone in NARROWED else (1.0,):
         with torch.device("meta"):
             body = bodies[width] = build_body(backbone, width_mult=width)
             maps = stage_maps(body, torch.empty(1, 3, 128, 128))
@@ -43,7 +48,8 @@ def test_stages_have_their_strides_and_channels_at_any_width_and_torchvisions_we
         assert tuple(each.shape[1] for each in maps) == body.channels
         named = [layer for stage in body.stages for layer in stage]
         assert named == [name for name, _ in body.module.named_children()][: len(named)]
-    assert bodies[0.3].channels[-1] / bodies[1.0].channels[-1] == pytest.approx(0.3, rel=0.15)
+    if backbone in NARROWED:
+        assert bodies[0.3].channels[-1] / bodies[1.0].channels[-1] == pytest.approx(0.3, rel=0.15)
     if backbone == "resnext101_32x4d":  # not in torchvision
         return
     with torch.device("meta"):

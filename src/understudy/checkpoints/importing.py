@@ -18,6 +18,7 @@ from understudy.checkpoints.native import FORMAT, STUDENT, Checkpoint, load_chec
 from understudy.checkpoints.torchvision import from_torchvision, is_torchvision
 from understudy.checkpoints.unpickle import read_foreign
 from understudy.detectors.build import plain_network
+from understudy.detectors.shapes import shapes_only
 from understudy.errors import UserError
 from understudy.reading import parse_yaml, read_json
 from understudy.text import listed
@@ -220,7 +221,7 @@ def _network(found: ImportedDetector, partial: bool) -> tuple[torch.nn.Module, l
         UserError: weights do not fit, and ``partial`` is false or cannot help.
     """
     try:
-        with torch.device("meta"):  # allocates nothing: a damaged file can have any size
+        with shapes_only():
             expected = plain_network(**found.build).state_dict()
         weights = {key: value for key, value in found.weights.items() if key in expected or not _is_counter(key)}
         missing = [key for key in expected if key not in weights and not _is_counter(key)]

@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from understudy.checkpoints.mmdet_layout import MOBILENET_KEYS, REGNET_KEYS, Keys
+from understudy.detectors.shapes import shapes_only
 from understudy.errors import UserError
 from understudy.networks.backbones import BACKBONES, BLOCKS, build_body
 from understudy.text import listed
@@ -111,7 +111,7 @@ class BackboneSizes:
         widths = [self.shape(f"backbone.layer{stage}.0.conv3.weight", 4)[0] for stage in stages]
         known = [name for name in BACKBONES if name.startswith("regnet_x")]
         for name in known:
-            with torch.device("meta"):
+            with shapes_only():
                 body = build_body(name)
             depths = [len(list(stage.children())) for stage in list(body.module.children())[1:]]
             if (depths, list(body.channels)) == (blocks, widths):

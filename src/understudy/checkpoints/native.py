@@ -16,6 +16,7 @@ from understudy.config import TrainConfig
 from understudy.detectors import Detector, open_detector
 from understudy.detectors.backbone_weights import not_finite
 from understudy.detectors.build import plain_network
+from understudy.detectors.shapes import shapes_only
 from understudy.errors import UserError
 from understudy.files import write_atomically
 from understudy.reading import require_file
@@ -78,7 +79,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     }
     build = meta["build"]
     try:
-        with torch.device("meta"):  # the sizes first: metadata of a damaged file can ask for any amount of memory
+        with shapes_only():  # first: metadata of a damaged file can ask for any amount of memory
             expected = plain_network(**build).state_dict()
         check_weights(f"The weights in {file} do not fit its detector, {build['name']}:", expected, weights)
         network = plain_network(**build)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from understudy.checkpoints.class_names import NO_CLASS, category_ids, coco_categories, torchvision_categories
 from understudy.checkpoints.import_options import SUMMARY, ImportedDetector, ImportOptions, fits, unsupported
+from understudy.detectors.shapes import shapes_only
 from understudy.errors import UserError
 from understudy.networks import PUBLISHED, build_network
 from understudy.networks.published import ZERO_EPS
@@ -94,7 +94,7 @@ def _distance(state: Mapping[str, Tensor], name: str) -> int:
 
 @cache
 def _published_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
+    with shapes_only():
         return _shapes_without_classes(build_network(f"torchvision/{name}", 2).state_dict())
 
 

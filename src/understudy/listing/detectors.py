@@ -52,18 +52,18 @@ def explain(name: str, overrides: Sequence[str] = ()) -> str:
     Raises:
         UserError: there is no such detector, or an option does not fit.
     """
-    import torch
 
     from understudy.checkpoints import build_options
     from understudy.config import TrainConfig, load_config
     from understudy.detectors import build_detector
     from understudy.detectors.families import FAMILIES
+    from understudy.detectors.shapes import shapes_only
     from understudy.listing.sizes import IMAGE, measure
 
     num_classes, options = _class_count([option.removeprefix("detector.") for option in overrides])
     keys = [option if option.startswith("-") else f"detector.{option}" for option in options]
     config = load_config(TrainConfig, None, ["run=RUN", "data=DATA", f"detector.name={name}", *keys])
-    with torch.device("meta"):
+    with shapes_only():
         detector = build_detector(**build_options(config, num_classes), frozen_stages=config.detector.frozen_stages)
     spec, size = detector.spec, measure(detector.network)
     family, backbone = FAMILIES[spec.family], name.removeprefix(f"{spec.family}_")

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.detectors.build import plain_network
+from understudy.detectors.shapes import shapes_only
 
 IMAGE = (800, 1344)
 """Height and width in pixels of the image that sizes are computed for: 800 x 1333, padded to multiples of 32."""
@@ -33,7 +34,7 @@ def detector_size(name: str, num_classes: int = CLASSES, **options: Any) -> Size
         >>> detector_size("fcos_mobilenet_v2", 20, neck_channels=64, width_mult=0.35).parameters
         756153
     """
-    with torch.device("meta"):
+    with shapes_only():
         return measure(plain_network(name, num_classes, **options))
 
 

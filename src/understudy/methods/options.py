@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, ValidationError, create_model
@@ -25,6 +26,7 @@ class _Facts(BaseModel):
     reads: dict[str, tuple[str, ...]] = Field(examples=['{"feature": ("features",)}'])
 
 
+@cache
 def options_model(method: type[Any]) -> type[BaseModel]:
     """Return the typed options of a method in a config: its own, a weight for each term, and the ramp."""
     fields: dict[str, Any] = {}

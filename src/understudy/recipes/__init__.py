@@ -160,7 +160,7 @@ def step_seconds() -> dict[str, dict[str, float]]:
 
 
 def _extended(file: Path) -> dict[str, Any]:
-    values = _read(file)
+    values = dict(_read(file))
     base = values.pop("extends", None)
     return _merged(_extended(FOLDER / "base" / f"{base}.yaml"), values) if base else values
 
@@ -174,5 +174,6 @@ def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+@cache
 def _read(file: Path) -> Any:
     return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
