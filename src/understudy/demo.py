@@ -17,6 +17,7 @@ from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.data.scenes import make_scenes
 from understudy.errors import UserError
 from understudy.evaluation import evaluate
+from understudy.files import write_atomically
 from understudy.report import report_on
 from understudy.training.folder import RunFolder
 from understudy.training.run import distill, train
@@ -136,4 +137,4 @@ def _measure_teacher(run: Path, scenes: Path) -> None:
     file = RunFolder(run).result
     measured = evaluate(run, scenes, split="val", device="cpu", batch_size=16)
     result = json.loads(file.read_text()) | measured.to_dict() | {"measured_on": [str(scenes.absolute()), "val"]}
-    file.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())

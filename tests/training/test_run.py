@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from functools import partial
@@ -304,6 +305,7 @@ def no_room(*_):
         ("last.ckpt", 1, None),
         ("best.ckpt", 1, 4),
         ("metrics.csv", 2, 8),
+        ("result.json", 1, 8),
     ],
 )
 def test_a_full_disk_leaves_the_last_checkpoint(file, write, saved, tiny, trained, tmp_path, capsys):
@@ -350,6 +352,21 @@ def test_a_full_disk_by_a_limit_of_the_system(tiny, trained, tmp_path, capsys):
     assert f"Could not write {run / 'last.ckpt'} (File too large). The previous version is unchanged. Free some" in err
     assert not list(run.glob(".*.part"))
     assert saved_step(run) == 4
+    assert_same(understudy.resume(run), trained)
+
+
+def test_a_full_disk_for_tensorboard(tiny, trained, tmp_path, monkeypatch, capsys):
+    """Its thread fails, and says nothing; the next row does."""
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
+    run, hook = tmp_path / "run", threading.excepthook
+    with at_step(4, partial(monkeypatch.setattr, writer, "write", no_room)), pytest.raises(SystemExit) as stop:
+        main(["train", *options(**{**tiny, "run": run})])
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert f"Error: The disk is full: Could not write {run / 'tensorboard'} (No space left on device). Free some" in err
+    assert "Traceback" not in err
+    assert threading.excepthook is hook
+    monkeypatch.undo()
     assert_same(understudy.resume(run), trained)
 
 

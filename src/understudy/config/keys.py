@@ -337,7 +337,10 @@ class TrainConfig(Section):
     accelerator: Text = Field("auto", description="Type of device: auto, cpu, gpu or another Lightning accelerator.")
     devices: PositiveInt | Literal["auto"] = Field(1, description="Devices per machine, with one process each.")
     num_nodes: PositiveInt = Field(1, description="Number of machines.")
-    strategy: Text = Field("auto", description="Strategy for several devices: auto, ddp or another Lightning strategy.")
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = Field(
+        "auto",
+        description="How several devices share a run. The last: for methods that leave parameters out of some steps.",
+    )
     evaluate_every: PositiveInt = Field(1, description="Epochs between two evaluations on `data.val`.")
     log_every: PositiveInt = Field(10, description="Steps between two rows of losses.csv.")
     recipe: Text | None = Field(

@@ -1,6 +1,7 @@
 """A sheet of sample images with their boxes and class names, to see whether a data set is read correctly."""
 
 import colorsys
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from understudy.data.images import load_image
 from understudy.data.limits import LIMITS, Limits
 from understudy.data.records import Record
 from understudy.errors import UserError
+from understudy.files import write_atomically
 
 _TILES = 12
 _COLUMNS = 3
@@ -30,7 +32,8 @@ def draw_contact_sheet(
         limits: of the images.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: its folder cannot be created.
+        RunError: the file cannot be written.
     """
     chosen = _choose(records)
     rows = max(1, math.ceil(len(chosen) / _COLUMNS))
@@ -41,9 +44,11 @@ def draw_contact_sheet(
         sheet.paste(_tile(split, record, classes[split], limits), corner)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(file, format="PNG")
     except OSError as error:
         raise UserError(f"The contact sheet cannot be written to {file}: {error.strerror or error}.") from None
+    content = io.BytesIO()
+    sheet.save(content, format="PNG")
+    write_atomically(file, content.getvalue())
 
 
 def _choose(records: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:

@@ -1,5 +1,6 @@
 """Detect objects in images: write COCO results, and draw them."""
 
+import io
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from understudy.checkpoints import Checkpoint, load_checkpoint
 from understudy.data import DetectionData, Limits, Record, UnreadableImage, load_image, open_data, splits
 from understudy.data.images import SUFFIXES, shown_size
-from understudy.errors import RunError, UserError
+from understudy.errors import UserError
 from understudy.evaluation.detections import (
     Detection,
     choose_device,
@@ -201,12 +202,10 @@ def _draw_all(data: DetectionData, rows: list[Detection], output: Path, score_th
     for record, name in zip(data.records, _names_below(data), strict=True):
         image = load_image(record.path, (record.width, record.height), data.limits.max_pixels)
         picture = draw_detections(image, by_image[record.image_id], names, score_threshold)
-        file = output / name
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(file)
-        except OSError as error:
-            raise RunError(f"{file} could not be saved ({error.strerror or error}).") from error
+        file, content = output / name, io.BytesIO()
+        picture.save(content, format=Image.registered_extensions().get(file.suffix.lower(), "PNG"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content.getvalue())
 
 
 def _names_below(data: DetectionData) -> list[str]:

@@ -13,6 +13,7 @@ from understudy.analysis.richness import RichnessView, richness_by_place, richne
 from understudy.analysis.shown import Boxes
 from understudy.compare.table import Table
 from understudy.figures import MORE_COLOURS, ROLE_COLOURS, Captioned, Curve
+from understudy.files import write_atomically
 from understudy.report.examples import ExampleView, count_found
 from understudy.report.tables import class_table, results_table, term_tables
 from understudy.report.views import RunView
@@ -72,7 +73,7 @@ def write_report(
         commands=list(dict.fromkeys(run.environment["command"] for run in runs if "command" in run.environment)),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(html, encoding="utf-8")
+    write_atomically(page, html.encode())
 
 
 def _group_colours(runs: Sequence[RunView]) -> dict[str, str]:

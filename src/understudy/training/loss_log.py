@@ -1,12 +1,15 @@
 # ty: ignore[incompatible-method-override]  -- Lightning's `pl_module` (any class) is our `engine: Engine`
 """The callback that writes every named loss to ``losses.csv`` and to TensorBoard."""
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 
+from understudy.errors import RunError
 from understudy.files import append_row
 from understudy.training.folder import RunFolder
+from understudy.training.tensorboard import Board, open_board
 
 if TYPE_CHECKING:
     from understudy.training.engine import Engine
@@ -24,7 +27,7 @@ class LogLosses(L.Callback):
 
     def __init__(self, folder: RunFolder, every: int):
         self.folder, self.every = folder, every
-        self.board: Any = None
+        self.board: Board | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -42,7 +45,8 @@ class LogLosses(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Open TensorBoard's file."""
-        self.board = _tensorboard(self.folder, trainer.global_step) if trainer.is_global_zero else None
+        if trainer.is_global_zero:
+            self.board = open_board(self.folder.path / "tensorboard", trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
         """Add the step's losses; write a row every ``every`` steps and after the last step."""
@@ -58,13 +62,14 @@ class LogLosses(L.Callback):
 
     def teardown(self, trainer: L.Trainer, engine: "Engine", stage: str) -> None:
         """Close TensorBoard's file."""
-        if self.board:
-            self.board.close()
-            self.board = None
+        board, self.board = self.board, None
+        if board:
+            board.close()
 
     def on_exception(self, trainer: L.Trainer, engine: "Engine", exception: BaseException) -> None:
         """Close TensorBoard's file when the run fails, where Lightning skips the teardown."""
-        self.teardown(trainer, engine, "fit")
+        with contextlib.suppress(RunError):  # the exception itself says more
+            self.teardown(trainer, engine, "fit")
 
     def _write(self, engine: "Engine", step: int) -> None:
         means = {name: total / self.count for name, total in self.sums.items()}
@@ -78,18 +83,7 @@ class LogLosses(L.Callback):
         }
         append_row(self.folder.losses, row)
         if self.board:
-            for name, value in means.items():
-                self.board.add_scalar(f"loss/{name}", value, step)
-            for name, weight in engine.term_weights.items():
-                self.board.add_scalar(f"weight/{name}", weight, step)
-            if self.share is not None:
-                self.board.add_scalar("distillation_share", self.share, step)
-
-
-def _tensorboard(folder: RunFolder, step: int) -> Any:
-    """Return a writer that discards what an interrupted run wrote after the step it is resumed from."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
+            shown = {f"loss/{name}": value for name, value in means.items()}
+            shown |= {f"weight/{name}": weight for name, weight in engine.term_weights.items()}
+            shown |= {"distillation_share": self.share} if self.share is not None else {}
+            self.board.write(shown, step)

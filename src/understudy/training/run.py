@@ -140,8 +140,10 @@ def _failures_explained(folder: RunFolder) -> Generator[None]:
         cause = error.__cause__ if isinstance(error, RunError) else error
         if not (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise
-        remedy = f"Free some space, then run: understudy resume {folder.path}"
-        raise RunError(f"The disk is full: {error} {remedy}") from error
+        what = f"{error.filename or folder.path}: {error.strerror}." if isinstance(error, OSError) else error
+        raise RunError(
+            f"The disk is full: {what} Free some space, then run: understudy resume {folder.path}"
+        ) from error
     except Exception as error:
         if is_out_of_memory(error):
             raise RunError(
