@@ -28,10 +28,8 @@ def table(section: str) -> str:
         lines.append(f"| {' | '.join(row.cells())} |")
         print(lines[-1], flush=True)
     facts = environment()
-    lines += [
-        "",
-        f"`python benchmarks/performance.py {section}`, commit {facts['commit']}, {facts['cpu']}, one thread.",
-    ]
+    where = f"commit {facts['commit']}, {facts['processor']}, one thread"
+    lines += ["", f"`python benchmarks/performance.py {section}`, {where}."]
     return "\n".join(lines)
 
 
