@@ -127,8 +127,8 @@ def _compared(scenes: dict[str, Scene], name: str) -> str:
 
 
 def _losses(scene: Scene, learner: Learner) -> dict[str, Tensor]:
-    with torch.no_grad(), scene.teacher.keeping(*learner.keeps):
-        teacher_outputs = scene.teacher(scene.images)
+    with torch.no_grad():
+        teacher_outputs = scene.teacher(scene.images, needs=learner.needs)
     return learner(scene.images, scene.targets, teacher_outputs, teacher=scene.teacher)
 
 

@@ -101,8 +101,10 @@ class Contestant:
         """Take one step."""
         scene = self.scene
         with torch.autocast(scene.images.device.type, torch.bfloat16, enabled=scene.bfloat16):
-            with torch.no_grad(), scene.teacher.keeping(*self.learner.keeps):
-                teacher_outputs = scene.teacher(scene.images)
+            with torch.no_grad():  # the floor runs the whole teacher
+                teacher_outputs = scene.teacher(
+                    scene.images, needs=self.learner.needs if self.learner.methods else None
+                )
             losses = self.learner(scene.images, scene.targets, teacher_outputs, teacher=scene.teacher)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
             if self.extra is not None:
@@ -112,12 +114,13 @@ class Contestant:
         self.optimizer.zero_grad(set_to_none=True)
 
     def time(self) -> float:
-        """Take one step and return its duration in seconds."""
-        started = time.perf_counter()
+        """Take one step and return its seconds: of the CPU, on which other programs run, too, or of a GPU."""
+        clock = time.perf_counter if self.scene.images.is_cuda else time.process_time
+        started = clock()
         self.step()
         if self.scene.images.is_cuda:
             torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return clock() - started
 
     @property
     def parameters(self) -> int:
@@ -131,20 +134,26 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     contestants = enter(options)
+    floors = measure(contestants, options.rounds)
+    print(table(options, contestants, floors))
+
+
+def measure(contestants: Sequence[Contestant], rounds: int) -> dict[str, Contestant]:
+    """Let the contestants take turns, and return the floor of each family."""
     for contestant in contestants:
         contestant.step()  # the first step creates the optimizer's state
         contestant.memory = peak_memory(contestant.step, contestant.scene.images.device)
     floors = {contestant.family: contestant for contestant in contestants if contestant.name == "floor"}
-    for number in range(options.rounds):
+    for number in range(rounds):
         for contestant in contestants:
             pair = [(contestant, contestant.seconds), (floors[contestant.family], contestant.beside)]
             for each, seconds in pair if number % 2 else reversed(pair):
                 seconds.append(each.time())
-    print(table(options, contestants, floors))
+    return floors
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line, or the arguments given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -157,7 +166,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", default="resnet50", help="backbone")
     parser.add_argument("--width", type=float, default=1.0, help="of both backbones")
     parser.add_argument("--neck", type=int, default=256, help="channels of both necks")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def enter(options: argparse.Namespace) -> list[Contestant]:

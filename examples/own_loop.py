@@ -38,7 +38,7 @@ def main(steps: int = 3) -> RetinaNet:
     learner.check_optimizer(optimizer)  # holds the student and the adapters of the methods
     for step, (images, targets) in enumerate(batches(steps)):
         with torch.no_grad():
-            teacher_outputs = teacher(images)
+            teacher_outputs = teacher(images, needs=learner.needs)
         losses = learner(images, targets, teacher_outputs)  # all terms by name, unweighted
         loss = sum(losses[name] * (weights[name].at(step) if name in weights else 1) for name in losses)
         optimizer.zero_grad()

@@ -19,8 +19,9 @@ from understudy.learner_checks import (
 )
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import OF_TRUTH
-from understudy.outputs import Outputs, Spec, Target, Truth
+from understudy.outputs import Needs, Outputs, Spec, Target, Truth
 from understudy.pairing import Pairing
+from understudy.text import listed
 
 
 class Learner(nn.Module):
@@ -30,7 +31,7 @@ class Learner(nn.Module):
     averages, and cannot be switched to training mode::
 
         with torch.no_grad():
-            teacher_outputs = teacher(images)
+            teacher_outputs = teacher(images, needs=learner.needs)  # only the layers whose outputs are read
         losses = learner(images, targets, teacher_outputs)
 
     Args:
@@ -77,9 +78,25 @@ class Learner(nn.Module):
     def keeps(self) -> tuple[int, ...]:
         """Numbers of the convolutions whose feature maps inside the heads the methods read.
 
-        The student keeps them. Run the teacher within ``teacher.keeping(*learner.keeps)`` to save computing them twice.
+        The student keeps them, and so does a teacher that is given :attr:`needs`.
         """
         return tuple(sorted({number for method in self.methods for number in method.keeps}))
+
+    @property
+    def needs(self) -> Needs:
+        """The part of the teacher's record that the methods read: ``teacher(images, needs=learner.needs)``.
+
+        The losses are the same as with the whole record.
+        """
+        parts: set[str] = set()
+        for method in self.methods:
+            if method.needs is None:
+                return Needs(convolutions=self.keeps)
+            parts |= method.needs
+        if self.pairing and not self.pairing.whole_teacher and self._readers_of_layers:
+            parts |= {"stages", "features"}  # the teacher's layers run on all of its levels
+        levels = self.pairing.teacher_part.levels if self.pairing else None
+        return Needs(frozenset(parts), levels, self.keeps)
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
         """Check that an optimizer holds every trained parameter of the student and of the methods.
@@ -103,7 +120,8 @@ class Learner(nn.Module):
         Args:
             images: (N, 3, H, W), 0..1.
             targets: ground truth per image; that of an unlabelled image is ignored.
-            teacher_outputs: the teacher's record of the same images; required with methods.
+            teacher_outputs: the teacher's record of the same images, whole or at least :attr:`needs`; required with
+                methods.
             image_sizes: unpadded height and width of each image.
             labelled: which images have a ground truth; None: all. The others take part in the methods' terms only.
             teacher: the frozen teacher, for methods that read the layers of the detectors. It is not kept.
@@ -144,6 +162,10 @@ class Learner(nn.Module):
         return losses
 
     @property
+    def _readers_of_layers(self) -> list[str]:
+        return [method.name for method in self.methods if any("layers" in reads for reads in method.reads.values())]
+
+    @property
     def _names(self) -> tuple[str, str]:
         """Names of the student and the teacher that the methods were built for."""
         return self.methods[0].student.name, self.methods[0].teacher.name
@@ -157,7 +179,7 @@ class Learner(nn.Module):
             )
 
     def _check_teacher(self, teacher: Detector | None) -> None:
-        names = [method.name for method in self.methods if any("layers" in reads for reads in method.reads.values())]
+        names = self._readers_of_layers
         if teacher and names and (teacher.training or any(weight.requires_grad for weight in teacher.parameters())):
             raise UserError(
                 f"{', '.join(names)} runs the teacher's layers, but the teacher is not frozen. Freeze it first: "
@@ -189,10 +211,11 @@ class Learner(nn.Module):
         return self.student.loss(record, own, found), Truth(targets, gt_index)
 
     def _check_levels(self, student: Outputs, teacher: Outputs) -> None:
-        own, theirs = len(student.features[0]), len(teacher.features[0])
-        if own != theirs:
-            raise UserError(f"The teacher's outputs are of {theirs} images, the batch has {own}.")
-        if student.level_sizes != teacher.level_sizes:
+        if teacher.images not in (None, len(student.features[0])):
+            raise UserError(
+                f"The teacher's outputs are of {teacher.images} images, the batch has {len(student.features[0])}."
+            )
+        if teacher.features and student.level_sizes != teacher.level_sizes:
             raise UserError(
                 f"Level sizes differ: student {self._names[0]} {student.level_sizes}, teacher {self._names[1]} "
                 f"{teacher.level_sizes}. Both need the same images with the same padding."
@@ -237,7 +260,9 @@ def _called(method: Method, *arguments: Any) -> Any:
     except Exception as error:
         kind = type(method)
         place = f"{kind.__module__}:{kind.__qualname__}"
-        raise MethodError(f"The method {method.name} ({place}) raised {type(error).__name__}: {error}") from error
+        given = "" if method.needs is None else f" (of the teacher, `reads` names {listed(sorted(method.needs))})"
+        what = f"The method {method.name} ({place}) raised {type(error).__name__}: {error}{given}"
+        raise MethodError(what) from error
 
 
 def _terms_of(method: Method, found: Any) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ class Spec:
         objectness: the only class score is that of an object of any class (an RPN's).
         stage_channels: channels of the backbone's outputs.
         stage_strides: pixels per cell of the backbone's outputs.
+        assigns_by_anchors: its assignment of anchors to objects does not depend on its predictions.
         stage_relu: which of the backbone's outputs are without negative values, as after a ReLU (ResNet, RegNet, not
             MobileNet); empty if unknown.
         tower_channels: channels after each convolution of the head's two towers; empty for heads without two equal
@@ -69,6 +70,7 @@ class Spec:
     objectness: bool = False
     stage_channels: tuple[int, ...] = ()
     stage_strides: tuple[int, ...] = ()
+    assigns_by_anchors: bool = False
     stage_relu: tuple[bool, ...] = ()
     tower_channels: tuple[int, ...] = ()
     first_anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
@@ -156,6 +158,7 @@ class Outputs:
         box_raw: dense box outputs, each (N, H, W, A, D), as the head emits them.
         anchors: each (H, W, A, 4), xyxy in pixels of the padded batch; the same for every image.
         extra: further outputs of one family, e.g. FCOS' ``centerness`` (N, R), as logits.
+        size: height and width in pixels of the padded batch; None: not stated.
         image_sizes: height and width in pixels of each image without its padding; None: no image is padded.
         tower_maps: feature maps inside the head, by number of the convolution. Only those that
             :meth:`.Detector.keeping` was asked for; none in a reduced record.
@@ -169,6 +172,7 @@ class Outputs:
     box_raw: list[Tensor] = field(default_factory=list)
     anchors: list[Tensor] = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
     image_sizes: tuple[tuple[int, int], ...] | None = None
     tower_maps: dict[int, TowerMaps] = field(default_factory=dict)
     queries: QueryOutputs | None = None
@@ -178,6 +182,12 @@ class Outputs:
     def level_sizes(self) -> list[tuple[int, int]]:
         """Height and width in cells of every level."""
         return [(feature.shape[-2], feature.shape[-1]) for feature in self.features]
+
+    @property
+    def images(self) -> int | None:
+        """Number N of images; None for a record that holds nothing of them."""
+        held = [*self.stages[:1], *self.features[:1], *([self.origin.pixels] if self.origin else [])]
+        return len(held[0]) if held else None
 
     def of_images(self, images: Sequence[int]) -> "Outputs":
         """Return the record of some of the N images, by their position in the batch; views if they are the first."""
@@ -196,10 +206,33 @@ class Outputs:
             box_raw=all_chosen(self.box_raw),
             anchors=self.anchors,
             extra={name: chosen(value) for name, value in self.extra.items()},
+            size=self.size,
             image_sizes=None if self.image_sizes is None else tuple(self.image_sizes[image] for image in images),
             queries=queries and QueryOutputs(all_chosen(queries.class_logits), all_chosen(queries.boxes)),
             origin=origin and Origin(chosen(origin.pixels), origin.training),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The part of a teacher's record that is read; a detector computes no other (:meth:`.Detector.forward`).
+
+    The shapes, sizes and origin of the batch are in every record.
+
+    Attributes:
+        parts: of :class:`Outputs`: ``stages``, ``features``, ``class_logits``, ``box_raw``, ``extra``, ``queries``.
+            None: all. Class logits and boxes come with their anchors.
+        levels: positions of the neck's levels whose class logits are read; None: all. The others may be zeros.
+        convolutions: numbers of the convolutions whose maps inside the head are kept (:meth:`.Detector.keeping`).
+    """
+
+    parts: frozenset[str] | None = None
+    levels: tuple[int, ...] | None = None
+    convolutions: tuple[int, ...] = ()
+
+    def beyond(self, *parts: str) -> bool:
+        """Return whether any other part than these is read."""
+        return self.parts is None or bool(self.parts.difference(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +275,7 @@ def flat_anchors(outputs: Outputs) -> list[Tensor]:
 
 def anchors_per_level(outputs: Outputs) -> list[int]:
     """Count the anchors of every level; R is their sum."""
-    return [math.prod(logits.shape[1:4]) for logits in outputs.class_logits]
+    return [math.prod(level.shape[:3]) for level in outputs.anchors]
 
 
 def unflatten_levels(flat: Tensor, level_sizes: Sequence[tuple[int, int]], num_anchors: int) -> list[Tensor]:

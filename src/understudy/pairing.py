@@ -44,13 +44,16 @@ class Selection:
         )
 
     def record(self, outputs: Outputs) -> Outputs:
-        """Reduce a record to this part. Nothing is copied for whole levels and for consecutive classes."""
+        """Reduce a record, or what was computed of it, to this part.
+
+        Nothing is copied for whole levels and for consecutive classes.
+        """
         anchors = anchors_per_level(outputs)
         return replace(
             outputs,
             stages=list(_chosen(outputs.stages, self.stages)) if outputs.stages else [],
-            features=list(_chosen(outputs.features, self.levels)),
-            **(self._dense(outputs) if outputs.class_logits else {}),
+            features=list(_chosen(outputs.features, self.levels)) if outputs.features else [],
+            **self._dense(outputs),
             extra={
                 name: _of_levels(value, anchors, self.levels) if value.shape[1:2] == (sum(anchors),) else value
                 for name, value in outputs.extra.items()
@@ -60,11 +63,11 @@ class Selection:
         )
 
     def _dense(self, outputs: Outputs) -> dict[str, list[Tensor]]:
-        return {
-            "class_logits": [_of_classes(logits, self.labels) for logits in _chosen(outputs.class_logits, self.levels)],
-            "box_raw": list(_chosen(outputs.box_raw, self.levels)),
-            "anchors": list(_chosen(outputs.anchors, self.levels)),
-        }
+        computed = {name: getattr(outputs, name) for name in ("class_logits", "box_raw", "anchors")}
+        chosen = {name: list(_chosen(levels, self.levels)) for name, levels in computed.items() if levels}
+        if "class_logits" in chosen:
+            chosen["class_logits"] = [_of_classes(logits, self.labels) for logits in chosen["class_logits"]]
+        return chosen
 
     def _set(self, queries: QueryOutputs) -> QueryOutputs:
         return QueryOutputs([_of_classes(logits, self.labels) for logits in queries.class_logits], queries.boxes)
@@ -88,6 +91,7 @@ class Pairing:
         unknown: classes of the student that the teacher lacks. Their objects take no part in the distillation.
         unused: classes of the teacher that the student lacks.
         dropped_strides: strides of the levels that only one of the two has.
+        whole_teacher: the teacher's record is compared with all its levels and stages.
     """
 
     student: Spec
@@ -100,6 +104,7 @@ class Pairing:
     unknown: tuple[str, ...]
     unused: tuple[str, ...]
     dropped_strides: tuple[int, ...]
+    whole_teacher: bool
 
     def student_record(self, outputs: Outputs) -> Outputs:
         """Reduce the student's record to the common ground."""
@@ -216,6 +221,8 @@ def pair(
         unknown=tuple(name for name, place in zip(student_classes, places, strict=True) if place is None),
         unused=tuple(name for place, name in enumerate(teacher_classes) if place not in used),
         dropped_strides=tuple(sorted(set(student.strides) ^ set(teacher.strides))),
+        whole_teacher=teacher_part.spec(teacher).strides == teacher.strides
+        and teacher_part.spec(teacher).stage_strides == teacher.stage_strides,
     )
 
 

@@ -24,9 +24,9 @@ VALUES = [
     "schedule=3x", "schedule.epochs=0", "schedule.epochs=1000000000000000000000000000000", "schedule.warmup=cosine",
     "schedule.warmup_steps=-1", "schedule.warmup_factor=0", "batch_size=0", "batch_size=2.5", "batch_size=many",
     "precision=64", "seed=-1", "seed=18446744073709551616", "seed=0x10", "accelerator=", "devices=0", "devices=all",
-    "num_nodes=0", "strategy=", "strategy=ddp_spawn", "evaluate_every=0", "log_every=0", "log_every=[", "log_every='*a'",
-    "log_every='&a [*a]'", "teacher=t", "nonsense=1", "data.nonsense=1", "data.flip.x=1", "=1", "data", "a b=1",
-    "'data.flip: 0'", f"data.flip={'[' * 50}0{']' * 50}",
+    "num_nodes=0", "strategy=", "strategy=ddp_spawn", "evaluate_every=0", "log_every=0", "log_every=[",
+    "log_every='*a'", "log_every='&a [*a]'", "teacher=t", "nonsense=1", "data.nonsense=1", "data.flip.x=1", "=1",
+    "data", "a b=1", "'data.flip: 0'", f"data.flip={'[' * 50}0{']' * 50}",
     "détecteur=x", "'\x1b[31mdata=x'",
 ]  # fmt: skip
 

@@ -36,7 +36,7 @@ from understudy.outputs import Outputs
 
 EVERY = pytest.mark.parametrize("name", METHODS)
 OF_RECORDS = pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not runs_layers(method)])
-LINES_OF_A_METHOD, LETTERS_OF_A_SUMMARY = 102, 116
+LINES_OF_A_METHOD, LETTERS_OF_A_SUMMARY = 110, 116
 
 # Exceptions: method to the reason.
 GRADIENT_WHERE_EQUAL: dict[str, str] = {

@@ -57,7 +57,7 @@ MISTAKES = [
     ({"teacher": "nowhere"}, r"nowhere does not exist"),
     ({"batch_size": 9}, r"8 images in split 'train', fewer than one batch of 9"),
     ({"data.shorter_side_mode": "range"}, r"range needs a smallest and a largest size, got data.shorter_side=64"),
-    ({"strategy": "warp"}, r"strategy=warp .* is not available on this machine"),
+    ({"accelerator": "warp"}, r"accelerator=warp .* is not available on this machine"),
 ]
 
 

@@ -13,7 +13,7 @@ from understudy.cli import main
 from understudy.errors import RunError
 from understudy.files import read_rows
 from understudy.methods import Method
-from understudy.training.engine import _crashes_in_channels_last
+from understudy.training.engine import Engine, _crashes_in_channels_last
 
 LOSSES_OF_FIVE_STEPS = [2.80456, 3.92093, 4.99709, 5.00517, 4.96732]
 """Total loss of a tiny student's first steps with FRS (whose ramp is two steps long); a change of it needs a reason."""
@@ -113,7 +113,8 @@ def test_a_method_that_raises_is_named_with_the_step_before_its_traceback(tiny, 
         main(["distill", *(f"{key}={value}" for key, value in keys.items())])
     assert stop.value.code == 1
     err = capsys.readouterr().err
-    first = f"Error: Step 2: The method culprit ({__name__}:Raises) raised IndexError: list index out of range\n"
+    first = f"Error: Step 2: The method culprit ({__name__}:Raises) raised IndexError: list index out of range "
+    first += "(of the teacher, `reads` names features)\n"
     assert f"{first}Traceback (most recent call last):" in err
     assert "(Raises.calls < 3 or [][0])" in err
     assert err.rstrip().endswith("IndexError: list index out of range")
@@ -186,6 +187,42 @@ def test_a_resumed_run_draws_the_same_random_numbers(tiny, trained, tmp_path):
         understudy.distill(tiny, run=tmp_path / "run", **keys)
     torch.rand(7)  # other random numbers of the process do not matter
     assert_same(understudy.resume(tmp_path / "run", [f"{__name__}:Dice"]), whole)
+
+
+# --- values that are read together, as on a GPU ---
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[int]:
+    """The steps in which values are read, on a device on which reading is not free."""
+    steps, read = [], Engine.read_losses
+
+    def counted(engine: Engine) -> None:
+        steps.extend([engine.unread[-1].number] if engine.unread else [])
+        read(engine)
+
+    monkeypatch.setattr("understudy.training.engine.reading_is_free", lambda values: False)
+    monkeypatch.setattr(Engine, "read_losses", counted)
+    return steps
+
+
+def test_losses_are_read_for_each_row_and_at_the_end_of_an_epoch(waits, tiny, trained, distilled, tmp_path):
+    keys = {**tiny, "teacher": trained}
+    assert_same(understudy.distill(keys, run=tmp_path / "whole"), distilled)
+    assert waits == [0, 2, 3, 5, 7, 8, 11][: len(waits)]
+    assert waits[-1] == len(read_rows(distilled / "metrics.csv")) * 4 - 1
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):  # within a row
+        understudy.distill(keys, run=tmp_path / "run")
+    assert_same(understudy.resume(tmp_path / "run"), distilled)
+
+
+def test_a_loss_of_nan_is_named_with_its_step_before_anything_is_saved(waits, tiny, trained, tmp_path):
+    NotANumber.calls = 0
+    methods = {f"{__name__}:NotANumber": {}}
+    with pytest.raises(RunError, match=r"Step 5: total is nan, culprit_term is nan"):
+        understudy.distill(tiny, teacher=trained, run=tmp_path / "run", methods=methods, log_every=20)
+    assert waits[-1] == 7
+    assert saved_step(tmp_path / "run") == 4
 
 
 # --- losses and weights -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from understudy.detectors.families import FAMILIES
 from understudy.errors import UserError
-from understudy.outputs import Origin, Outputs, Spec, Target, TowerMaps
+from understudy.outputs import Needs, Origin, Outputs, Spec, Target, TowerMaps
 
 PROBE_SIZE = 256
 """Side in pixels of the image of noise that a Spec is measured on; a multiple of every stride in use."""
@@ -32,12 +32,14 @@ class Detector(nn.Module, ABC):
     Attributes:
         family: a key of :data:`.FAMILIES`; the facts of its entry go into the Spec.
         box_code: encoding of the dense box outputs, a key of :data:`understudy.boxes.BOX_CODES`.
+        assigns_by_anchors: whether :meth:`assign` reads no predictions.
         spec: channels, strides and sizes, measured once on an image of noise.
         network: the plain network.
     """
 
     family: ClassVar[str]
     box_code: ClassVar[str] = "deltas"
+    assigns_by_anchors: ClassVar[bool] = False
     spec: Spec
     network: Any
 
@@ -52,6 +54,7 @@ class Detector(nn.Module, ABC):
         images: Tensor,
         image_sizes: Sequence[tuple[int, int]] | None = None,
         targets: Sequence[Target] | None = None,
+        needs: Needs | None = None,
     ) -> Outputs:
         """Compute the record of a batch.
 
@@ -60,13 +63,25 @@ class Detector(nn.Module, ABC):
             image_sizes: height and width of each image without its padding at the bottom and the right. The padding is
                 set to zero after normalisation, as in torchvision and mmdet. None: no padding.
             targets: ground truth per image, for heads that read it in training (denoising queries); others ignore it.
+            needs: the parts to compute, as :attr:`.Learner.needs`; layers whose outputs nobody reads do not run. None:
+                the whole record.
         """
-        stages = self.backbone(images, image_sizes)
-        outputs = self.head(self.neck(stages), (images.shape[-2], images.shape[-1]), targets)
-        outputs = replace(outputs, stages=stages, origin=Origin.of(images, self.training))
-        if image_sizes is None:
-            return outputs
-        return replace(outputs, image_sizes=tuple((int(height), int(width)) for height, width in image_sizes))
+        size, needs = (images.shape[-2], images.shape[-1]), needs or Needs()
+        stages = self.backbone(images, image_sizes) if needs.beyond() else []
+        features = self.neck(stages) if needs.beyond("stages") else []
+        if needs.beyond("stages", "features"):
+            with self.keeping(*needs.convolutions) if needs.convolutions else nullcontext():
+                outputs = self.predictions(features, size, targets, needs)
+        else:
+            outputs = Outputs([], features)
+        sizes = tuple(map(tuple, image_sizes)) if image_sizes is not None else (size,) * len(images)
+        return replace(
+            outputs,
+            stages=stages,
+            size=size,
+            image_sizes=tuple((int(height), int(width)) for height, width in sizes),
+            origin=Origin.of(images, self.training),
+        )
 
     @abstractmethod
     def backbone(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
@@ -88,6 +103,16 @@ class Detector(nn.Module, ABC):
                 size.
             targets: as in :meth:`forward`.
         """
+
+    def predictions(
+        self,
+        features: Sequence[Tensor],
+        image_size: tuple[int, int],
+        targets: Sequence[Target] | None,
+        needs: Needs,
+    ) -> Outputs:
+        """Compute the record from features, or only a part of it if that saves time; see :meth:`head`."""
+        return self.head(features, image_size, targets)
 
     @abstractmethod
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
@@ -206,6 +231,7 @@ class Detector(nn.Module, ABC):
             "stage_channels": tuple(stage.shape[1] for stage in outputs.stages),
             "stage_strides": tuple(_stride(stage) for stage in outputs.stages),
             "stage_relu": () if parameter.is_meta else tuple(bool((stage >= 0).all()) for stage in outputs.stages),
+            "assigns_by_anchors": self.assigns_by_anchors,
             "family": self.family,
             "name": name,
             "dense": bool(outputs.class_logits),

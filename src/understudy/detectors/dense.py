@@ -1,7 +1,7 @@
 """One-stage detectors in torchvision's style, and the first stage of two-stage ones."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from understudy.detectors.base import Detector
 from understudy.detectors.towers import Towers, entered, halves, recorded, tower_channels
-from understudy.outputs import Outputs, Target, TowerMaps, flat_anchors, unflatten_levels
+from understudy.outputs import Needs, Outputs, Target, TowerMaps, flat_anchors, unflatten_levels
 
 
 class DenseDetector(Detector):
@@ -57,6 +57,38 @@ class DenseDetector(Detector):
             tower_maps=tower_maps,
             **predictions,
         )
+
+    def predictions(
+        self,
+        features: Sequence[Tensor],
+        image_size: tuple[int, int],
+        targets: Sequence[Target] | None,
+        needs: Needs,
+    ) -> Outputs:
+        """Compute the record, or its class logits alone by the class tower; see :meth:`.Detector.predictions`."""
+        tower = self._class_tower
+        if tower is None or needs.convolutions or needs.beyond("stages", "features", "class_logits"):
+            return self.head(features, image_size, targets)
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        anchors = self._anchors(sizes, image_size, features[0].device)
+        record = Outputs(stages=[], features=list(features), anchors=anchors)
+        levels = range(len(features)) if needs.levels is None else needs.levels
+        anchors_per_cell = self._anchor_generator.num_anchors_per_location()[0]
+        flat = tower([features[level] for level in levels])
+        found = iter(unflatten_levels(flat, [sizes[level] for level in levels], anchors_per_cell))
+        zero = flat.new_zeros(())  # expanded, it owns no memory
+        return replace(
+            record,
+            class_logits=[
+                next(found) if level in levels else zero.expand(len(flat), *size, anchors_per_cell, flat.shape[-1])
+                for level, size in enumerate(sizes)
+            ],
+        )
+
+    @property
+    def _class_tower(self) -> Callable[[list[Tensor]], Tensor] | None:
+        """The part of the head that computes class logits (N, R, K) from levels; None: there is no such part."""
+        return None
 
     def tower_maps(self, outputs: Outputs, convolution: int) -> TowerMaps:
         """Return the feature maps inside the head's two towers; see :meth:`.Detector.tower_maps`."""

@@ -54,6 +54,7 @@ class FasterRCNNDetector(DenseDetector):
 
     family = "faster_rcnn"
     box_code = "deltas"
+    assigns_by_anchors = True
 
     def __init__(self, network: nn.Module, name: str | None = None):
         heads: Any = network.roi_heads

@@ -1,10 +1,11 @@
 """FCOS (Tian et al., ICCV 2019), opened over torchvision's class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
+from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import box_area
 
 from understudy.detectors.base import Detector
@@ -25,6 +26,12 @@ class FCOSDetector(DenseDetector):
 
     family = "fcos"
     box_code = "distances in strides"
+    assigns_by_anchors = True
+
+    @property
+    def _class_tower(self) -> Callable[[list[Tensor]], Tensor] | None:
+        head = self.network.head
+        return head.classification_head if type(head).forward is FCOSHead.forward else None
 
     def _extra(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"centerness": raw["bbox_ctrness"].squeeze(-1)}
@@ -92,6 +99,11 @@ class MMDetFCOSDetector(FCOSDetector):
 
     box_code = "distances in pixels"
     loss = DenseDetector.loss  # its own head divides by the positives of all processes
+
+    @property
+    def _class_tower(self) -> Callable[[list[Tensor]], Tensor]:
+        branch = self.network.head.classification_head
+        return lambda features: torch.cat([branch(feature)["cls_logits"] for feature in features], dim=1)
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:

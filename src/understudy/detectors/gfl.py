@@ -1,6 +1,6 @@
 """GFL (Li et al., NeurIPS 2020), opened over the plain network of :mod:`understudy.networks.gfl`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from understudy.detectors.base import Detector
 from understudy.detectors.dense import DenseDetector
 from understudy.networks.gfl import GFL
+from understudy.networks.gfl_head import GFLHead
 from understudy.outputs import Outputs, Target, flat_anchors
 
 
@@ -20,6 +21,12 @@ class GFLDetector(DenseDetector):
 
     family = "gfl"
     box_code = "distributions"
+    assigns_by_anchors = True
+
+    @property
+    def _class_tower(self) -> Callable[[list[Tensor]], Tensor] | None:
+        head = self.network.head
+        return head.classification_head if type(head).forward is GFLHead.forward else None
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:

@@ -1,10 +1,11 @@
 """RetinaNet (Lin et al., ICCV 2017), opened over torchvision's class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.retinanet import RetinaNetHead
 
 from understudy.detectors.anchored import apply_deltas, match_by_overlap
 from understudy.detectors.base import Detector
@@ -21,6 +22,12 @@ class RetinaNetDetector(DenseDetector):
 
     family = "retinanet"
     box_code = "deltas"
+    assigns_by_anchors = True
+
+    @property
+    def _class_tower(self) -> Callable[[list[Tensor]], Tensor] | None:
+        head = self.network.head
+        return head.classification_head if type(head).forward is RetinaNetHead.forward else None
 
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """Match anchors by IoU, with the network's own thresholds; see :meth:`Detector.assign`."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from understudy.errors import UserError
-from understudy.methods.compatibility import unreadable
+from understudy.methods.compatibility import parts_read, unreadable
 from understudy.methods.options import read_options
 from understudy.outputs import Outputs, Spec, Truth
 
@@ -199,6 +199,14 @@ class Method(nn.Module, ABC):
         for term, reasons in cls.misfits(student, teacher, checked).items():
             found[term] = [*found[term], *reasons]
         return {term: "; ".join(dict.fromkeys(reasons)) for term, reasons in found.items() if reasons}
+
+    @property
+    def needs(self) -> frozenset[str] | None:
+        """Parts of the teacher's record that its terms read, by :class:`.Needs`; None: all.
+
+        They follow from ``reads``. Methods that read ``"layers"`` are given all, unless they override this.
+        """
+        return parts_read(name for reads in self.reads.values() for name in reads)
 
     @abstractmethod
     def forward(

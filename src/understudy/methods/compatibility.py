@@ -4,7 +4,7 @@ Most functions return reasons in words, which name both sides, or the one that l
 obstacle.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from understudy.boxes import box_code
@@ -125,10 +125,12 @@ class Readable:
 
     Attributes:
         words: its description in listings.
+        parts: the parts of the teacher's record that it consists of (:class:`.Needs`); None: all.
         obstacles: function that returns why it cannot be compared for a pair of detectors.
     """
 
     words: str
+    parts: tuple[str, ...] | None
     obstacles: Callable[[Spec, Spec], Reasons] = lambda student, teacher: []
 
 
@@ -137,31 +139,45 @@ def _no_centerness(student: Spec, teacher: Spec) -> Reasons:
 
 
 READS: dict[str, Readable] = {
-    "features": Readable("neck features", level_differences),
-    "stages": Readable("backbone stages", stage_differences),
-    "class_logits": Readable("class scores per anchor", prediction_differences),
+    "features": Readable("neck features", ("features",), level_differences),
+    "stages": Readable("backbone stages", ("stages",), stage_differences),
+    "class_logits": Readable("class scores per anchor", ("class_logits",), prediction_differences),
     "cell_scores": Readable(
         "class scores per cell",
+        ("class_logits",),
         lambda student, teacher: (
             neither_dense(student, teacher) or level_differences(student, teacher) + score_differences(student, teacher)
         ),
     ),
-    "teacher_scores": Readable("the teacher's class scores", lambda student, teacher: not_dense("teacher", teacher)),
-    "teacher_centerness": Readable("the teacher's centre-ness", _no_centerness),
-    "boxes": Readable("boxes per anchor", prediction_differences),
-    "box_raw": Readable("raw box outputs per anchor", raw_box_differences),
-    "predictions": Readable("the best boxes of both detectors", neither_dense),
-    "student_anchors": Readable("the student's anchors", lambda student, teacher: not_dense("student", student)),
-    "objects": Readable("ground truth"),
-    "assignment": Readable(
-        "ground truth and the student's assignment", lambda student, teacher: not_dense("student", student)
+    "teacher_scores": Readable(
+        "the teacher's class scores", ("class_logits",), lambda student, teacher: not_dense("teacher", teacher)
     ),
-    "layers": Readable("the layers of both detectors"),
+    "teacher_centerness": Readable("the teacher's centre-ness", ("extra",), _no_centerness),
+    "boxes": Readable("boxes per anchor", ("box_raw",), prediction_differences),
+    "box_raw": Readable("raw box outputs per anchor", ("box_raw",), raw_box_differences),
+    "predictions": Readable("the best boxes of both detectors", ("class_logits", "box_raw"), neither_dense),
+    "student_anchors": Readable("the student's anchors", (), lambda student, teacher: not_dense("student", student)),
+    "objects": Readable("ground truth", ()),
+    "assignment": Readable(
+        "ground truth and the student's assignment", (), lambda student, teacher: not_dense("student", student)
+    ),
+    "layers": Readable("the layers of both detectors", None),
 }
 """Every input that a term can read, by its name in :attr:`.Method.reads`."""
 
 OF_TRUTH = ("objects", "assignment")
 """Names in :data:`READS` of the ground truth. In a batch without suitable objects, terms that read it may be zero."""
+
+
+def parts_read(reads: Iterable[str]) -> frozenset[str] | None:
+    """Return the parts of the teacher's record that inputs consist of; None: all.
+
+    Examples:
+        >>> sorted(parts_read(["features", "teacher_scores", "objects"]))
+        ['class_logits', 'features']
+    """
+    parts = [READS[name].parts for name in reads]
+    return None if None in parts else frozenset(part for each in parts for part in each or ())
 
 
 def unreadable(reads: Sequence[str], student: Spec, teacher: Spec) -> Reasons:

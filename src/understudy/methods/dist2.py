@@ -11,7 +11,7 @@ from understudy.functional import mean_squared_loss
 from understudy.functional.crossing import align_scale
 from understudy.methods.base import EVERY_FAMILY, Layers, Method
 from understudy.methods.compatibility import score_differences
-from understudy.methods.dist2_layers import Strategy, Transform, by_stride, chosen, misplaced
+from understudy.methods.dist2_layers import Strategy, Transform, by_stride, chosen, misplaced, places_read
 from understudy.methods.dist2_supervision import Supervision
 from understudy.outputs import Outputs, Spec, Truth
 
@@ -90,6 +90,13 @@ class Dist2(Method):
         unread = set() if "B2B" in chosen(options.strategies) else {"stages"}
         unread |= {"objects"} if options.supervision == "teacher" else set()
         return {term: tuple(name for name in reads if name not in unread) for term, reads in cls.reads.items()}
+
+    @property
+    def needs(self) -> frozenset[str] | None:
+        """The maps that ``fi``, ``align`` or a stride without a transformed map read; ``di`` alone may need none."""
+        read = places_read(self.strategies, self.student, self.teacher, "fi" in self.terms or self.options.align)
+        alone = "di" not in self.terms or (self.options.supervision == "truth" and self.teacher.assigns_by_anchors)
+        return read if alone else None
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:

@@ -46,8 +46,9 @@ def channels_at(place: str, spec: Spec) -> dict[int, int]:
 
 
 def by_stride(place: str, spec: Spec, outputs: Outputs) -> dict[int, Tensor]:
-    """Return the maps (N, C, H, W) of a record at a place, by stride."""
-    return dict(zip(strides_at(place, spec), outputs.stages if place == "B" else outputs.features, strict=True))
+    """Return the maps (N, C, H, W) of a record at a place, by stride; none if they were not computed."""
+    maps = outputs.stages if place == "B" else outputs.features
+    return dict(zip(strides_at(place, spec), maps, strict=True)) if maps else {}
 
 
 def strides_served(strategy: str, student: Spec, teacher: Spec) -> tuple[int, ...]:
@@ -77,6 +78,23 @@ def misplaced(strategies: Sequence[str], student: Spec, teacher: Spec) -> list[s
         for name in strategies
         if not strides_served(name, student, teacher)
     ]
+
+
+def places_read(strategies: Sequence[str], student: Spec, teacher: Spec, every: bool) -> frozenset[str]:
+    """Return the parts of the teacher's record that strategies read: maps at strides that the student's do not replace.
+
+    Args:
+        strategies: their names.
+        student: the student's Spec.
+        teacher: the teacher's Spec.
+        every: whether the others are read, too.
+    """
+    places = {
+        name[-1]
+        for name in strategies
+        if every or set(strides_at(name[-1], teacher)).difference(strides_served(name, student, teacher))
+    }
+    return frozenset({"N": "features", "B": "stages"}[place] for place in places)
 
 
 class Transform(nn.Module):
@@ -136,11 +154,13 @@ def through_teacher(place: str, maps: Mapping[int, Tensor], teacher: "Detector",
         maps: (N, C, H, W) by stride, of the shapes of the teacher's own there. At other strides the teacher's own maps
             are used.
         teacher: in ``eval()``, its parameters frozen.
-        outputs: the teacher's whole record of the same images, a constant.
+        outputs: the teacher's record of the same images, a constant; without its own maps at strides that have one.
     """
-    entering = [maps.get(stride, level.detach()) for stride, level in by_stride(place, teacher.spec, outputs).items()]
+    own = by_stride(place, teacher.spec, outputs)
+    entering = [maps[stride] if stride in maps else own[stride].detach() for stride in strides_at(place, teacher.spec)]
     features = teacher.neck(entering) if place == "B" else entering
-    height, width = (side * teacher.spec.strides[0] for side in features[0].shape[-2:])
+    # The padded batch may be smaller than its cells: its sides need not be multiples of the stride.
+    height, width = outputs.size or (side * teacher.spec.strides[0] for side in features[0].shape[-2:])
     found = teacher.head(features, (height, width))
-    # Sides of the padded images need not be multiples of the stride, so the teacher's own anchors are the right ones.
-    return replace(found, anchors=outputs.anchors, image_sizes=outputs.image_sizes or found.image_sizes)
+    anchors, sizes = outputs.anchors or found.anchors, outputs.image_sizes or found.image_sizes
+    return replace(found, anchors=anchors, image_sizes=sizes)

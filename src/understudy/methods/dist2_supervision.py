@@ -25,11 +25,11 @@ class Supervision:
 
     Attributes:
         teacher: in ``eval()``, its parameters frozen.
-        outputs: the teacher's whole record of the images that take part.
+        outputs: the teacher's record of the images that take part.
         images: positions of these images in the batch.
         labelled: positions, among these images, of those that are compared with their ground truth.
         targets: the ground truth of the latter, with the teacher's labels.
-        gt_index: the teacher's own assignment to it; None: no image is compared with its ground truth.
+        left_out: boxes of the latter whose classes the teacher lacks.
         soft: the teacher's own detections are targets, too.
     """
 
@@ -38,7 +38,7 @@ class Supervision:
     images: list[int]
     labelled: list[int]
     targets: list[Target]
-    gt_index: Tensor | None
+    left_out: list[Tensor]
     soft: bool
 
     @classmethod
@@ -51,8 +51,7 @@ class Supervision:
         targets = _with_labels_of_teacher([truth.targets[images[place]] for place in labelled], layers.pairing)
         outputs = layers.teacher_outputs.of_images(images)
         left_out = [truth.left_out[images[place]] for place in labelled] if truth.left_out else []
-        gt_index = _assigned(layers.teacher, outputs.of_images(labelled), targets, left_out) if labelled else None
-        return cls(layers.teacher, outputs, images, labelled, targets, gt_index, kind != "truth")
+        return cls(layers.teacher, outputs, images, labelled, targets, left_out, kind != "truth")
 
     def loss(self, place: str, maps: Mapping[int, Tensor]) -> Tensor:
         """Compute the loss of the teacher's layers on maps (N, C, H, W) of the whole batch, by stride.
@@ -77,8 +76,11 @@ class Supervision:
                 "teacher.requires_grad_(False)."
             )
         losses: list[Tensor] = []
-        if self.gt_index is not None:
-            losses += self.teacher.loss(found.of_images(self.labelled), self.targets, self.gt_index).values()
+        if self.labelled:
+            # The teacher's own assignment: by its own predictions, unless it needs none.
+            record = found if self.teacher.spec.assigns_by_anchors else self.outputs
+            gt_index = _assigned(self.teacher, record.of_images(self.labelled), self.targets, self.left_out)
+            losses += self.teacher.loss(found.of_images(self.labelled), self.targets, gt_index).values()
         if self.soft:
             own, theirs = (_detections(self.teacher, each) for each in (found, self.outputs))
             losses.append(soft_detection_loss(*own, *theirs))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from understudy.boxes import Places, box_code, chosen, decode, in_strides, split_levels
 from understudy.functional import instances, sizes_of_images
 from understudy.methods.base import EVERY_FAMILY, Layers, Method
+from understudy.methods.compatibility import parts_read
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -83,6 +84,11 @@ class GID(Method):
         super().__init__(student, teacher, **options)
         if {"feature", "relation"} & set(self.terms):
             self.adapter = nn.Conv2d(student.channels[0], teacher.channels[0], kernel_size=3, padding=1)
+
+    @property
+    def needs(self) -> frozenset[str] | None:
+        """All inputs but the layers, of which it runs the student's assignment alone."""
+        return parts_read(name for reads in self.reads.values() for name in reads if name != "layers")
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:

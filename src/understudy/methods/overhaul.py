@@ -64,6 +64,11 @@ class Overhaul(Method):
         channels = zip(student.stage_channels, teacher.stage_channels, strict=True)
         self.connectors = nn.ModuleList(_connector(own, theirs) for own, theirs in channels)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Stages: of the teacher's layers it reads the weights alone."""
+        return frozenset({"stages"})
+
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
     ) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as L
@@ -29,6 +30,23 @@ PATIENCE_WITH_TRUTH = 50
 """The same for methods that read the ground truth: if the objects are small, none of a batch may have an anchor."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step whose losses were not read yet.
+
+    Attributes:
+        number: of the step.
+        names: of the losses.
+        values: of the losses, on the device.
+        objects: whether the batch has objects.
+    """
+
+    number: int
+    names: tuple[str, ...]
+    values: Tensor
+    objects: bool
+
+
 class Engine(L.LightningModule):
     """A training step: the teacher's outputs, the learner's named losses, and their weighted sum.
 
@@ -43,7 +61,8 @@ class Engine(L.LightningModule):
         saved: metadata of the checkpoint that the run is resumed from, or None.
 
     Attributes:
-        losses: the last step's losses by name, ``total`` first; distillation terms unweighted.
+        losses: losses by name of the last step that was read, ``total`` first; distillation terms unweighted.
+        read: the losses of all steps that were read and not yet logged.
         term_weights: the weight of each distillation term in that step.
         lr: the last step's learning rate.
         share: the distillation's share of the last step's gradient (0..1); None if it was not measured.
@@ -78,6 +97,8 @@ class Engine(L.LightningModule):
         self.seconds_before = saved["seconds"] if saved else 0.0
         self.started = time.monotonic()
         self.losses: dict[str, float] = {}
+        self.read: list[dict[str, float]] = []
+        self.unread: list[_Step] = []
         self.term_weights: dict[str, float] = {}
         self.lr = math.nan
         self.share: float | None = None
@@ -134,13 +155,15 @@ class Engine(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted loss of a batch, after checking every term.
 
+        On a GPU the values of some steps are read together, so that it need not wait in every step.
+
         Raises:
             RunError: a loss is not finite, a distillation term has no effect, or a method raises an error.
         """
         teacher_outputs = None
         if self.teacher is not None:
-            with torch.no_grad(), self.teacher.keeping(*self.learner.keeps):
-                teacher_outputs = self.teacher(batch.images, batch.image_sizes)
+            with torch.no_grad():
+                teacher_outputs = self.teacher(batch.images, batch.image_sizes, needs=self.learner.needs)
         try:
             terms = self.learner(
                 batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled, teacher=self.teacher
@@ -148,23 +171,45 @@ class Engine(L.LightningModule):
         except MethodError as error:
             raise MethodError(f"Step {self.global_step}: {error}") from error.__cause__
         total = weighted_sum(terms, self.weights, self.global_step)
-        self.losses = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist(), strict=True))
+        values = torch.stack([total, *terms.values()]).detach()
+        objects = any(len(target["labels"]) for target in batch.targets)
+        self.unread.append(_Step(self.global_step, ("total", *terms), values, objects))
         self.term_weights = {name: weight.at(self.global_step) for name, weight in self.weights.items()}
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._check_finite()
-        self._check_zero(any(len(target["labels"]) for target in batch.targets))
-        self._check_reach(terms)
         measured = bool(self.learner.distillation_terms) and self.global_step % SHARE_EVERY == 0
+        if measured or self._is_read():
+            self.read_losses()
+            self._check_reach(terms)
         self.share = self._distillation_share(terms) if measured else None
         if measured:
             self._count_silence(terms)
         return total
 
-    def _check_finite(self) -> None:
+    def _is_read(self) -> bool:
+        """Return whether the losses are read in this step: always on a CPU, else in the first step and for each row."""
+        done = self.global_step + 1
+        due = done % self.config.log_every == 0 or done % self.steps_per_epoch == 0
+        return due or not self.losses or reading_is_free(self.unread[-1].values)
+
+    def read_losses(self) -> None:
+        """Read and check the losses since the last reading; this waits for the device.
+
+        Raises:
+            RunError: a loss is not finite, or a distillation term was zero for too long.
+        """
+        steps, self.unread = self.unread, []
+        values = iter(torch.cat([step.values for step in steps]).tolist() if steps else ())
+        for step in steps:
+            self.losses = {name: next(values) for name in step.names}
+            self._check_finite(step.number)
+            self._check_zero(step.objects)
+            self.read.append(self.losses)
+
+    def _check_finite(self, step: int) -> None:
         broken = [f"{name} is {value}" for name, value in self.losses.items() if not math.isfinite(value)]
         if broken:
             raise RunError(
-                f"Step {self.global_step}: {', '.join(broken)}. Possible remedies: lower optimizer.lr, set "
+                f"Step {step}: {', '.join(broken)}. Possible remedies: lower optimizer.lr, set "
                 "optimizer.clip_norm=35, raise schedule.warmup_steps, use precision=32, or run `understudy check "
                 f"{shown_location(self.config.data.path)}` to find invalid boxes. Steps after the last checkpoint were "
                 "not saved."
@@ -239,7 +284,13 @@ class Engine(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the metadata, so that the weights can be used without the run folder."""
+        self.read_losses()  # weights after a loss of nan are not saved
         checkpoint["understudy"] = self.metadata()
+
+
+def reading_is_free(values: Tensor) -> bool:
+    """Return whether values can be read without waiting for a device."""
+    return values.device.type == "cpu"
 
 
 def _crashes_in_channels_last(network: nn.Module) -> bool:

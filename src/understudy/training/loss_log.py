@@ -28,6 +28,7 @@ class LogLosses(L.Callback):
     def __init__(self, folder: RunFolder, every: int):
         self.folder, self.every = folder, every
         self.board: Board | None = None
+        self.engine: Engine | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -37,6 +38,7 @@ class LogLosses(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of the unfinished row, for a run that is interrupted between two rows."""
+        self._add()
         return {"sums": self.sums, "count": self.count, "share": self.share}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -45,17 +47,16 @@ class LogLosses(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Open TensorBoard's file."""
+        self.engine = engine
         if trainer.is_global_zero:
             self.board = open_board(self.folder.path / "tensorboard", trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
-        """Add the step's losses; write a row every ``every`` steps and after the last step."""
-        for name, value in engine.losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+        """Write a row every ``every`` steps and after the last step."""
         self.share = engine.share if engine.share is not None else self.share
         step = trainer.global_step
         if step % self.every == 0 or step == engine.total_steps:
+            self._add()
             if trainer.is_global_zero:
                 self._write(engine, step)
             self._reset()
@@ -70,6 +71,17 @@ class LogLosses(L.Callback):
         """Close TensorBoard's file when the run fails, where Lightning skips the teardown."""
         with contextlib.suppress(RunError):  # the exception itself says more
             self.teardown(trainer, engine, "fit")
+
+    def _add(self) -> None:
+        """Add the losses since the last row or checkpoint."""
+        if self.engine is None:
+            return
+        self.engine.read_losses()
+        for losses in self.engine.read:
+            for name, value in losses.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += len(self.engine.read)
+        self.engine.read.clear()
 
     def _write(self, engine: "Engine", step: int) -> None:
         means = {name: total / self.count for name, total in self.sums.items()}
