@@ -64,7 +64,7 @@ def check_writable(file: Path, force: bool) -> None:
         raise UserError(f"{file} exists and is not overwritten: choose another file, or replace it by --force.")
 
 
-def write_atomically(file: Path, content: bytes) -> None:
+def write_atomically(file: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file completely or not at all: a full disk or a crash leaves the previous version unchanged.
 
     Raises:
@@ -74,8 +74,9 @@ def write_atomically(file: Path, content: bytes) -> None:
     try:
         with draft.open("wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:  # also if the machine crashes
+                stream.flush()
+                os.fsync(stream.fileno())
         draft.replace(file)
     except OSError as error:
         previous = " The previous version is unchanged." if file.exists() else ""

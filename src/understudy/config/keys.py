@@ -60,6 +60,11 @@ def one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | str) else value
 
 
+def false_as_off(value: Any) -> Any:
+    """Read YAML's ``off``, which is false, as the text."""
+    return "off" if value is False else value
+
+
 def repeated(names: Sequence[str]) -> list[str]:
     """Return the names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
@@ -339,7 +344,7 @@ class TrainConfig(Section):
     num_nodes: PositiveInt = Field(1, description="Number of machines.")
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = Field(
         "auto",
-        description="How several devices share a run. The last: for methods that leave parameters out of some steps.",
+        description="How several devices share a run; with the last, steps may leave out parameters of methods.",
     )
     evaluate_every: PositiveInt = Field(1, description="Epochs between two evaluations on `data.val`.")
     log_every: PositiveInt = Field(10, description="Steps between two rows of losses.csv.")
@@ -361,6 +366,12 @@ class DistillConfig(TrainConfig):
         description="Validation images on which the teacher is evaluated when the run starts, for at most a minute; 0: "
         "none.",
     )
+    teacher_cache: Annotated[Literal["off", "auto", "memory"] | FilePath, BeforeValidator(false_as_off)] = Field(
+        "off",
+        description="Where the teacher's outputs of images are kept for later epochs: in memory, in a folder that further "
+        "runs use, too, or, with auto, in memory if the methods and the augmentation permit it.",
+    )
+    teacher_cache_gb: PositiveFloat = Field(4.0, description="Maximum size of the teacher cache in GiB.")
     inherit: bool = Field(
         False,
         description="Whether to initialise the student's neck and head with the teacher's weights, where the names and "

@@ -31,6 +31,7 @@ from understudy.training.launching import is_first_process
 from understudy.training.loss_log import LogLosses
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import check_unchanged_data
+from understudy.training.teacher_cache import open_cache
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.term_notes import NoteTerms
 from understudy.training.validation import Validate
@@ -111,7 +112,9 @@ def assemble(
         check_unchanged_data(saved, train_data, len(loader), count)
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     teacher = parts.teacher.detector if parts.teacher else None
-    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved)
+    cached = isinstance(config, DistillConfig) and teacher is not None
+    cache = open_cache(config, parts.learner, teacher) if cached else None
+    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, cache)
     facts, notes = _facts_and_notes(parts, unlabelled)
     if is_first_process():
         facts["fingerprints"] = fingerprints(train_data, val_data, unlabelled, teacher)
@@ -136,6 +139,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()
+        if isinstance(config.teacher_cache, Path):
+            changes["teacher_cache"] = config.teacher_cache.resolve()
     if config.optimizer.lr is None and (family := family_of(config.detector.name)):
         changes["optimizer"] = config.optimizer.model_copy(update={"lr": family.sgd_lr})
     weights = config.detector.backbone_weights

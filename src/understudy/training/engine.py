@@ -17,8 +17,10 @@ from understudy.detectors import Detector
 from understudy.errors import MethodError, RunError
 from understudy.learner import Learner
 from understudy.methods.weighting import TermWeight, weighted_sum
+from understudy.outputs import Outputs
 from understudy.training.optimizing import parameter_groups
 from understudy.training.schedule import LearningRate
+from understudy.training.teacher_cache import TeacherCache
 
 SHARE_EVERY = 50
 """Steps between two measurements of the distillation's share of the gradient; each costs two backward passes."""
@@ -59,6 +61,7 @@ class Engine(L.LightningModule):
         steps_per_epoch: optimizer steps of one epoch.
         unlabelled: number of unlabelled images in the run.
         saved: metadata of the checkpoint that the run is resumed from, or None.
+        cache: of the teacher's outputs, or None.
 
     Attributes:
         losses: losses by name of the last step that was read, ``total`` first; distillation terms unweighted.
@@ -83,10 +86,11 @@ class Engine(L.LightningModule):
         steps_per_epoch: int,
         unlabelled: int = 0,
         saved: Mapping[str, Any] | None = None,
+        cache: TeacherCache | None = None,
     ):
         super().__init__()
         self.config, self.data, self.weights, self.steps_per_epoch = config, data, weights, steps_per_epoch
-        self.unlabelled = unlabelled
+        self.unlabelled, self.cache = unlabelled, cache
         self.learner = learner
         # Not a submodule: absent from parameters, checkpoints and DDP, and never in training mode.
         self.__dict__["teacher"] = teacher
@@ -146,6 +150,8 @@ class Engine(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch to the device."""
+        if self.cache:
+            self.cache.read_keys(batch)
         return batch.to(device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -160,10 +166,7 @@ class Engine(L.LightningModule):
         Raises:
             RunError: a loss is not finite, a distillation term has no effect, or a method raises an error.
         """
-        teacher_outputs = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher_outputs = self.teacher(batch.images, batch.image_sizes, needs=self.learner.needs)
+        teacher_outputs = self._teacher_outputs(batch)
         try:
             terms = self.learner(
                 batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled, teacher=self.teacher
@@ -184,6 +187,14 @@ class Engine(L.LightningModule):
         if measured:
             self._count_silence(terms)
         return total
+
+    @torch.no_grad()
+    def _teacher_outputs(self, batch: Batch) -> Outputs | None:
+        if self.teacher is None:
+            return None
+        if self.cache:
+            return self.cache.outputs(batch)
+        return self.teacher(batch.images, batch.image_sizes, needs=self.learner.needs)
 
     def _is_read(self) -> bool:
         """Return whether the losses are read in this step: always on a CPU, else in the first step and for each row."""

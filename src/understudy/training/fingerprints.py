@@ -27,7 +27,7 @@ def fingerprints(
     if unlabelled is not None:
         found["image files of data.unlabelled (names and sizes)"] = _of_files(unlabelled)
     if teacher is not None:
-        found["weights of the teacher"] = _of_weights(teacher)
+        found["weights of the teacher"] = weights_digest(teacher)
     return found
 
 
@@ -53,7 +53,8 @@ def _size(path: str) -> int:
         return -1
 
 
-def _of_weights(detector: Detector) -> str:
+def weights_digest(detector: Detector) -> str:
+    """Return a digest of the names and values of a detector's weights."""
     weights = sorted(detector.network.state_dict().items())
     return _digest(part for name, weight in weights for part in (name.encode(), _bytes(weight)))
 

@@ -1,0 +1,189 @@
+"""Keep the teacher's outputs of images that a run sees again, so that a later epoch needs no pass of the teacher.
+
+An entry belongs to the pixels that the teacher sees, with flip, size and padding, and to its weights, the precision and
+the parts of its record. It holds one image in float16, or in bfloat16 if a value does not fit.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy.config import DistillConfig
+from understudy.data import Batch
+from understudy.detectors import Detector
+from understudy.errors import UserError
+from understudy.files import write_atomically
+from understudy.learner import Learner
+from understudy.outputs import Needs, Origin, Outputs
+from understudy.training.console import say
+from understudy.training.fingerprints import weights_digest
+
+LISTS = ("stages", "features", "class_logits", "box_raw")
+"""Parts of a record that have a tensor for each level."""
+
+Entry = Mapping[str, Any]
+"""The parts of one image: ``values`` (V,), all of them in one row, and ``layout``, the part, name and shape of each."""
+
+
+def open_cache(config: DistillConfig, learner: Learner, teacher: Detector) -> "TeacherCache | None":
+    """Open the cache that a config asks for; None: no outputs are kept.
+
+    Raises:
+        UserError: a cache cannot hold what the methods read, or its entries would hardly be used again.
+    """
+    if config.teacher_cache == "off":
+        return None
+    reasons = list(_obstacles(config, learner))
+    if reasons and config.teacher_cache == "auto":
+        return None
+    if reasons:
+        raise UserError.listing(f"teacher_cache={config.teacher_cache} has no use, set teacher_cache=off:", reasons)
+    folder = None if config.teacher_cache in ("auto", "memory") else Path(config.teacher_cache)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return TeacherCache(teacher, learner.needs, Store(folder, int(config.teacher_cache_gb * 2**30)), config.precision)
+
+
+def _obstacles(config: DistillConfig, learner: Learner) -> list[str]:
+    reasons = []
+    for method in learner.methods:
+        if method.needs is None or method.keeps or any("layers" in reads for reads in method.reads.values()):
+            reasons.append(f"{method.name} reads the layers of the teacher, not only its outputs")
+    if len(set(config.data.shorter_side)) > 1:
+        reasons.append(
+            f"data.shorter_side={config.data.shorter_side}: images have other sizes in each epoch; give one size"
+        )
+    return reasons
+
+
+class Store:
+    """Entries by key, in memory or in the files of a folder, up to a number of bytes.
+
+    Args:
+        folder: of the files; None: memory.
+        limit: bytes of all entries; when it is reached, no more are added.
+    """
+
+    def __init__(self, folder: Path | None, limit: int):
+        self.folder, self.limit, self.full = folder, limit, False
+        self.entries: dict[str, Entry] = {}
+        self.bytes = sum(file.stat().st_size for file in folder.glob("*.pt")) if folder else 0
+
+    def get(self, key: str) -> Entry | None:
+        """Return an entry; None if there is none, or its file is damaged."""
+        if self.folder is None or key in self.entries:
+            return self.entries.get(key)
+        file = self.folder / f"{key}.pt"
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception:  # arbitrary bytes can make an unpickler raise any exception
+            return None
+
+    def put(self, key: str, entry: Entry, size: int) -> None:
+        """Add an entry of a number of bytes, if there is room."""
+        if self.bytes + size > self.limit:
+            if not self.full:
+                self.full = True
+                say(f"The teacher cache is full ({self.limit / 2**30:.3g} GiB): other images are computed each time")
+            return
+        self.bytes += size
+        if self.folder is None:
+            self.entries[key] = entry
+            return
+        content = io.BytesIO()
+        torch.save(dict(entry), content)
+        write_atomically(self.folder / f"{key}.pt", content.getvalue(), durable=False)
+
+
+class TeacherCache:
+    """Return the teacher's record of a batch, running it on images that are not in the store.
+
+    Args:
+        teacher: frozen, in ``eval()``.
+        needs: the parts of its record.
+        store: of the entries.
+        precision: of the run; outputs differ by it.
+    """
+
+    def __init__(self, teacher: Detector, needs: Needs, store: Store, precision: str):
+        self.teacher, self.needs, self.store = teacher, needs, store
+        parts = sorted(needs.parts or ())
+        self.prefix = f"{weights_digest(teacher)} {parts} {needs.levels} {precision}".encode()
+        self.keys: list[str] = []
+        self.runs = 0
+
+    def read_keys(self, batch: Batch) -> None:
+        """Note the keys of a batch, from its pixels while they are on the CPU."""
+        self.keys = [self._key(image, size) for image, size in zip(batch.images, batch.image_sizes, strict=True)]
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Return the record of the batch whose keys were read last."""
+        entries = [self.store.get(key) for key in self.keys]
+        missing = [number for number, entry in enumerate(entries) if entry is None]
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        anchors = self.store.get(self._anchors_key(size)) or {"anchors": []}
+        if missing:
+            self.runs += 1
+            sizes = [batch.image_sizes[number] for number in missing]
+            found = self.teacher(batch.images[missing], sizes, needs=self.needs)
+            for place, number in enumerate(missing):
+                entries[number] = entry = _entry(found, place)
+                self.store.put(self.keys[number], entry, entry["values"].nbytes)
+            if found.anchors and not anchors["anchors"]:
+                anchors = {"anchors": [level.cpu() for level in found.anchors]}
+                self.store.put(self._anchors_key(size), anchors, sum(level.nbytes for level in anchors["anchors"]))
+        device = batch.images.device
+        record = _joined([entry for entry in entries if entry is not None], device)
+        return replace(
+            record,
+            anchors=[level.to(device) for level in anchors["anchors"]],
+            size=size,
+            image_sizes=tuple((height, width) for height, width in batch.image_sizes),
+            origin=Origin.of(batch.images, training=False),
+        )
+
+    def _key(self, image: Tensor, size: Sequence[int]) -> str:
+        found = hashlib.blake2b(self.prefix, digest_size=16)
+        found.update(repr((tuple(image.shape), tuple(size))).encode())
+        found.update(image.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    def _anchors_key(self, size: tuple[int, int]) -> str:
+        return hashlib.blake2b(self.prefix + repr(("anchors", size)).encode(), digest_size=16).hexdigest()
+
+
+def _entry(outputs: Outputs, image: int) -> Entry:
+    """Take one image out of a record."""
+    named = [(part, "", level[image]) for part in LISTS for level in getattr(outputs, part)]
+    named += [("extra", name, value[image]) for name, value in outputs.extra.items()]
+    row = torch.cat([value.float().flatten() for _, _, value in named]).cpu()
+    half = row.half()
+    return {
+        "values": half if half.isfinite().all() else row.bfloat16(),
+        "layout": [(part, name, tuple(value.shape)) for part, name, value in named],
+    }
+
+
+def _joined(entries: Sequence[Entry], device: torch.device) -> Outputs:
+    """Join the entries of a batch, all of one layout, to a record in float32."""
+    rows = torch.stack([entry["values"].to(device, non_blocking=True).float() for entry in entries])
+    lists: dict[str, list[Tensor]] = {part: [] for part in LISTS}
+    extra: dict[str, Tensor] = {}
+    start = 0
+    for part, name, shape in entries[0]["layout"]:
+        count = torch.Size(shape).numel()
+        value = rows[:, start : start + count].reshape(len(rows), *shape)
+        start += count
+        if part == "extra":
+            extra[name] = value
+        else:
+            lists[part].append(value)
+    return Outputs(lists["stages"], lists["features"], lists["class_logits"], lists["box_raw"], extra=extra)

@@ -1,0 +1,126 @@
+"""The teacher's outputs are kept from one epoch to the next: the same losses, to the precision that is stored."""
+
+import pytest
+import torch
+from training_runs import assert_same, at_step, ctrl_c
+
+import understudy
+from understudy.checkpoints import load_checkpoint
+from understudy.data import Batch
+from understudy.detectors import Detector
+from understudy.errors import UserError
+from understudy.files import read_rows
+from understudy.outputs import Needs
+from understudy.training.teacher_cache import Store, TeacherCache
+
+KEYS = {"data.flip": 0.0, "log_every": 1, "optimizer.name": "sgd", "optimizer.lr": 1e-4, "detector.norm": "frozen"}
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """The numbers of images of the teacher's passes in steps."""
+    images, forward = [], Detector.forward
+
+    def counted(self, batch, *arguments, needs=None, **more):
+        if needs is not None:
+            images.append(len(batch))
+        return forward(self, batch, *arguments, needs=needs, **more)
+
+    monkeypatch.setattr(Detector, "forward", counted)
+    return images
+
+
+@pytest.fixture(scope="module")
+def uncached(tiny, trained, tmp_path_factory):
+    """A run without a cache."""
+    return understudy.distill(tiny, run=tmp_path_factory.mktemp("runs") / "off", teacher=trained, **KEYS)
+
+
+def losses(run) -> list[list[float]]:
+    names = ("frs_feature", "frs_class", "total")
+    return [[float(row[name]) for name in names] for row in read_rows(run / "losses.csv")]
+
+
+@pytest.mark.parametrize("where", ["memory", "auto", "folder"])
+def test_later_epochs_run_no_teacher(where, uncached, passes, tiny, trained, tmp_path):
+    keys = {"teacher": trained, "teacher_cache": tmp_path / "cache" if where == "folder" else where, **KEYS}
+    run = understudy.distill(tiny, run=tmp_path / "run", **keys)
+    assert passes == [2] * 4  # the first epoch
+    torch.testing.assert_close(losses(run), losses(uncached), rtol=2e-3, atol=1e-6)
+    if where == "folder":
+        passes.clear()
+        assert_same(understudy.distill(tiny, run=tmp_path / "again", **keys), run)
+        assert passes == []
+        with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+            understudy.distill(tiny, run=tmp_path / "stopped", **keys)
+        assert_same(understudy.resume(tmp_path / "stopped"), run)
+
+
+def test_flipped_images_are_entries_of_their_own(passes, tiny, trained, tmp_path):
+    understudy.distill(tiny, run=tmp_path / "run", teacher=trained, teacher_cache="memory", **{"data.flip": 0.5})
+    assert 8 < sum(passes) <= 16
+
+
+def test_a_damaged_entry_is_computed_again(passes, uncached, tiny, trained, tmp_path):
+    keys = {"teacher": trained, "teacher_cache": tmp_path / "cache", **KEYS}
+    understudy.distill(tiny, run=tmp_path / "run", **keys)
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    passes.clear()
+    run = understudy.distill(tiny, run=tmp_path / "again", **keys)
+    assert sum(passes) == 8
+    torch.testing.assert_close(losses(run), losses(uncached), rtol=2e-3, atol=1e-6)
+
+
+def test_another_teacher_or_another_part_shares_no_entry(passes, tiny, trained, distilled, tmp_path):
+    keys = {**KEYS, "teacher_cache": tmp_path / "cache", "schedule.epochs": 1}
+    for number, changed in enumerate([{}, {"teacher": distilled}, {"methods": "hint"}]):
+        understudy.distill(tiny, run=tmp_path / str(number), **{"teacher": trained, **keys, **changed})
+    assert sum(passes) == 3 * 8
+
+
+def test_a_full_cache_is_said_and_the_run_goes_on(passes, uncached, tiny, trained, tmp_path, capsys):
+    keys = {"teacher": trained, "teacher_cache": "memory", "teacher_cache_gb": 2e-5, **KEYS}
+    run = understudy.distill(tiny, run=tmp_path / "run", **keys)
+    assert capsys.readouterr().err.count("The teacher cache is full (2e-05 GiB): other images") == 1
+    assert 8 < sum(passes) < 2 * 8
+    torch.testing.assert_close(losses(run), losses(uncached), rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"methods": "crosskd"}, "crosskd reads the layers of the teacher, not only its outputs"),
+        ({"data.shorter_side": [64, 96]}, r"data.shorter_side=\[64, 96\]: images have other sizes in each epoch"),
+    ],
+    ids=["layers", "sizes"],
+)
+def test_a_cache_without_use_is_refused_and_auto_leaves_it_out(keys, reason, passes, tiny, trained, tmp_path):
+    keys = {**tiny, "teacher": trained, "schedule.epochs": 1, **keys}
+    with pytest.raises(UserError, match=rf"teacher_cache=memory has no use, set teacher_cache=off:\n  - {reason}"):
+        understudy.distill(keys, run=tmp_path / "run", teacher_cache="memory")
+    assert not (tmp_path / "run").exists()
+    understudy.distill(keys, run=tmp_path / "run", teacher_cache="auto")
+    assert len(passes) == 4
+
+
+def test_values_beyond_float16_are_kept_in_bfloat16(confident):
+    teacher = load_checkpoint(confident("fcos_mobilenet_v2")).detector.requires_grad_(False)
+    with torch.no_grad():
+        for layer in teacher.network.backbone.fpn.layer_blocks:
+            layer[0].weight *= 1e7
+    needs = Needs(frozenset({"features", "class_logits"}))
+    cache = TeacherCache(teacher, needs, Store(None, 2**30), "32")
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, [{}, {}], [(64, 64), (60, 50)], [(64, 64), (60, 50)], [1, 2], [True, True])
+    with torch.no_grad():
+        expected = teacher(images, batch.image_sizes, needs=needs)
+    assert max(float(level.abs().max()) for level in expected.features) > 65504
+    for _ in range(2):
+        cache.read_keys(batch)
+        found = cache.outputs(batch)
+        for part in ("features", "class_logits", "anchors"):
+            for own, other in zip(getattr(found, part), getattr(expected, part), strict=True):
+                torch.testing.assert_close(own, other, rtol=4e-3, atol=4e-3)
+        assert (found.size, found.image_sizes) == (expected.size, expected.image_sizes)
+    assert cache.runs == 1
