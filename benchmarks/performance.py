@@ -17,7 +17,7 @@ import torch
 
 from understudy.training.environment import environment
 
-SECTIONS = ("steps", "data", "inference")
+SECTIONS = ("steps", "runs", "data", "inference")
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 

@@ -368,8 +368,8 @@ class DistillConfig(TrainConfig):
     )
     teacher_cache: Annotated[Literal["off", "auto", "memory"] | FilePath, BeforeValidator(false_as_off)] = Field(
         "off",
-        description="Where the teacher's outputs of images are kept for later epochs: in memory, in a folder that further "
-        "runs use, too, or, with auto, in memory if the methods and the augmentation permit it.",
+        description="Where the teacher's outputs of images are kept for later epochs: in memory, in a folder (for "
+        "other runs, too), or, with auto, in memory if the methods and the augmentation permit it.",
     )
     teacher_cache_gb: PositiveFloat = Field(4.0, description="Maximum size of the teacher cache in GiB.")
     inherit: bool = Field(

@@ -71,6 +71,7 @@ class Engine(L.LightningModule):
         share: the distillation's share of the last step's gradient (0..1); None if it was not measured.
         unproven: distillation terms that were zero in every step so far.
         restored: whether the training has begun, after the checkpoint of a resumed run was restored.
+        shared_pass: the teacher's passes of several runs together (:mod:`.together`), or None.
         silence: how many of the last measurements of a term found no gradient, in succession.
     """
 
@@ -91,6 +92,7 @@ class Engine(L.LightningModule):
         super().__init__()
         self.config, self.data, self.weights, self.steps_per_epoch = config, data, weights, steps_per_epoch
         self.unlabelled, self.cache = unlabelled, cache
+        self.shared_pass: Any = None
         self.learner = learner
         # Not a submodule: absent from parameters, checkpoints and DDP, and never in training mode.
         self.__dict__["teacher"] = teacher
@@ -192,6 +194,8 @@ class Engine(L.LightningModule):
     def _teacher_outputs(self, batch: Batch) -> Outputs | None:
         if self.teacher is None:
             return None
+        if self.shared_pass:
+            return self.shared_pass.outputs(self, batch)
         if self.cache:
             return self.cache.outputs(batch)
         return self.teacher(batch.images, batch.image_sizes, needs=self.learner.needs)

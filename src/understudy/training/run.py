@@ -80,7 +80,7 @@ def resume(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = Fal
             summary = f"The weights in {folder.last} do not fit the run:"
             check_weights(summary, assembled.engine.state_dict(), content["state_dict"])
         notes = record_resumption(folder, assembled.facts, saved, accept_changes) if is_first_process() else []
-        return _fit(replace(assembled, notes=(*notes, *assembled.notes)))
+        return fit(replace(assembled, notes=(*notes, *assembled.notes)))
 
 
 def _start(config: TrainConfig) -> Path:
@@ -92,14 +92,15 @@ def _start(config: TrainConfig) -> Path:
         folder.check_new()  # at once: opening a large data set takes a while
     assembled = assemble(config, folder, trainer)
     with _in_first_process(folder.created(dump_config(assembled.engine.config), assembled.facts)):
-        return _fit(assembled)
+        return fit(assembled)
 
 
 def _in_first_process(block: contextlib.AbstractContextManager[None]) -> contextlib.AbstractContextManager[None]:
     return block if is_first_process() else contextlib.nullcontext()
 
 
-def _fit(run: AssembledRun) -> Path:
+def fit(run: AssembledRun) -> Path:
+    """Train an assembled run, whose folder is taken, and return the folder; raises as :func:`train`."""
     if is_first_process():
         for note in run.notes:
             say(note)

@@ -40,6 +40,10 @@ class CheckTeacher(L.Callback):
         teacher: the teacher's checkpoint.
         data: the validation split.
         config: the run's config; ``teacher_check`` is the number of images, 0 for none.
+
+    Attributes:
+        found: AP and number of images.
+        same_as: the check of a run that shares the teacher, whose result is taken over; None: there is none.
     """
 
     def __init__(self, teacher: Checkpoint, data: DetectionData, config: DistillConfig):
@@ -48,6 +52,7 @@ class CheckTeacher(L.Callback):
         self.known = [name for name, i in zip(data.classes, data.category_ids, strict=True) if i in self.ids]
         self.sample = _sample(data, config.teacher_check)
         self.found: dict[str, Any] = {}
+        self.same_as: CheckTeacher | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was found, so that a resumed run does not evaluate the teacher again."""
@@ -61,6 +66,9 @@ class CheckTeacher(L.Callback):
     def on_train_start(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate the teacher in the first process, while the others wait; not in a resumed run."""
         if trainer.global_step:
+            return
+        if self.same_as:
+            self.found, self.sample = dict(self.same_as.found), self.same_as.sample
             return
         if trainer.is_global_zero:
             started = time.monotonic()

@@ -1,0 +1,150 @@
+"""The cost of whole runs: students together, a cached teacher, and Lightning's loop over a bare one.
+
+Start-up and evaluation cancel out: each figure is the difference of a long run and a short one, in CPU time.
+"""
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from performance_rows import Row
+
+from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.data import open_data
+from understudy.data.loading import training_loader
+from understudy.data.scenes import make_scenes
+from understudy.detectors import build_detector
+from understudy.learner import Learner
+from understudy.outputs import Needs
+from understudy.training import run as runs
+from understudy.training.together import distill_together
+
+SHORT, LONG, IMAGES, BATCH, SIZE = 2, 6, 16, 2, 128
+STEPS = (LONG - SHORT) * IMAGES // BATCH
+ROUNDS = 3
+
+
+def rows() -> Iterator[Row]:
+    """Measure RetinaNet-R50 to R18 with hint on scenes of 128 pixels."""
+    with tempfile.TemporaryDirectory() as place:
+        yield from Costs(Path(place)).rows()
+
+
+class Costs:
+    """Runs in a temporary folder."""
+
+    def __init__(self, place: Path):
+        self.place, self.count = place, 0
+        self.scenes = make_scenes(place / "scenes", train=IMAGES, val=1, size=SIZE, seed=0)
+        self.teacher = self.place / "teacher"
+        with quietly():
+            runs.train(load_config(TrainConfig, self.keys(1, "retinanet_resnet50") | {"run": self.teacher}))
+
+    def keys(self, epochs: int, detector: str = "retinanet_resnet18") -> dict[str, Any]:
+        """Return the keys of a run in a new folder."""
+        self.count += 1
+        data = {"path": self.scenes, "shorter_side": SIZE, "longer_side": SIZE, "workers": 0, "flip": 0.0}
+        return {
+            "data": data,
+            "detector": detector,
+            "schedule.epochs": epochs,
+            "schedule.warmup_steps": 0,
+            "evaluate_every": 1000,
+            "batch_size": BATCH,
+            "optimizer.lr": 1e-5,
+            "accelerator": "cpu",
+            "run": self.place / str(self.count),
+        }
+
+    def student(self, epochs: int, **more: Any) -> DistillConfig:
+        """Return the config of a student."""
+        keys = {"teacher": self.teacher, "methods": "hint", "teacher_check": 0}
+        return load_config(DistillConfig, self.keys(epochs) | keys | more)
+
+    def rows(self) -> Iterator[Row]:
+        """Measure everything in turns; the lowest of several rounds counts, since others only add to it."""
+        tried: dict[str, Callable[[int], object]] = {
+            "plain": lambda epochs: runs.train(load_config(TrainConfig, self.keys(epochs))),
+            "alone": lambda epochs: runs.distill(self.student(epochs)),
+            "cached": lambda epochs: runs.distill(self.student(epochs, teacher_cache="memory")),
+            "3 together": lambda epochs: distill_together([self.student(epochs) for _ in range(3)]),
+            "5 together": lambda epochs: distill_together([self.student(epochs) for _ in range(5)]),
+        }
+        found: dict[str, float] = dict.fromkeys([*tried, "teacher", "bare"], float("inf"))
+        for _ in range(ROUNDS):
+            for name, train in tried.items():
+                found[name] = min(
+                    found[name], seconds(lambda train=train: train(LONG)) - seconds(lambda train=train: train(SHORT))
+                )
+            found["teacher"] = min(found["teacher"], self.passes())
+            found["bare"] = min(found["bare"], self.bare_loop())
+        teacher, student = found["teacher"], found["alone"] - found["teacher"]
+        for count in (3, 5):
+            ideal = (teacher + count * student) / (count * found["alone"])
+            ratio = found[f"{count} together"] / (count * found["alone"])
+            note = f"{ratio:.2f} of {count} runs; the teacher's pass is {teacher / found['alone']:.0%} of a run alone"
+            yield Row(
+                f"{count} students together, over one pass of the teacher and {count} steps",
+                ratio / ideal,
+                1.03,
+                note=note,
+            )
+        yield Row(
+            "an epoch with the teacher's outputs in memory, over a plain one", found["cached"] / found["plain"], 1.05
+        )
+        yield Row("an epoch with the teacher, over a plain one", found["alone"] / found["plain"])
+        yield Row("`understudy train`, over a bare loop of PyTorch", found["plain"] / found["bare"], 1.05)
+
+    def passes(self) -> float:
+        """Return the CPU time of the teacher's passes in the steps of a run."""
+        teacher = build_detector("retinanet_resnet50", 3, shorter_side=SIZE, longer_side=SIZE).eval()
+        teacher.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+        images, needs = torch.rand(BATCH, 3, SIZE, SIZE), Needs(frozenset({"features"}))
+        with torch.no_grad():
+            teacher(images, needs=needs)
+            return seconds(lambda: [teacher(images, needs=needs) for _ in range(STEPS)])
+
+    def bare_loop(self) -> float:
+        """Return the CPU time of a loop over the same batches without Lightning, checks and logs."""
+        torch.manual_seed(0)
+        learner = Learner(build_detector("retinanet_resnet18", 4, shorter_side=SIZE, longer_side=SIZE)).train()
+        learner.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+        optimizer = torch.optim.SGD(learner.parameters(), 1e-5, momentum=0.9, weight_decay=1e-4)
+        data = open_data(self.scenes, "train")
+        loader = training_loader(data, batch_size=BATCH, shorter_side=[SIZE], longer_side=SIZE, flip=0.0, seed=0)
+
+        def epochs(count: int) -> None:
+            for _ in range(count):
+                for batch in loader:
+                    losses = learner(batch.images, batch.targets, image_sizes=batch.image_sizes)
+                    optimizer.zero_grad()
+                    torch.stack(list(losses.values())).sum().backward()
+                    optimizer.step()
+
+        epochs(1)
+        return seconds(lambda: epochs(LONG - SHORT))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Return the CPU time of a call."""
+    with quietly():
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Print nothing of the runs."""
+    from understudy.training import console
+
+    before, console.CONSOLE.file = console.CONSOLE.file, io.StringIO()
+    try:
+        yield
+    finally:
+        console.CONSOLE.file = before

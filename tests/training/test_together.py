@@ -1,0 +1,86 @@
+"""Students trained side by side equal students trained alone, to the bit, and the teacher runs once for all."""
+
+import pytest
+from training_runs import assert_same, at_step, crash, ctrl_c, saved_step
+
+import understudy
+from understudy.config import DistillConfig, load_config
+from understudy.detectors import Detector
+from understudy.errors import UserError
+from understudy.training.together import distill_together
+
+STUDENTS = {
+    "frs": {"methods": {"frs": {"ramp_steps": 0}}},
+    "hint": {"methods": "hint", "optimizer.lr": 0.002},
+    "larger": {"methods": {"crosskd": {}}, "detector.width_mult": 0.5},
+}
+
+
+@pytest.fixture
+def configs(tiny, trained, tmp_path):
+    """Makes the configs of all students, below a folder."""
+
+    def make(folder: str, **more) -> list[DistillConfig]:
+        keys = [{**tiny, "teacher": trained, "data.workers": 1, **changed, **more} for changed in STUDENTS.values()]
+        runs = [tmp_path / folder / name for name in STUDENTS]
+        return [load_config(DistillConfig, {**each, "run": run}) for each, run in zip(keys, runs, strict=True)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, trained, tmp_path_factory):
+    """The folders of the same students, trained one after another."""
+    folder = tmp_path_factory.mktemp("alone")
+    return [
+        understudy.distill(tiny, teacher=trained, run=folder / name, **keys, **{"data.workers": 0})
+        for name, keys in STUDENTS.items()
+    ]
+
+
+def test_students_together_equal_students_alone(configs, alone, monkeypatch, capsys):
+    passes, forward = [], Detector.forward
+
+    def counted(self, *arguments, needs=None, **more):
+        passes.extend([needs] if needs is not None else [])
+        return forward(self, *arguments, needs=needs, **more)
+
+    monkeypatch.setattr(Detector, "forward", counted)
+    found = distill_together(configs("together"))
+    for run, other in zip(found, alone, strict=True):
+        assert_same(run, other)
+    assert len(passes) == 8  # one for each step
+    said = capsys.readouterr().err
+    assert said.count("teacher    AP") == 1
+    for name in STUDENTS:
+        assert f"{name}: epoch   2  AP" in said
+
+
+def test_ctrl_c_stops_and_saves_all_and_each_is_resumed_alone(configs, alone, tmp_path):
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt) as stop:
+        distill_together(configs("stopped"))
+    for name, other in zip(STUDENTS, alone, strict=True):
+        run = tmp_path / "stopped" / name
+        assert f"understudy resume {run}" in str(stop.value)
+        assert saved_step(run) in (5, 6)
+        assert_same(understudy.resume(run), other)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(configs, alone):
+    crashes = iter([crash])
+    with at_step(5, lambda: next(crashes, int)()):  # the first run that comes to it
+        found = distill_together(configs("failing"))
+    assert isinstance(found[0], ZeroDivisionError)
+    for run, other in zip(found[1:], alone[1:], strict=True):
+        assert_same(run, other)
+
+
+def test_runs_that_cannot_share_are_refused_with_all_reasons(configs, tmp_path):
+    first, second, third = configs("refused")
+    second = second.model_copy(update={"batch_size": 4, "run": first.run})
+    third = third.model_copy(update={"teacher_cache": "memory", "devices": 2})
+    with pytest.raises(UserError) as stop:
+        distill_together([first, second, third])
+    for reason in ("batch_size differs: 2, 4, 2", "two runs have the same folder", "devices=1", "teacher_cache=off"):
+        assert reason in str(stop.value)
+    assert not (tmp_path / "refused").exists()
