@@ -5,7 +5,7 @@ from understudy.data.dataset import as_paths, open_data, open_unlabelled, shown_
 from understudy.data.images import UnreadableImage, image_size, load_image
 from understudy.data.limits import LIMITS, Limits
 from understudy.data.loading import Batch, EpochSampler, derived_seed, evaluation_loader, training_loader
-from understudy.data.records import DetectionData, Record
+from understudy.data.records import DetectionData, Record, Records
 
 __all__ = [
     "LIMITS",
@@ -15,6 +15,7 @@ __all__ = [
     "EpochSampler",
     "Limits",
     "Record",
+    "Records",
     "UnreadableImage",
     "as_paths",
     "check_data",

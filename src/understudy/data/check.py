@@ -29,9 +29,10 @@ from understudy.data.dataset import (
     shortened,
     shown_location,
 )
+from understudy.data.drafts import SplitDraft
 from understudy.data.images import UnreadableImage, is_rotated, load_image, open_image
 from understudy.data.limits import LIMITS, Limits
-from understudy.data.records import Fault, Format, Record, SplitDraft
+from understudy.data.records import Fault, Format, Record
 from understudy.errors import UserError
 from understudy.files import check_writable
 
@@ -183,21 +184,20 @@ def check_data(
 
 def _summary(draft: SplitDraft) -> SplitSummary:
     records = draft.records
-    labels = torch.cat([record.labels[~record.ignore] for record in records] or [torch.empty(0, dtype=torch.int64)])
-    areas = torch.cat([record.areas[~record.ignore] for record in records] or [torch.empty(0)])
+    labels, areas = records.labels[~records.ignore], records.areas[~records.ignore]
     counts = torch.bincount(labels, minlength=len(draft.classes)).tolist()
     small, below_large = int((areas < SMALL_AREA).sum()), int((areas < MEDIUM_AREA).sum())
     return SplitSummary(
         images=len(records),
-        empty_images=sum(bool(record.ignore.all()) for record in records),
+        empty_images=int((records.objects_to_learn() == 0).sum()),
         objects=dict(zip(draft.classes, counts, strict=True)),
-        ignored=sum(int(record.ignore.sum()) for record in records),
+        ignored=int(records.ignore.sum()),
         sizes={"small": small, "medium": below_large - small, "large": len(areas) - below_large},
     )
 
 
 def _classes_without_objects(draft: SplitDraft) -> Iterator[Fault]:
-    seen = {label for record in draft.records for label in record.labels.tolist()}
+    seen = set(draft.records.labels.unique().tolist())
     for label, name in enumerate(draft.classes):
         if label not in seen:
             yield Fault("class without objects", draft.source.name, f'"{name}" occurs in no image')
@@ -207,14 +207,13 @@ def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
     """Report classes that differ between the splits, and images that are in two splits."""
     for name in drafts:
         report.faults += different_classes(name, drafts)
-    files = {name: {record.path for record in draft.records} for name, draft in drafts.items()}
+    files = {name: set(draft.records.paths()) for name, draft in drafts.items()}
     for one, other in combinations(files, 2):
         if "trainval" in one + other:
             continue  # trainval contains train and val on purpose
         if shared := sorted(files[one] & files[other]):
-            report.warnings.append(
-                Fault("images in two splits", f"{one} and {other}", f"{len(shared)}, the first is {shared[0].name}")
-            )
+            what = f"{len(shared)}, the first is {Path(shared[0]).name}"
+            report.warnings.append(Fault("images in two splits", f"{one} and {other}", what))
 
 
 def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport, limits: Limits) -> dict[str, list[Record]]:

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from understudy.data.drafts import AnnotatedObject, Box, SplitDraft, repeated
 from understudy.data.images import UnreadableImage, image_size
 from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
-from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated
+from understudy.data.records import SPLIT_NAMES
 from understudy.errors import UserError
 from understudy.reading import read_bytes
 from understudy.text import shown
@@ -21,6 +22,10 @@ LAYOUTS = (
 )
 
 _SPLIT_WORD = re.compile(rf"(?:^|[_.-])((?:{'|'.join(SPLIT_NAMES)})\d{{0,4}})(?:[_.-]|$)")
+
+_OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[[][0-9 \t\r\n.,eE+-]*\]')
+"""Polygons and masks, which take most of a file and of the time to read it, and are not used. No text can contain this:
+its quotation marks would have backslashes in front."""
 
 
 def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -> dict[str, Callable[[], SplitDraft]]:
@@ -57,7 +62,7 @@ def read(file: Path, folder: DataFolder) -> SplitDraft:
     objects = _read_objects(content["annotations"], label_of, images, draft)
     for image_id, (path, size) in images.items():
         draft.add(image_id, path, size, objects[image_id])
-    return draft
+    return draft.close()
 
 
 def _annotation_files(root: Path) -> list[Path]:
@@ -97,10 +102,12 @@ def _split_name(file: Path) -> str:
 
 def _load(file: Path) -> dict[str, list]:
     expected = 'an object with the lists "images", "annotations" and "categories"'
+    raw = read_bytes(file, "annotation file")
     try:
-        content = json.loads(read_bytes(file, "annotation file"))
-    except UserError:
-        raise
+        try:
+            content = json.loads(_OUTLINES.sub(b'"segmentation":null', raw))
+        except ValueError:
+            content = json.loads(raw)  # so that the message states the place in the file itself
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error}). Expected COCO annotations: {expected}.") from None
     if not isinstance(content, dict):

@@ -103,7 +103,7 @@ def training_loader(
             f"Lower batch_size{' or the number of processes' if several else ''}."
         )
     dataset = LoadedImages(data, shorter_side, longer_side, flip, seed)
-    high = [record.height > record.width for record in data.records] if group_by_aspect else []
+    high = (data.records.images[:, 2] > data.records.images[:, 1]).tolist() if group_by_aspect else []
     if unlabelled is None or not unlabelled_batch:
         sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, high)
         return _loader(dataset, sampler, batch_size, workers, drop_last=True)
