@@ -1,7 +1,7 @@
 """A cache of parsed annotation files, so that a data set of COCO's size opens in a second from the second time on.
 
 An entry is named after the content of the annotation file, so it fits every copy of it and no other version. It is an
-archive of NumPy arrays with a checksum for each; nothing in it is executed. A damaged entry is not used: the file is parsed.
+archive of NumPy arrays with a checksum for each; nothing in it is executed. A damaged entry is not used.
 """
 
 import contextlib

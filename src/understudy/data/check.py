@@ -30,7 +30,7 @@ from understudy.data.dataset import (
     shown_location,
 )
 from understudy.data.drafts import SplitDraft
-from understudy.data.images import UnreadableImage, is_rotated, load_image, open_image
+from understudy.data.images import UnreadableImage, is_rotated, load_pixels, open_image
 from understudy.data.limits import LIMITS, Limits
 from understudy.data.records import Fault, Format, Record
 from understudy.errors import UserError
@@ -249,7 +249,7 @@ def _inspect(record: Record, limits: Limits) -> tuple[list[Fault], list[Fault]]:
     try:
         with open_image(record.path, limits.max_pixels) as image:
             size, mode, rotated = image.size, image.mode, is_rotated(image)
-        load_image(record.path, max_pixels=limits.max_pixels)
+        load_pixels(record.path, max_pixels=limits.max_pixels)
     except UnreadableImage as error:
         return [Fault("image unreadable", name, str(error))], notes
     except Exception as error:  # metadata that Pillow cannot parse

@@ -5,7 +5,7 @@ import ctypes
 import gc
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,9 @@ _OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[[][0-9 \t\r\n.,eE+-]*\]')
 """Polygons and masks, which take most of a file and of the time to read it, and are not used. No text can contain this:
 its quotation marks would have backslashes in front."""
 
+_IDS = ("id", "image_id", "category_id")
+"""What an annotation must have beside its box."""
+
 _NUMBERS = frozenset({int, float})
 """Types of numbers in JSON; bool is not one of them."""
 
@@ -55,7 +58,7 @@ def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -
 
 
 @contextlib.contextmanager
-def _memory_at_once() -> Iterator[None]:
+def _memory_at_once() -> Generator[None]:
     """Make and free millions of objects at once: the collector does not look through them, and no memory is kept."""
     enabled = gc.isenabled()
     gc.disable()
@@ -242,9 +245,7 @@ def _read_objects(rows: list, label_of: dict[int, int], images: Iterable[int], d
     There may be a million. So the columns are taken out first, and faults are looked for only in rows that have one.
     """
     rows = [row if isinstance(row, dict) else {} for row in rows]
-    ids: dict[str, list[Any]] = {
-        key: [_integer(row.get(key)) for row in rows] for key in ("id", "image_id", "category_id")
-    }
+    ids: dict[str, list[Any]] = {key: [_integer(row.get(key)) for row in rows] for key in _IDS}
     boxes = [_box(row.get("bbox")) for row in rows]
     place_of = {image_id: place for place, image_id in enumerate(images)}
     seen: set[int | None] = {None}
