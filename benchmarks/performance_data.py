@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from understudy.data import DetectionData, Record, open_data
+from understudy.data import DetectionData, Record, Records, derived_seed, open_data
 from understudy.data.loading import LoadedImages, _collate
 from understudy.data.scenes import make_scenes
 
@@ -58,20 +58,22 @@ def photos(folder: Path) -> tuple[DetectionData, str]:
         drawn = open_data(make_scenes(folder / "scenes", train=60, val=1, size=480, seed=0))
         for path in map(Path, drawn.records.paths()):
             Image.open(path).convert("RGB").resize((640, 480)).save(folder / f"{path.stem}.jpg")
-        records = [
-            Record.without_objects(number, file, (640, 480)) for number, file in enumerate(sorted(folder.glob("*.jpg")))
-        ]
-        data, what = DetectionData(("thing",), (1,), records, "coco", folder, "train"), "drawn scenes"  # ty: ignore
+        files = enumerate(sorted(folder.glob("*.jpg")))
+        records = Records.of(Record.without_objects(number, file, (640, 480)) for number, file in files)
+        data, what = DetectionData(("thing",), (1,), records, "coco", folder, "train"), "drawn scenes"
     return data, what
 
 
 def loaded_before(data: DetectionData, shorter: int, longer: int) -> Tensor:
-    """Load, convert, resize and pad images as versions without `Pixels` did in their workers."""
-    images = []
-    for record in data.records:
+    """Load, convert, resize and pad images and their boxes as versions without `Pixels` did in their workers."""
+    dataset, images = LoadedImages(data, [shorter], longer, flip=0.0, seed=0), []
+    for place, record in enumerate(data.records):
         with Image.open(record.path) as image:
             array = np.array(image.convert("RGB"))
         pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(255)
+        generator = torch.Generator().manual_seed(derived_seed(0, 0, place))
+        torch.randint(1, (), generator=generator), torch.rand((), generator=generator)
+        dataset._sample(record, pixels, shorter, flipped=False)  # the boxes
         scale = min(shorter / min(pixels.shape[1:]), longer / max(pixels.shape[1:]))
         images.append(
             F.interpolate(
@@ -119,7 +121,7 @@ def few(data: DetectionData, count: int) -> DetectionData:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 OPEN = """
-import os, resource, sys, time
+import os, re, sys, time
 from understudy.data import open_data
 
 def resident():
@@ -129,7 +131,8 @@ before, start = resident(), time.process_time()
 data = open_data(sys.argv[1])
 spent = time.process_time() - start
 assert len(data) == int(sys.argv[2])
-print("found", spent, resident() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
+print("found", spent, resident() - before, int(peak) / 1e3)
 """
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -42,12 +43,13 @@ def folder() -> Path:
     return Path(base) / "understudy" / "annotations"
 
 
-def entry(content: bytes) -> Path | None:
+def entry(stream: BinaryIO) -> Path | None:
     """Return the file in the cache for the content of an annotation file; None if it is too small to be kept."""
-    if len(content) < SMALLEST:
+    if stream.seek(0, os.SEEK_END) < SMALLEST:
         return None
+    stream.seek(0)
     with contextlib.suppress(RuntimeError):  # a user without a home
-        return folder() / f"{hashlib.sha256(content).hexdigest()[:40]}-{FORMAT}.npz"
+        return folder() / f"{hashlib.file_digest(stream, 'sha256').hexdigest()[:40]}-{FORMAT}.npz"
     return None
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import io
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -19,7 +20,7 @@ from understudy.data.images import UnreadableImage, image_size
 from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
 from understudy.data.records import SPLIT_NAMES
 from understudy.errors import UserError
-from understudy.reading import read_bytes
+from understudy.reading import read_bytes, require_file
 from understudy.text import shown
 
 LAYOUTS = (
@@ -80,10 +81,10 @@ def read(file: Path, folder: DataFolder) -> SplitDraft:
     """
     if not folder.allows(file):
         raise UserError(folder.refusal(file))
-    raw = read_bytes(file, "annotation file")
-    entry = cache.entry(raw)
-    if entry and (draft := _cached(entry, file, folder)):
+    if draft := _cached(file, folder):
         return draft
+    raw = read_bytes(file, "annotation file")
+    entry = cache.entry(io.BytesIO(raw))
     content = _parse(raw, file)
     del raw
     names = [row["file_name"] for row in content["images"] if _is_text(row, "file_name")]
@@ -100,13 +101,19 @@ def read(file: Path, folder: DataFolder) -> SplitDraft:
     return draft
 
 
-def _cached(entry: Path, file: Path, folder: DataFolder) -> SplitDraft | None:
+def _cached(file: Path, folder: DataFolder) -> SplitDraft | None:
     """Return the split from the cache; None if it is not there, or one of its images may not be read.
 
     The annotations are those of the cache, but whether a link leads outside the data set depends on its folder.
     """
+    require_file(file, "annotation file")
     draft = SplitDraft(source=file, image_root=Path())
-    if not cache.load(entry, draft):
+    try:
+        with file.open("rb") as stream:
+            entry = cache.entry(stream)
+    except OSError:  # reported when it is read
+        return None
+    if not entry or not cache.load(entry, draft):
         return None
     names = draft.records.paths()
     draft.image_root = _image_root(file, folder, names)

@@ -165,12 +165,12 @@ class Records(Sequence[Record]):
 
     def paths(self) -> list[str]:
         """Return the path of each image; faster than to make the records."""
-        prefix = "" if self.root == Path() else str(self.root)
         text, ends = self.names.numpy().tobytes(), self.name_ends.tolist()
-        return [
-            os.path.join(prefix, os.fsdecode(text[begin:end]))  # noqa: PTH118 - it is called for every image
-            for begin, end in itertools.pairwise(ends)
-        ]
+        names = [os.fsdecode(text[begin:end]) for begin, end in itertools.pairwise(ends)]
+        if self.root == Path():
+            return names
+        root = str(self.root)
+        return [os.path.join(root, name) for name in names]  # noqa: PTH118 - it is called for every image
 
     def image_ids(self) -> list[int]:
         """Return the id of each image."""
