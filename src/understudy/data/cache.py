@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -43,7 +42,7 @@ def folder() -> Path:
     return Path(base) / "understudy" / "annotations"
 
 
-def entry(stream: BinaryIO) -> Path | None:
+def entry(stream: io.BytesIO | io.BufferedReader) -> Path | None:
     """Return the file in the cache for the content of an annotation file; None if it is too small to be kept."""
     if stream.seek(0, os.SEEK_END) < SMALLEST:
         return None

@@ -32,11 +32,12 @@ from understudy.data.dataset import (
 from understudy.data.drafts import SplitDraft
 from understudy.data.images import UnreadableImage, is_rotated, load_pixels, open_image
 from understudy.data.limits import LIMITS, Limits
-from understudy.data.records import Fault, Format, Record
+from understudy.data.records import Fault, Format, Record, Records
 from understudy.errors import UserError
 from understudy.files import check_writable
 
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels: COCO's limits of small, medium and large objects
+_AT_ONCE = 256  # images that are given to the threads; a task for each of a million would fill the memory
 _CLIP_TOLERANCE = 1.0  # pixels that a box may extend over the border without a warning (rounding, counting from 0)
 
 
@@ -216,27 +217,37 @@ def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
             report.warnings.append(Fault("images in two splits", f"{one} and {other}", what))
 
 
-def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport, limits: Limits) -> dict[str, list[Record]]:
+def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport, limits: Limits) -> dict[str, Records]:
     """Decode every image of every split, report its faults, and return the usable images of each split."""
-    rows = [(name, record) for name, draft in drafts.items() for record in draft.records]
-    usable: dict[str, list[Record]] = {name: [] for name in drafts}
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+    usable: dict[str, list[int]] = {name: [] for name in drafts}
+    shown = track(
+        _inspected(drafts, limits),
+        "reading images",
+        total=sum(len(draft.records) for draft in drafts.values()),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of broken metadata, which is checked here
-        inspected = pool.map(partial(_inspect, limits=limits), (record for _, record in rows))
-        shown = track(
-            zip(rows, inspected, strict=True),
-            "reading images",
-            total=len(rows),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        for (name, record), (faults, notes) in shown:
+        for name, place, (faults, notes) in shown:
             report.faults += named(name, faults)
             report.warnings += named(name, notes)
             if not faults:
-                usable[name].append(record)
-    return usable
+                usable[name].append(place)
+    return {name: drafts[name].records.take(places) for name, places in usable.items()}
+
+
+def _inspected(
+    drafts: dict[str, SplitDraft], limits: Limits
+) -> Iterator[tuple[str, int, tuple[list[Fault], list[Fault]]]]:
+    """Yield the split and the place of every image, with its faults and warnings; a few images are read ahead."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, draft in drafts.items():
+            for first in range(0, len(draft.records), _AT_ONCE):
+                places = range(len(draft.records))[first : first + _AT_ONCE]
+                found = pool.map(partial(_inspect, limits=limits), map(draft.records.__getitem__, places))
+                yield from ((name, place, each) for place, each in zip(places, found, strict=True))
 
 
 def _inspect(record: Record, limits: Limits) -> tuple[list[Fault], list[Fault]]:

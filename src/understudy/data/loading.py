@@ -4,7 +4,7 @@ import gc
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -350,11 +350,28 @@ def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:
         if isinstance(sample, RunError):
             return sample
         loaded.append(sample)
+    # A tensor that a worker sends is an open file. Views of one tensor are one file, whatever the size of the batch.
+    boxes = torch.cat([sample.boxes for sample in loaded]).split([len(sample.boxes) for sample in loaded])
+    labels = torch.cat([sample.labels for sample in loaded]).split([len(sample.labels) for sample in loaded])
     return Batch(
-        drawn=[sample.pixels for sample in loaded],
-        targets=[{"boxes": sample.boxes, "labels": sample.labels} for sample in loaded],
+        drawn=_packed([sample.pixels for sample in loaded]),
+        targets=[{"boxes": each, "labels": of_each} for each, of_each in zip(boxes, labels, strict=True)],
         image_sizes=[sample.pixels.size for sample in loaded],
         original_sizes=[sample.original_size for sample in loaded],
         image_ids=[sample.image_id for sample in loaded],
         labelled=[sample.labelled for sample in loaded],
+    )
+
+
+def _packed(images: list[Pixels]) -> list[Pixels]:
+    """Return images with their bytes in one tensor; the few of another type keep their own."""
+    plain = [image.values for image in images if image.values.dtype == torch.uint8]
+    whole = iter(torch.cat([values.flatten() for values in plain]).split([values.numel() for values in plain]))
+    return (
+        [
+            replace(image, values=next(whole).view(image.values.shape)) if image.values.dtype == torch.uint8 else image
+            for image in images
+        ]
+        if plain
+        else images
     )
