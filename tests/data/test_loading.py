@@ -223,11 +223,14 @@ def test_images_of_16_bits_are_in_a_batch_with_others(data: DetectionData, worke
     record = data.records[1]
     grey = np.linspace(0, 65535, record.width * record.height).astype(np.uint16).reshape(record.height, record.width)
     Image.fromarray(grey).save(record.path)
-    (batch,) = evaluation_loader(data, batch_size=7, shorter_side=48, longer_side=70, workers=workers)
-    height, width = batch.image_sizes[1]
+    whole, alone = (
+        list(evaluation_loader(data, batch_size=size, shorter_side=48, longer_side=70, workers=workers))
+        for size in (7, 1)
+    )
+    height, width = whole[0].image_sizes[1]
     expected = transforms.resize(load_image(record.path), (height, width))
-    assert torch.equal(batch.images[1, :, :height, :width], expected)
-    assert torch.equal(batch.to("cpu").images, batch.images)
+    for images in (whole[0].images[1], whole[0].to("cpu").images[1], alone[1].images[0]):
+        assert torch.equal(images[:, :height, :width], expected)
 
 
 def test_a_batch_moves_with_all_its_tensors(data: DetectionData) -> None:

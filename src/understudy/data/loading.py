@@ -364,14 +364,8 @@ def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:
 
 
 def _packed(images: list[Pixels]) -> list[Pixels]:
-    """Return images with their bytes in one tensor; the few of another type keep their own."""
-    plain = [image.values for image in images if image.values.dtype == torch.uint8]
-    whole = iter(torch.cat([values.flatten() for values in plain]).split([values.numel() for values in plain]))
-    return (
-        [
-            replace(image, values=next(whole).view(image.values.shape)) if image.values.dtype == torch.uint8 else image
-            for image in images
-        ]
-        if plain
-        else images
-    )
+    """Return images with their bytes in one tensor; with grey of 16 bits among them, as they are."""
+    if any(image.values.dtype != torch.uint8 for image in images):
+        return images
+    parts = torch.cat([image.values.flatten() for image in images]).split([image.values.numel() for image in images])
+    return [replace(image, values=part.view_as(image.values)) for image, part in zip(images, parts, strict=True)]
