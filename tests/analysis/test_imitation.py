@@ -76,7 +76,7 @@ def test_numbers_are_those_of_a_loop_over_cells(model, batch, data, records):
 def test_halves_are_both_spread_over_the_images(data):
     from dataclasses import replace
 
-    long = replace(data, records=data.records * 2)
+    long = replace(data, records=[*data.records, *data.records])
     assert [record.image_id for record in halves(long).records] == [2, 2, 1, 1]
 
 

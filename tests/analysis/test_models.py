@@ -55,7 +55,7 @@ def test_images_are_evenly_spread_or_chosen_by_name(scenes):
         UserError, match=f"(?s)nothing: no such image.*{names[2][:-1]}: no such image; did you mean {names[2]}"
     ):
         named(data, ["nothing", names[2][:-1]])
-    twice = replace(data, records=data.records + data.records[:1])
+    twice = replace(data, records=[*data.records, data.records[0]])
     with pytest.raises(UserError, match="2 images have this name"):
         named(twice, [names[0]])
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from understudy.data import (
     evaluation_loader,
     load_image,
     training_loader,
+    transforms,
 )
 from understudy.errors import RunError, UserError
 
@@ -214,6 +216,21 @@ def test_a_bad_image_stops_the_run_by_name(data: DetectionData, damage: Callable
     assert "4.png" in str(error.value)
     assert "understudy check" in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_16_bits_are_in_a_batch_with_others(data: DetectionData, workers: int) -> None:
+    record = data.records[1]
+    grey = np.linspace(0, 65535, record.width * record.height).astype(np.uint16).reshape(record.height, record.width)
+    Image.fromarray(grey).save(record.path)
+    whole, alone = (
+        list(evaluation_loader(data, batch_size=size, shorter_side=48, longer_side=70, workers=workers))
+        for size in (7, 1)
+    )
+    height, width = whole[0].image_sizes[1]
+    expected = transforms.resize(load_image(record.path), (height, width))
+    for images in (whole[0].images[1], whole[0].to("cpu").images[1], alone[1].images[0]):
+        assert torch.equal(images[:, :height, :width], expected)
 
 
 def test_a_batch_moves_with_all_its_tensors(data: DetectionData) -> None:

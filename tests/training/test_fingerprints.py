@@ -7,7 +7,7 @@ import torch
 from data_sets import LAYOUTS, make
 from small_detectors import small
 
-from understudy.data import open_data, open_unlabelled
+from understudy.data import Records, open_data, open_unlabelled
 from understudy.training.fingerprints import fingerprints
 
 ABSOLUTE = "yolo list"  # it names an image by its absolute path
@@ -34,7 +34,7 @@ def test_any_change_of_an_annotation_is_seen(tmp_path):
 
     def changed(**values):
         first = dataclasses.replace(data.records[0], **values)
-        return dataclasses.replace(data, records=(first, *data.records[1:]))
+        return dataclasses.replace(data, records=Records.of([first, *data.records[1:]]))
 
     record = data.records[0]
     others = [

@@ -91,8 +91,8 @@ def test_other_unlabelled_images_are_not_resumed_on(tiny, trained, unlabelled, t
 
 
 def test_a_run_with_drawn_sizes_and_groups_is_resumed_to_the_bit(tiny, tmp_path, monkeypatch):
-    drawn, resized = [], transforms.resize
-    monkeypatch.setattr(transforms, "resize", lambda *given: drawn.append(given[1]) or resized(*given))
+    drawn, resized = [], transforms.resized_size
+    monkeypatch.setattr(transforms, "resized_size", lambda *given: drawn.append(given[1]) or resized(*given))
     keys = {**tiny, "data.shorter_side": [32, 96, 64], "data.longer_side": 96, "data.shorter_side_mode": "range"}
     keys |= {"data.group_by_aspect": True, "data.skip_empty": True}
     whole = understudy.train(keys, run=tmp_path / "whole")

@@ -278,7 +278,8 @@ def analyse_imitation(
 
 def halves(data: DetectionData) -> DetectionData:
     """Return a split with every other image first, then the rest, so that both halves are spread over the split."""
-    return replace(data, records=(*data.records[1::2], *data.records[::2]))
+    places = range(len(data))
+    return replace(data, records=data.records.take([*places[1::2], *places[::2]]))
 
 
 def prediction_difference(student: Tensor, teacher: Tensor) -> Tensor:

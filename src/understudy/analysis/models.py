@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, load_checkpoint
-from understudy.data import Batch, DetectionData, as_paths
+from understudy.data import Batch, DetectionData, Records, as_paths
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
@@ -121,7 +121,7 @@ def sample(data: DetectionData, images: int | None) -> DetectionData:
     """Return a split with at most so many of its images, evenly spread over it."""
     if images is None or images >= len(data):
         return data
-    return replace(data, records=tuple(data.records[number * len(data) // images] for number in range(images)))
+    return replace(data, records=data.records.take([number * len(data) // images for number in range(images)]))
 
 
 def named(data: DetectionData, names: Sequence[str]) -> DetectionData:
@@ -145,7 +145,7 @@ def named(data: DetectionData, names: Sequence[str]) -> DetectionData:
             faults.append(f"{name}: no such image{f'; did you mean {close}?' if close else ''}")
     if faults:
         raise UserError.listing(f"Images that cannot be chosen from the split {data.split!r} of {data.source}:", faults)
-    return replace(data, records=tuple(chosen))
+    return replace(data, records=Records.of(chosen))
 
 
 @torch.no_grad()

@@ -179,8 +179,8 @@ def analyse_richness(
 def telling_images(data: DetectionData, count: int) -> DetectionData:
     """Return a split with its first images that have known unlabelled objects, or else evenly spread ones."""
     unlabelled = read_unlabelled(data.source)
-    records = [record for record in data.records if record.image_id in unlabelled]
-    return replace(data, records=tuple(records[:count])) if records else sample(data, count)
+    places = [place for place, image_id in enumerate(data.records.image_ids()) if image_id in unlabelled]
+    return replace(data, records=data.records.take(places[:count])) if places else sample(data, count)
 
 
 def richness_cells(view: RichnessView, name: str = "image") -> list[Cell]:

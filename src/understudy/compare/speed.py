@@ -94,7 +94,7 @@ def _racer(run: Run, device: torch.device, images: int = 4) -> Racer:
     checkpoint = load_checkpoint(run.folder)
     data = open_data(*run.measured_on, Limits.of(run.config.data))
     count = min(images, len(data))
-    chosen = replace(data, records=tuple(data.records[i * len(data) // count] for i in range(count)))
+    chosen = replace(data, records=data.records.take([i * len(data) // count for i in range(count)]))
     loader = loader_at_evaluation_size(chosen, checkpoint.config)
     return Racer(checkpoint.detector.to(device), [batch.to(device) for batch in loader])
 

@@ -1,11 +1,12 @@
 """Data sets in COCO, VOC and YOLO format, and the batches made from them."""
 
+from understudy.data.batch import Batch
 from understudy.data.check import CheckReport, check_data
 from understudy.data.dataset import as_paths, open_data, open_unlabelled, shown_location, splits
 from understudy.data.images import UnreadableImage, image_size, load_image
 from understudy.data.limits import LIMITS, Limits
-from understudy.data.loading import Batch, EpochSampler, derived_seed, evaluation_loader, training_loader
-from understudy.data.records import DetectionData, Record
+from understudy.data.loading import EpochSampler, derived_seed, evaluation_loader, training_loader
+from understudy.data.records import DetectionData, Record, Records
 
 __all__ = [
     "LIMITS",
@@ -15,6 +16,7 @@ __all__ = [
     "EpochSampler",
     "Limits",
     "Record",
+    "Records",
     "UnreadableImage",
     "as_paths",
     "check_data",

@@ -29,13 +29,15 @@ from understudy.data.dataset import (
     shortened,
     shown_location,
 )
-from understudy.data.images import UnreadableImage, is_rotated, load_image, open_image
+from understudy.data.drafts import SplitDraft
+from understudy.data.images import UnreadableImage, is_rotated, load_pixels, open_image
 from understudy.data.limits import LIMITS, Limits
-from understudy.data.records import Fault, Format, Record, SplitDraft
+from understudy.data.records import Fault, Format, Record, Records
 from understudy.errors import UserError
 from understudy.files import check_writable
 
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels: COCO's limits of small, medium and large objects
+_AT_ONCE = 256  # images that are given to the threads; a task for each of a million would fill the memory
 _CLIP_TOLERANCE = 1.0  # pixels that a box may extend over the border without a warning (rounding, counting from 0)
 
 
@@ -183,21 +185,20 @@ def check_data(
 
 def _summary(draft: SplitDraft) -> SplitSummary:
     records = draft.records
-    labels = torch.cat([record.labels[~record.ignore] for record in records] or [torch.empty(0, dtype=torch.int64)])
-    areas = torch.cat([record.areas[~record.ignore] for record in records] or [torch.empty(0)])
+    labels, areas = records.labels[~records.ignore], records.areas[~records.ignore]
     counts = torch.bincount(labels, minlength=len(draft.classes)).tolist()
     small, below_large = int((areas < SMALL_AREA).sum()), int((areas < MEDIUM_AREA).sum())
     return SplitSummary(
         images=len(records),
-        empty_images=sum(bool(record.ignore.all()) for record in records),
+        empty_images=int((records.objects_to_learn() == 0).sum()),
         objects=dict(zip(draft.classes, counts, strict=True)),
-        ignored=sum(int(record.ignore.sum()) for record in records),
+        ignored=int(records.ignore.sum()),
         sizes={"small": small, "medium": below_large - small, "large": len(areas) - below_large},
     )
 
 
 def _classes_without_objects(draft: SplitDraft) -> Iterator[Fault]:
-    seen = {label for record in draft.records for label in record.labels.tolist()}
+    seen = set(draft.records.labels.unique().tolist())
     for label, name in enumerate(draft.classes):
         if label not in seen:
             yield Fault("class without objects", draft.source.name, f'"{name}" occurs in no image')
@@ -207,37 +208,46 @@ def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
     """Report classes that differ between the splits, and images that are in two splits."""
     for name in drafts:
         report.faults += different_classes(name, drafts)
-    files = {name: {record.path for record in draft.records} for name, draft in drafts.items()}
+    files = {name: set(draft.records.paths()) for name, draft in drafts.items()}
     for one, other in combinations(files, 2):
         if "trainval" in one + other:
             continue  # trainval contains train and val on purpose
         if shared := sorted(files[one] & files[other]):
-            report.warnings.append(
-                Fault("images in two splits", f"{one} and {other}", f"{len(shared)}, the first is {shared[0].name}")
-            )
+            what = f"{len(shared)}, the first is {Path(shared[0]).name}"
+            report.warnings.append(Fault("images in two splits", f"{one} and {other}", what))
 
 
-def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport, limits: Limits) -> dict[str, list[Record]]:
+def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport, limits: Limits) -> dict[str, Records]:
     """Decode every image of every split, report its faults, and return the usable images of each split."""
-    rows = [(name, record) for name, draft in drafts.items() for record in draft.records]
-    usable: dict[str, list[Record]] = {name: [] for name in drafts}
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+    usable: dict[str, list[int]] = {name: [] for name in drafts}
+    shown = track(
+        _inspected(drafts, limits),
+        "reading images",
+        total=sum(len(draft.records) for draft in drafts.values()),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of broken metadata, which is checked here
-        inspected = pool.map(partial(_inspect, limits=limits), (record for _, record in rows))
-        shown = track(
-            zip(rows, inspected, strict=True),
-            "reading images",
-            total=len(rows),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        for (name, record), (faults, notes) in shown:
+        for name, place, (faults, notes) in shown:
             report.faults += named(name, faults)
             report.warnings += named(name, notes)
             if not faults:
-                usable[name].append(record)
-    return usable
+                usable[name].append(place)
+    return {name: drafts[name].records.take(places) for name, places in usable.items()}
+
+
+def _inspected(
+    drafts: dict[str, SplitDraft], limits: Limits
+) -> Iterator[tuple[str, int, tuple[list[Fault], list[Fault]]]]:
+    """Yield the split and the place of every image, with its faults and warnings; a few images are read ahead."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, draft in drafts.items():
+            for first in range(0, len(draft.records), _AT_ONCE):
+                places = range(len(draft.records))[first : first + _AT_ONCE]
+                found = pool.map(partial(_inspect, limits=limits), map(draft.records.__getitem__, places))
+                yield from ((name, place, each) for place, each in zip(places, found, strict=True))
 
 
 def _inspect(record: Record, limits: Limits) -> tuple[list[Fault], list[Fault]]:
@@ -250,7 +260,7 @@ def _inspect(record: Record, limits: Limits) -> tuple[list[Fault], list[Fault]]:
     try:
         with open_image(record.path, limits.max_pixels) as image:
             size, mode, rotated = image.size, image.mode, is_rotated(image)
-        load_image(record.path, max_pixels=limits.max_pixels)
+        load_pixels(record.path, max_pixels=limits.max_pixels)
     except UnreadableImage as error:
         return [Fault("image unreadable", name, str(error))], notes
     except Exception as error:  # metadata that Pillow cannot parse

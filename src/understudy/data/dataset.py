@@ -6,17 +6,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 from understudy.data import coco, voc, yolo
+from understudy.data.drafts import SplitDraft, repeated
 from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
 from understudy.data.limits import LIMITS, Limits
-from understudy.data.records import SPLIT_NAMES, DetectionData, Fault, Format, Record, SplitDraft, repeated
+from understudy.data.records import SPLIT_NAMES, DetectionData, Fault, Format, Record, Records
 from understudy.errors import UserError
 from understudy.text import is_printable
 
@@ -63,7 +61,7 @@ def open_data(path: Location, split: str = "train", limits: Limits = LIMITS) -> 
     return DetectionData(
         classes=draft.classes,
         category_ids=draft.category_ids,
-        records=tuple(draft.records),
+        records=draft.records,
         format=format,
         source=draft.source,
         split=name,
@@ -91,8 +89,8 @@ def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = (), limits
     files = _files_without_labels(path, limits)
     if not files:
         raise UserError(f"No unlabelled images in {path}: expected files that end in {', '.join(sorted(SUFFIXES))}.")
-    known = {_identity(record.path) for data in seen for record in data.records if record.path.exists()}
-    others = [file for file in files if not file.exists() or _identity(file) not in known]
+    known = {_identity(path) for data in seen for path in data.records.paths()} - {None}
+    others = [file for file in files if _identity(file) not in known]
     if not others:
         raise UserError(
             f"All {len(files)} unlabelled images of {path} belong to data.train or data.val. Name other images: those "
@@ -108,7 +106,7 @@ def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = (), limits
         raise UserError.listing(
             f"{len(faults)} of the {len(others)} unlabelled images of {path} cannot be used:", faults
         )
-    return DetectionData((), (), tuple(records), format="coco", source=path, split="unlabelled", limits=limits)
+    return DetectionData((), (), Records.of(records), format="coco", source=path, split="unlabelled", limits=limits)
 
 
 def _files_without_labels(path: Path, limits: Limits) -> list[Path]:
@@ -120,14 +118,17 @@ def _files_without_labels(path: Path, limits: Limits) -> list[Path]:
             raise
         return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     try:
-        return [record.path for record in open_data(path, names[0] if len(names) == 1 else "train", limits).records]
+        return [*map(Path, open_data(path, names[0] if len(names) == 1 else "train", limits).records.paths())]
     except UserError as error:
         raise UserError(f"{error}\nUnlabelled images need no annotations: name the folder of images.") from None
 
 
-def _identity(file: Path) -> tuple[int, int]:
-    """Device and inode; equal for two paths of one file."""
-    found = file.stat()
+def _identity(file: Path | str) -> tuple[int, int] | None:
+    """Device and inode, equal for two paths of one file; None if there is none."""
+    try:
+        found = os.stat(file)  # noqa: PTH116 - it is called for every image
+    except OSError:
+        return None
     return found.st_dev, found.st_ino
 
 
@@ -199,14 +200,9 @@ def _union(parts: Mapping[str, Callable[[], SplitDraft]]) -> SplitDraft:
     for name, draft in drafts.items():
         joined.faults += [*named(name, draft.faults), *different_classes(name, drafts)]
         joined.left_out += named(name, draft.left_out)
-    records = [record for draft in drafts.values() for record in draft.records]
-    for path in repeated(str(record.path.absolute()) for record in records):
+    joined.records = Records.joined([draft.records for draft in drafts.values()])
+    for path in repeated(str(Path(path).absolute()) for path in joined.records.paths()):
         joined.fault("image in two splits", " and ".join(drafts), path)
-    ends = torch.tensor([0, *(len(record.labels) for record in records)]).cumsum(0).tolist()
-    joined.records = [
-        replace(record, image_id=number + 1, annotation_ids=torch.arange(ends[number], ends[number + 1]) + 1)
-        for number, record in enumerate(records)
-    ]
     return joined
 
 
@@ -234,7 +230,7 @@ def add_faults_of_content(draft: SplitDraft) -> None:
         return  # these explain why nothing could be read
     if not draft.records:
         draft.fault("empty split", str(draft.source), "it has no images")
-    elif all(record.ignore.all() for record in draft.records):  # also true without any objects
+    elif draft.records.ignore.all():  # also true without any objects
         what = f"none of the {len(draft.records)} images has an annotated object to train on"
         draft.fault("no annotations", str(draft.source), what)
 

@@ -1,4 +1,4 @@
-"""Image files as tensors: grey, palette, alpha and 16-bit images are converted to RGB in 0..1."""
+"""Image files as tensors: grey, palette, alpha and 16-bit images are converted to RGB."""
 
 import stat
 import threading
@@ -40,7 +40,18 @@ def shown_size(path: Path, max_pixels: int | None = None) -> tuple[int, int]:
 
 
 def load_image(path: Path, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> Tensor:
-    """Load an image file as (3, H, W) float32 in 0..1.
+    """Load an image file as (3, H, W) float32 in 0..1; arguments and errors are those of `load_pixels`."""
+    return as_floats(load_pixels(path, size, max_pixels))
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """Convert the result of `load_pixels` to (3, H, W) float32 in 0..1, on its device."""
+    image = pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    return image.div_(255) if pixels.dtype == torch.uint8 else image.expand(3, -1, -1).contiguous()
+
+
+def load_pixels(path: Path, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> Tensor:
+    """Load an image file as its pixels: (H, W, 3) uint8, or (H, W, 1) float32 in 0..1 if it is grey of 16 bits.
 
     Pixels are used as stored. The image is rotated by its EXIF orientation only if `size` is the rotated size and not
     the stored one: the boxes were then drawn on the rotated image.
@@ -61,7 +72,7 @@ def load_image(path: Path, size: tuple[int, int] | None = None, max_pixels: int 
                 raise UnreadableImage(
                     f"{path} has {image.width}x{image.height} pixels; its annotation states {size[0]}x{size[1]}"
                 )
-            return _to_tensor(pixels, path)
+            return _pixels(pixels, path)
         except UnreadableImage:
             raise
         except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error, zlib.error
@@ -129,20 +140,19 @@ def _oriented(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _to_tensor(image: Image.Image, path: Path) -> Tensor:
+def _pixels(image: Image.Image, path: Path) -> Tensor:
     if image.mode == "F":
         raise UnreadableImage(f"{path} has floating-point pixels of unknown range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        return _deep_grey_to_tensor(np.asarray(image), path)
+        return _deep_grey(np.asarray(image), path)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if such an image is converted to RGB directly
-    array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(255)
+    return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB")))
 
 
-def _deep_grey_to_tensor(array: np.ndarray, path: Path) -> Tensor:
+def _deep_grey(array: np.ndarray, path: Path) -> Tensor:
     """Scale 16-bit grey by its full range; Pillow's own conversion would clip everything above 255."""
     grey = torch.from_numpy(array.astype(np.float32))
     if grey.min() < 0 or grey.max() > 65535:
         raise UnreadableImage(f"{path} has 32-bit pixels of unknown range; save it with 8 or 16 bits")
-    return grey.div_(65535).expand(3, -1, -1).contiguous()
+    return grey.div_(65535)[..., None]

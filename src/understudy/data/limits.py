@@ -27,6 +27,9 @@ class Limits:
         return cls(config.max_pixels, config.allow_outside)
 
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}")
+"""Names of files that are possible everywhere and lead to no other folder."""
+
 LIMITS = Limits()
 """The limits unless a user sets others."""
 
@@ -53,6 +56,12 @@ class DataFolder:
         if path.parent not in self._inside:
             self._inside[path.parent] = self._contains(path.parent)
         return self._inside[path.parent]
+
+    def holds(self, folder: Path, name: str) -> bool:
+        """Return whether `folder / name` may be read; see `named`, which takes longer for most names."""
+        plain = _PLAIN_NAME.fullmatch(name) and self._inside.get(folder)
+        # A call for every image, of which there may be a million.
+        return bool(plain and not os.path.islink(f"{folder}/{name}")) or self.named(folder, name) is not None  # noqa: PTH114
 
     def named(self, folder: Path, name: str) -> Path | None:
         """Return `folder / name` for a name from an annotation file; None if it may not be read.

@@ -1,10 +1,11 @@
 """Batches for training and evaluation; the seed alone decides the order and the augmentation of the images."""
 
+import gc
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,48 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from understudy.data import transforms
-from understudy.data.images import UnreadableImage, load_image
+from understudy.data.batch import Batch, Pixels
+from understudy.data.images import UnreadableImage, load_pixels
 from understudy.data.records import DetectionData, Record
 from understudy.errors import RunError, UserError
 
 _UNLABELLED = 0x756E6C61  # separates the random numbers of unlabelled images from those of the others
-
-
-@dataclass(slots=True)
-class Batch:
-    """N images of one step with their objects.
-
-    Attributes:
-        images: (N, 3, H, W) float32 in 0..1, padded with zeros at the bottom and right to a multiple of 32.
-        targets: for each image "boxes" (M, 4) float32, xyxy in pixels of the padded batch, clipped to the image, and
-            "labels" (M,) int64; without objects to ignore.
-        image_sizes: (h, w) of each image in the batch, without the padding.
-        original_sizes: (h, w) of each image file.
-        image_ids: the data set's own ids.
-        labelled: which images have ground truth. These come first; the targets of the others are empty.
-    """
-
-    images: Tensor
-    targets: list[dict[str, Tensor]]
-    image_sizes: list[tuple[int, int]]
-    original_sizes: list[tuple[int, int]]
-    image_ids: list[int]
-    labelled: list[bool]
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the batch with its tensors on another device."""
-        device = torch.device(device)
-        # A copy to the host without waiting would return tensors that are not filled yet.
-        wait_free = device.type == "cuda"
-        return self._replaced(lambda tensor: tensor.to(device, non_blocking=wait_free))
-
-    def pin_memory(self) -> Self:
-        """Return the batch in page-locked memory; the loader calls this if there is a GPU."""
-        return self._replaced(Tensor.pin_memory)
-
-    def _replaced(self, change) -> Self:
-        targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
-        return replace(self, images=change(self.images), targets=targets)
 
 
 def training_loader(
@@ -103,7 +68,7 @@ def training_loader(
             f"Lower batch_size{' or the number of processes' if several else ''}."
         )
     dataset = LoadedImages(data, shorter_side, longer_side, flip, seed)
-    high = [record.height > record.width for record in data.records] if group_by_aspect else []
+    high = (data.records.images[:, 2] > data.records.images[:, 1]).tolist() if group_by_aspect else []
     if unlabelled is None or not unlabelled_batch:
         sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, high)
         return _loader(dataset, sampler, batch_size, workers, drop_last=True)
@@ -289,7 +254,7 @@ class LoadedImages(Dataset):
         position, epoch = index
         record = self.data.records[position]
         try:
-            image = load_image(record.path, (record.width, record.height), self.data.limits.max_pixels)
+            values = load_pixels(record.path, (record.width, record.height), self.data.limits.max_pixels)
         except UnreadableImage as error:
             # Returned, not raised: a worker's exception would reach the user inside the worker's traceback.
             if self.labelled:
@@ -298,20 +263,22 @@ class LoadedImages(Dataset):
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, position))
         size_index = int(torch.randint(len(self.shorter_side), (), generator=generator))
         flipped = bool(torch.rand((), generator=generator) < self.flip)
-        return self._sample(record, image, self.shorter_side[size_index], flipped)
+        return self._sample(record, values, self.shorter_side[size_index], flipped)
 
-    def _sample(self, record: Record, image: Tensor, shorter_side: int, flipped: bool) -> "Sample":
+    def _sample(self, record: Record, values: Tensor, shorter_side: int, flipped: bool) -> "Sample":
         original_size = record.height, record.width
-        image = transforms.resize(image, shorter_side, self.longer_side)
+        size = transforms.resized_size(original_size, shorter_side, self.longer_side)
         wanted = ~record.ignore
         boxes = transforms.clip_boxes(record.boxes[wanted], original_size)
-        boxes = transforms.scale_boxes(boxes, original_size, image.shape[-2:])
+        boxes = transforms.scale_boxes(boxes, original_size, size)
         if flipped:
-            image, boxes = transforms.flip_horizontally(image, boxes)
+            boxes = transforms.flip_boxes(boxes, size[1])
         boxes = boxes.float()
         solid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a box clipped at the border may become empty in float32
         labels = record.labels[wanted][solid]
-        return Sample(image, boxes[solid], labels, original_size, record.image_id, self.labelled)
+        return Sample(
+            Pixels(values, size, flipped), boxes[solid], labels, original_size, record.image_id, self.labelled
+        )
 
 
 class MixedImages(Dataset):
@@ -334,7 +301,7 @@ class MixedImages(Dataset):
 class Sample:
     """One image before it is put into a batch; see `Batch` for the fields."""
 
-    image: Tensor
+    pixels: Pixels
     boxes: Tensor
     labels: Tensor
     original_size: tuple[int, int]
@@ -371,6 +338,7 @@ def _loader(dataset: Dataset, sampler: Sampler, batch_size: int, workers: int, d
 def _leave_signals_to_the_parent(worker: int) -> None:
     # Ctrl-C reaches every process of a terminal and a scheduler's signal every process of a job, but the workers are
     # needed until the checkpoint is saved. They end when the parent asks them to, or is gone.
+    gc.freeze()  # a collection would write to every object of the parent, and so copy its memory
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
@@ -382,11 +350,22 @@ def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:
         if isinstance(sample, RunError):
             return sample
         loaded.append(sample)
+    # A tensor that a worker sends is an open file. Views of one tensor are one file, whatever the size of the batch.
+    boxes = torch.cat([sample.boxes for sample in loaded]).split([len(sample.boxes) for sample in loaded])
+    labels = torch.cat([sample.labels for sample in loaded]).split([len(sample.labels) for sample in loaded])
     return Batch(
-        images=transforms.pad_to_batch([sample.image for sample in loaded]),
-        targets=[{"boxes": sample.boxes, "labels": sample.labels} for sample in loaded],
-        image_sizes=[(sample.image.shape[-2], sample.image.shape[-1]) for sample in loaded],
+        drawn=_packed([sample.pixels for sample in loaded]),
+        targets=[{"boxes": each, "labels": of_each} for each, of_each in zip(boxes, labels, strict=True)],
+        image_sizes=[sample.pixels.size for sample in loaded],
         original_sizes=[sample.original_size for sample in loaded],
         image_ids=[sample.image_id for sample in loaded],
         labelled=[sample.labelled for sample in loaded],
     )
+
+
+def _packed(images: list[Pixels]) -> list[Pixels]:
+    """Return images with their bytes in one tensor; with grey of 16 bits among them, as they are."""
+    if any(image.values.dtype != torch.uint8 for image in images):
+        return images
+    parts = torch.cat([image.values.flatten() for image in images]).split([image.values.numel() for image in images])
+    return [replace(image, values=part.view_as(image.values)) for image, part in zip(images, parts, strict=True)]

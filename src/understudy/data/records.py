@@ -1,11 +1,11 @@
-"""The types of the data package: an annotated image, a split of a data set, and a fault."""
+"""The types of the data package: an annotated image, the images of a split, a split of a data set, and a fault."""
 
-import math
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, overload
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from understudy.data.limits import LIMITS, Limits
 
 Format = Literal["coco", "voc", "yolo"]
-Box = tuple[float, float, float, float]
+
+OBJECT_ARRAYS = ("boxes", "labels", "ignore", "areas", "annotation_ids")
+"""What a `Record` holds of its objects, and `Records` of those of all images."""
 
 SPLIT_NAMES = ("train", "val", "valid", "validation", "test", "trainval", "minival")
 
@@ -53,8 +55,7 @@ class Record:
         return cls(image_id, path, *size, boxes, nothing, nothing.bool(), nothing.double(), nothing)
 
     def __reduce__(self) -> tuple:
-        # A pickled tensor becomes a shared-memory file; five for each image would exhaust a spawned worker's
-        # open files. Arrays travel by value.
+        # A view would take along the objects of all images. Arrays travel by value.
         arrays = (self.boxes, self.labels, self.ignore, self.areas, self.annotation_ids)
         return _record_from_arrays, (
             self.image_id,
@@ -70,13 +71,140 @@ def _record_from_arrays(image_id: int, path: Path, width: int, height: int, *arr
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Records(Sequence[Record]):
+    """The N images of a split with their T objects, in flat arrays; reading one makes a `Record` of views.
+
+    A few arrays take a tenth of the memory of tensors for each image, and worker processes share them: those that are
+    forked do not count references to every image, and those that are spawned receive the memory itself.
+
+    Attributes:
+        root: the folder that the names are relative to.
+        names: (B,) uint8, the paths of the images one after another, relative to `root` or absolute.
+        name_ends: (N + 1,) int64, the places in `names` where the names begin and end.
+        images: (N, 3) int64, id, width and height of each image.
+        ends: (N + 1,) int64, the places in the following arrays where the objects of an image begin and end.
+        boxes: (T, 4) float64; this and the others as in `Record`.
+        labels: (T,) int64.
+        ignore: (T,) bool.
+        areas: (T,) float64.
+        annotation_ids: (T,) int64.
+    """
+
+    root: Path
+    names: Tensor
+    name_ends: Tensor
+    images: Tensor
+    ends: Tensor
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+    areas: Tensor
+    annotation_ids: Tensor
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Self:
+        """Return records in flat arrays."""
+        if isinstance(records, cls):
+            return records
+        rows = [Record.without_objects(0, Path(), (0, 0)), *records]  # the first sets the types; it has no objects
+        return cls.made(
+            Path(),
+            [str(row.path) for row in rows[1:]],
+            [(row.image_id, row.width, row.height) for row in rows[1:]],
+            [len(row.labels) for row in rows[1:]],
+            {name: torch.cat([getattr(row, name) for row in rows]) for name in OBJECT_ARRAYS},
+        )
+
+    @classmethod
+    def made(
+        cls,
+        root: Path,
+        names: Iterable[str],
+        images: Sequence[tuple[int, int, int]] | Tensor,
+        counts: Sequence[int] | Tensor,
+        objects: Mapping[str, Tensor],
+    ) -> Self:
+        """Make them from names, (id, width, height) and number of objects of each image, and the arrays of objects."""
+        encoded = [os.fsencode(name) for name in names]
+        text = np.frombuffer(b"".join(encoded), np.uint8).copy()  # a tensor's memory must be writable
+        rows = torch.as_tensor(images, dtype=torch.int64).reshape(-1, 3)
+        return cls(root, torch.from_numpy(text), _ends([*map(len, encoded)]), rows, _ends(counts), **objects)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Records"]) -> Self:
+        """Return the images of several splits, one after another, with new ids from 1 on."""
+        objects = {name: torch.cat([getattr(part, name) for part in parts]) for name in OBJECT_ARRAYS}
+        objects["annotation_ids"] = torch.arange(1, len(objects["labels"]) + 1)
+        images = torch.cat([part.images for part in parts])
+        images[:, 0] = torch.arange(1, len(images) + 1)
+        counts = torch.cat([part.ends.diff() for part in parts])
+        return cls.made(Path(), [path for part in parts for path in part.paths()], images, counts, objects)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> Self: ...
+    def __getitem__(self, place: int | slice) -> "Record | Records":
+        if isinstance(place, slice):
+            return self.take(range(len(self))[place])
+        place = range(len(self))[place]  # negative places count from the end; IndexError beyond it
+        (begin, end), (image_id, width, height) = self.ends[place : place + 2].tolist(), self.images[place].tolist()
+        objects = {name: getattr(self, name)[begin:end] for name in OBJECT_ARRAYS}
+        return Record(image_id, self.root / self._name(place), width, height, **objects)
+
+    def take(self, places: Sequence[int] | Tensor) -> Self:
+        """Return the images at some places, in this order."""
+        chosen = torch.as_tensor(places, dtype=torch.int64)
+        letters, name_ends = _within(self.name_ends, chosen)
+        objects, ends = _within(self.ends, chosen)
+        arrays = {name: getattr(self, name)[objects] for name in OBJECT_ARRAYS}
+        return type(self)(self.root, self.names[letters], name_ends, self.images[chosen], ends, **arrays)
+
+    def paths(self) -> list[str]:
+        """Return the path of each image; faster than to make the records."""
+        text, ends = self.names.numpy().tobytes(), self.name_ends.tolist()
+        names = [os.fsdecode(text[begin:end]) for begin, end in itertools.pairwise(ends)]
+        if self.root == Path():
+            return names
+        root = str(self.root)
+        return [os.path.join(root, name) for name in names]  # noqa: PTH118 - it is called for every image
+
+    def image_ids(self) -> list[int]:
+        """Return the id of each image."""
+        return self.images[:, 0].tolist()
+
+    def objects_to_learn(self) -> Tensor:
+        """Return the number of objects of each image that are not ignored, (N,) int64."""
+        return _ends(~self.ignore)[self.ends].diff()
+
+    def _name(self, place: int) -> str:
+        begin, end = self.name_ends[place : place + 2].tolist()
+        return os.fsdecode(self.names[begin:end].numpy().tobytes())
+
+
+def _ends(counts: Sequence[int] | Tensor) -> Tensor:
+    """Return where each of several runs of so many entries begins, and where the last one ends."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.as_tensor(counts, dtype=torch.int64).cumsum(0)])
+
+
+def _within(ends: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of the entries of some runs, and the ends of these runs once they are put together."""
+    begins, counts = ends[:-1][places], ends.diff()[places]
+    new = _ends(counts)
+    return torch.arange(int(new[-1])) + torch.repeat_interleave(begins - new[:-1], counts), new
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class DetectionData:
     """One split of a data set: its classes and its annotated images.
 
     Attributes:
         classes: the K class names; a label is an index into them.
         category_ids: the data set's own category id of each label (COCO's ids, VOC 1..K, YOLO 0..K-1).
-        records: the images, in the order of the annotation file.
+        records: the images, in the order of the annotation file; any sequence of records is put into flat arrays.
         format: "coco", "voc" or "yolo".
         source: the JSON file (COCO), the folder (VOC), the YAML file, list or folder (YOLO).
         split: the name of the split.
@@ -86,12 +214,15 @@ class DetectionData:
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    records: tuple[Record, ...]
+    records: Records
     format: Format
     source: Path
     split: str
     image_root: Path | None = None
     limits: Limits = LIMITS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "records", Records.of(self.records))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -149,93 +280,3 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
-
-
-class AnnotatedObject(NamedTuple):
-    """One object as read from an annotation file; its box may be empty or outside the image."""
-
-    annotation_id: int
-    label: int
-    box: Box
-    ignore: bool = False
-    area: float | None = None
-
-
-@dataclass(slots=True)
-class SplitDraft:
-    """One split while a format's reader fills it, with the faults found so far.
-
-    Attributes:
-        source: the file or folder that is read.
-        image_root: the folder of the images.
-        classes: the class names.
-        category_ids: the data set's own id of each class.
-        records: the images with their usable objects.
-        faults: faults for which `open_data` refuses the split.
-        left_out: objects without a usable box, which `open_data` leaves out with a warning.
-    """
-
-    source: Path
-    image_root: Path
-    classes: tuple[str, ...] = ()
-    category_ids: tuple[int, ...] = ()
-    records: list[Record] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    left_out: list[Fault] = field(default_factory=list)
-
-    def fault(self, kind: str, where: str, what: str) -> None:
-        """Add a fault for which the split is refused."""
-        self.faults.append(Fault(kind, where, what))
-
-    def add(self, image_id: int, path: Path, size: tuple[int, int], objects: Iterable[AnnotatedObject]) -> None:
-        """Add an image of `size` (width, height); objects without a usable box go to `left_out`."""
-        usable = []
-        for item in objects:
-            if problem := box_problem(item.box, size):
-                where = f"{path.name}, annotation {item.annotation_id}"
-                self.left_out.append(Fault(problem, where, f"box xyxy {_rounded(item.box)}, image {size[0]}x{size[1]}"))
-            else:
-                usable.append(item)
-        self.records.append(_record(image_id, path, size, usable))
-
-
-def repeated(items: Iterable[str]) -> list[str]:
-    """Return the items that occur more than once, in the order of their first occurrence."""
-    return [item for item, count in Counter(items).items() if count > 1]
-
-
-def box_problem(box: Box, size: tuple[int, int]) -> str | None:
-    """Return why a box (xyxy, pixels) on an image of `size` (width, height) is not usable; None if it is.
-
-    >>> box_problem((10, 10, 10, 40), (100, 80))
-    'box empty'
-    """
-    x1, y1, x2, y2 = box
-    if not all(map(math.isfinite, box)):
-        return "box not finite"
-    if x2 <= x1 or y2 <= y1:
-        return "box empty"
-    if x2 <= 0 or y2 <= 0 or x1 >= size[0] or y1 >= size[1]:
-        return "box outside the image"
-    return None
-
-
-def _record(image_id: int, path: Path, size: tuple[int, int], objects: list[AnnotatedObject]) -> Record:
-    boxes = torch.tensor([item.box for item in objects], dtype=torch.float64).reshape(-1, 4)
-    own_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1).tolist()
-    areas = [own if item.area is None else item.area for item, own in zip(objects, own_areas, strict=True)]
-    return Record(
-        image_id=image_id,
-        path=path,
-        width=size[0],
-        height=size[1],
-        boxes=boxes,
-        labels=torch.tensor([item.label for item in objects], dtype=torch.int64),
-        ignore=torch.tensor([item.ignore for item in objects], dtype=torch.bool),
-        areas=torch.tensor(areas, dtype=torch.float64),
-        annotation_ids=torch.tensor([item.annotation_id for item in objects], dtype=torch.int64),
-    )
-
-
-def _rounded(box: Box) -> list[float]:
-    return [round(value, 2) for value in box]

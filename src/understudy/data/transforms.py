@@ -10,29 +10,31 @@ from torch.nn import functional as F
 PAD_MULTIPLE = 32
 
 
-def resize(image: Tensor, shorter_side: int, longer_side: int) -> Tensor:
-    """Scale an image such that its shorter side has the given length, unless the longer side would exceed its limit.
+def resized_size(size: Sequence[int], shorter_side: int, longer_side: int) -> tuple[int, int]:
+    """Return the height and width of an image of `size` (h, w) after it is resized.
 
-    The arithmetic is that of torchvision's detection models at inference: an exported model that resizes by itself
-    computes the same pixels.
+    Its shorter side has the given length, unless the longer side would exceed its limit.
 
     Args:
-        image: (3, H, W) float in 0..1.
+        size: height and width in pixels.
         shorter_side: length of the shorter side in pixels.
         longer_side: largest length of the longer side in pixels.
 
-    >>> tuple(resize(torch.zeros(3, 60, 100), shorter_side=30, longer_side=40).shape)
-    (3, 24, 40)
+    >>> resized_size((60, 100), shorter_side=30, longer_side=40)
+    (24, 40)
     """
-    height, width = image.shape[-2:]
-    scale = min(shorter_side / min(height, width), longer_side / max(height, width))
-    if min(height, width) * scale < 1:  # a strip, whose shorter side would have no pixel left
-        size = [max(1, math.floor(side * scale)) for side in (height, width)]
-        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
-    resized = F.interpolate(
-        image[None], scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
-    )
-    return resized[0]
+    scale = min(shorter_side / min(size), longer_side / max(size))
+    height, width = (max(1, math.floor(side * scale)) for side in size)  # a strip keeps one pixel
+    return height, width
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale an image (3, H, W), float in 0..1, to `size` (h, w).
+
+    The arithmetic is that of torchvision's detection models at inference: an exported model that resizes by itself
+    computes the same pixels.
+    """
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def scale_boxes(boxes: Tensor, from_size: Sequence[int], to_size: Sequence[int]) -> Tensor:
@@ -51,11 +53,14 @@ def clip_boxes(boxes: Tensor, size: Sequence[int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
 
 
-def flip_horizontally(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror an image (3, H, W) and its boxes (M, 4) xyxy horizontally."""
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Mirror boxes (M, 4) xyxy of an image of a width horizontally.
+
+    >>> flip_boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), 10)
+    tensor([[7., 2., 9., 4.]])
+    """
     x1, y1, x2, y2 = boxes.unbind(1)
-    width = image.shape[-1]
-    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=1)
+    return torch.stack([width - x2, y1, width - x1, y2], dim=1)
 
 
 def pad_to_batch(images: Sequence[Tensor], multiple: int = PAD_MULTIPLE) -> Tensor:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from understudy.data.drafts import AnnotatedObject, Box, SplitDraft, repeated
 from understudy.data.images import SUFFIXES, UnreadableImage, image_size
 from understudy.data.limits import LIMITS, DataFolder, Limits
-from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated
+from understudy.data.records import SPLIT_NAMES
 from understudy.errors import UserError
 from understudy.reading import read_text, require_file
 
@@ -140,6 +141,7 @@ def _read_images(
         next_id += len(objects)
         if size:
             draft.add(image_id, path, size, objects)
+    draft.close()
 
 
 class _RefuseDoctype(ElementTree.TreeBuilder):
@@ -186,12 +188,12 @@ def _image_path(layout: _Layout, stem: str, tree: ElementTree.Element, folder: D
 def _size(
     tree: ElementTree.Element, path: Path, file: Path, limits: Limits, draft: SplitDraft
 ) -> tuple[int, int] | None:
-    """Width and height as annotated; if missing or 0 (many tools write 0), those of the image file."""
+    """Width and height as annotated; if missing or impossible (many tools write 0), those of the image file."""
     try:
         width, height = (int(float(_text(tree, f"size/{name}"))) for name in ("width", "height"))
     except (ValueError, OverflowError):
         width = height = 0
-    if width > 0 and height > 0:
+    if 0 < width < 2**63 and 0 < height < 2**63:
         return width, height
     try:
         return image_size(path, limits.max_pixels)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from understudy.data.drafts import AnnotatedObject, Box, SplitDraft, repeated
 from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
 from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
-from understudy.data.records import SPLIT_NAMES, AnnotatedObject, Box, SplitDraft, repeated
+from understudy.data.records import SPLIT_NAMES
 from understudy.errors import UserError
 from understudy.reading import read_bytes, read_text, read_yaml
 from understudy.text import shown
@@ -175,7 +176,7 @@ def _read(
         objects = list(_objects(_label_file(path), folder, size, len(draft.classes), draft, first_id=next_id))
         next_id += len(objects)
         draft.add(image_id, path, size, objects)
-    return draft
+    return draft.close()
 
 
 def _image_paths(place: Path, root: Path, folder: DataFolder, draft: SplitDraft) -> list[Path]:

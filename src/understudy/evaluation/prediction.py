@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from understudy.checkpoints import Checkpoint, load_checkpoint
-from understudy.data import DetectionData, Limits, Record, UnreadableImage, load_image, open_data, splits
+from understudy.data import DetectionData, Limits, Record, Records, UnreadableImage, load_image, open_data, splits
 from understudy.data.images import SUFFIXES, shown_size
 from understudy.errors import UserError
 from understudy.evaluation.detections import (
@@ -168,7 +168,7 @@ def _as_split(files: list[Path], source: Path, detector: Checkpoint, limits: Lim
     sizes = enumerate(zip(files, _readable_sizes(files, limits), strict=True), start=1)
     records = [Record.without_objects(number, file, size) for number, (file, size) in sizes]
     ids = tuple(detector.meta["category_ids"])
-    return DetectionData(detector.classes, ids, tuple(records), "coco", source, "images", limits=limits)
+    return DetectionData(detector.classes, ids, Records.of(records), "coco", source, "images", limits=limits)
 
 
 def _readable_sizes(

@@ -169,8 +169,8 @@ def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
 
 def _notes_on_splits(config: DataConfig, train_data: DetectionData, val_data: DetectionData) -> tuple[str, ...]:
     """Remark on an evaluation on training images."""
-    trained_on = {record.path for record in train_data.records}
-    count = sum(record.path in trained_on for record in val_data.records)
+    trained_on = set(train_data.records.paths())
+    count = sum(path in trained_on for path in val_data.records.paths())
     if not count:
         return ()
     if count == len(val_data) == len(train_data):
@@ -199,7 +199,8 @@ def _without_empty(config: DataConfig, data: DetectionData) -> tuple[DetectionDa
     """Return the training split that a run uses, and a note on the images that are left out."""
     if not config.skip_empty:
         return data, ()
-    records = tuple(record for record in data.records if not record.ignore.all())  # open_data ensures that there is one
+    places = data.records.objects_to_learn().nonzero().flatten()  # open_data ensures that there is one
+    records = data.records.take(places)
     count = len(data) - len(records)
     note = f"data.skip_empty: {count} of the {len(data)} training images have no objects and are left out"
     return replace(data, records=records), (note,)

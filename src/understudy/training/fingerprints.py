@@ -33,16 +33,14 @@ def fingerprints(
 
 def _of_annotations(data: DetectionData) -> str:
     records = data.records
-    columns = [torch.tensor([(each.image_id, each.width, each.height, len(each.labels)) for each in records])]
-    for name in ("boxes", "labels", "ignore", "areas", "annotation_ids"):
-        columns.append(torch.cat([getattr(each, name) for each in records]))
+    columns = [torch.column_stack([records.images, records.ends.diff()])]
+    columns += [getattr(records, name) for name in ("boxes", "labels", "ignore", "areas", "annotation_ids")]
     return _digest([repr((data.classes, data.category_ids)).encode(), *map(_bytes, columns)])
 
 
 def _of_files(data: DetectionData) -> str:
     root = f"{data.image_root or data.source}{os.sep}"  # so that a data set that was moved is still the same
-    paths = [str(each.path) for each in data.records]
-    return _digest(f"{path.removeprefix(root)}\0{_size(path)}\n".encode() for path in paths)
+    return _digest(f"{path.removeprefix(root)}\0{_size(path)}\n".encode() for path in data.records.paths())
 
 
 def _size(path: str) -> int:

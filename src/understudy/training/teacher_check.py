@@ -56,7 +56,7 @@ class CheckTeacher(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was found, so that a resumed run does not evaluate the teacher again."""
-        return {"found": self.found, "image_ids": [record.image_id for record in self.sample.records]}
+        return {"found": self.found, "image_ids": self.sample.records.image_ids()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
@@ -83,7 +83,7 @@ class CheckTeacher(L.Callback):
         """Measure the student on the same images and classes, from its detections on the whole validation split."""
         if "AP" not in self.found:
             return
-        images = {record.image_id for record in self.sample.records}
+        images = set(self.sample.records.image_ids())
         self.found["student_AP"] = self._ap([row for row in detections if row["image_id"] in images])
 
     def on_train_end(self, trainer: L.Trainer, engine: "Engine") -> None:
@@ -159,12 +159,13 @@ class CheckTeacher(L.Callback):
 def _sample(data: DetectionData, count: int) -> DetectionData:
     """Return some images of a split, drawn by a seed of their own: any first part of them is a fair sample, too."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
-    return replace(data, records=tuple(data.records[place] for place in order[:count]))
+    return replace(data, records=data.records.take(order[:count]))
 
 
 def _of_images(data: DetectionData, image_ids: Iterable[int]) -> DetectionData:
     chosen = set(image_ids)
-    return replace(data, records=tuple(record for record in data.records if record.image_id in chosen))
+    places = [place for place, number in enumerate(data.records.image_ids()) if number in chosen]
+    return replace(data, records=data.records.take(places))
 
 
 def _for_a_while(loader: Iterable[Batch], seen: list[int]) -> Iterator[Batch]:
