@@ -153,7 +153,7 @@ class Engine(L.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch to the device."""
         if self.cache:
-            self.cache.read_keys(batch)
+            self.cache.read_keys(batch)  # of the bytes as decoded, before they are resized
         return batch.to(device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

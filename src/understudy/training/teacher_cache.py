@@ -16,6 +16,7 @@ from torch import Tensor
 
 from understudy.config import DistillConfig
 from understudy.data import Batch
+from understudy.data.batch import Pixels
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.files import write_atomically
@@ -122,7 +123,8 @@ class TeacherCache:
 
     def read_keys(self, batch: Batch) -> None:
         """Note the keys of a batch, from its pixels while they are on the CPU."""
-        self.keys = [self._key(image, size) for image, size in zip(batch.images, batch.image_sizes, strict=True)]
+        padded = tuple(max(sides) for sides in zip(*batch.image_sizes, strict=True))
+        self.keys = [self._key(image, size, padded) for image, size in zip(batch.drawn, batch.image_sizes, strict=True)]
 
     def outputs(self, batch: Batch) -> Outputs:
         """Return the record of the batch whose keys were read last."""
@@ -150,10 +152,12 @@ class TeacherCache:
             origin=Origin.of(batch.images, training=False),
         )
 
-    def _key(self, image: Tensor, size: Sequence[int]) -> str:
+    def _key(self, drawn: Tensor | Pixels, size: Sequence[int], padded: Sequence[int]) -> str:
+        """Return the key of an image, or of what it is made from, in a batch padded to a size."""
+        values, flipped = (drawn.values, drawn.flipped) if isinstance(drawn, Pixels) else (drawn, False)
         found = hashlib.blake2b(self.prefix, digest_size=16)
-        found.update(repr((tuple(image.shape), tuple(size))).encode())
-        found.update(image.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        found.update(repr((tuple(values.shape), str(values.dtype), flipped, tuple(size), tuple(padded))).encode())
+        found.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
         return found.hexdigest()
 
     def _anchors_key(self, size: tuple[int, int]) -> str:

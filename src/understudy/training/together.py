@@ -98,7 +98,7 @@ class _Group:
     @classmethod
     def of(cls, runs: Sequence[AssembledRun]) -> "_Group":
         """Let runs share the loader, the teacher, its passes and its check."""
-        group = cls([], _Turns(len(runs)), _Batches(runs[0].loader, len(runs)))
+        group = cls([], _Turns(len(runs)), _Batches(runs[0].loader, len(runs), runs[0].trainer.strategy.root_device))
         passes = _Passes(_union([run.engine.learner.needs for run in runs]))
         check: CheckTeacher | None = None
         for number, run in enumerate(runs):
@@ -136,7 +136,7 @@ class _Group:
                 worker.start()
             for worker in workers:
                 while worker.is_alive():
-                    worker.join(0.5)  # signals are handled in between
+                    worker.join(0.05)  # signals are handled in between
         self.batches.close()
         if stops := [each for each in found if isinstance(each, Stopped)]:
             raise Stopped("\n".join(map(str, stops)), stops[0].exit_code - 128)
@@ -245,8 +245,8 @@ class _View:
 class _Batches:
     """One loader for several runs, each of which takes every batch once."""
 
-    def __init__(self, loader: DataLoader, count: int):
-        self.loader = loader
+    def __init__(self, loader: DataLoader, count: int, device: torch.device):
+        self.loader, self.device = loader, device
         self.queues: dict[int, deque[Batch]] = {number: deque() for number in range(count)}
         self.epochs = [0] * count
         self.source: Iterator[Batch] = iter(())
@@ -271,7 +271,7 @@ class _Batches:
             self.source = iter(self.loader)
         for _ in range(len(self.loader)):
             if not self.queues[number]:
-                batch = next(self.source)
+                batch = next(self.source).to(self.device)  # resized once for all
                 for queue in self.queues.values():
                     queue.append(batch)
             yield self.queues[number].popleft()
