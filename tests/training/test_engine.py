@@ -225,6 +225,27 @@ def test_a_loss_of_nan_is_named_with_its_step_before_anything_is_saved(waits, ti
     assert saved_step(tmp_path / "run") == 4
 
 
+def test_backbones_are_compiled_in_place(tiny, trained, distilled, tmp_path, monkeypatch):
+    """Here by a compiler that changes nothing; the real one takes a minute."""
+    compiled, used = [], set()
+
+    def compile_(call, **options):
+        compiled.append(call)
+        return lambda *arguments: used.add(len(compiled)) or call(*arguments)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    run = understudy.distill(tiny, teacher=trained, run=tmp_path / "run", compile=True)
+    assert len(compiled) == 4  # backbone and neck of student and teacher
+    assert used == {4}
+    assert_same(run, distilled)
+
+
+def test_bf16_is_slower_for_mobilenets_on_cpus_which_is_said(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    understudy.train(tiny, run=tmp_path / "run", precision="bf16", **{"schedule.epochs": 1})
+    assert "precision=bf16: on CPUs, MobileNets trained 1.6 x slower" in capsys.readouterr().err
+
+
 # --- losses and weights -----------------------------------------------------------------------------------------------
 
 

@@ -336,6 +336,11 @@ class TrainConfig(Section):
         description="Precision of the arithmetic in bits: 32, or mixed precision with bf16 or 16, which is faster on "
         "hardware that supports it.",
     )
+    compile: bool = Field(
+        False,
+        description="Whether to compile backbones and necks with `torch.compile`, which takes minutes at first; it may "
+        "be faster on a GPU, but was not on a CPU.",
+    )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
         0, description="Random seed of the initialisation, the order of images and the augmentation."
     )

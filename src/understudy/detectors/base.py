@@ -137,6 +137,12 @@ class Detector(nn.Module, ABC):
             Per image ``boxes`` (M, 4) xyxy in pixels of the padded batch, ``scores`` (M,), ``labels`` (M,) in 0..K-1.
         """
 
+    def compile_layers(self) -> None:
+        """Compile the layers that take most of the time, in place: modules and names of weights stay as they are.
+
+        A detector of another kind compiles nothing unless it overrides this.
+        """
+
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Compute the dense boxes of every anchor, each level (N, H, W, A, 4), xyxy in pixels of the padded batch.
 

@@ -149,6 +149,12 @@ class DenseDetector(Detector):
         anchors = torch.cat(flat_anchors(outputs))
         return self.network.head.compute_loss(list(targets), raw, [anchors] * len(targets), list(gt_index))
 
+    def compile_layers(self) -> None:
+        """Compile backbone and neck; see :meth:`.Detector.compile_layers`."""
+        backbone = self.network.backbone
+        for part in (backbone.body, backbone.fpn) if self._has_neck else (backbone,):
+            part.compile()
+
     @property
     def _has_neck(self) -> bool:
         return hasattr(self.network.backbone, "body") and hasattr(self.network.backbone, "fpn")

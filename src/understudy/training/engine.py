@@ -124,9 +124,12 @@ class Engine(L.LightningModule):
         return self.steps_per_epoch * self.config.schedule.epochs
 
     def setup(self, stage: str) -> None:
-        """Move the teacher to the device; Lightning moves only submodules."""
+        """Move the teacher to the device; Lightning moves only submodules. Compile what the config says."""
         if self.teacher is not None:
             self.teacher.to(self.trainer.strategy.root_device)
+        for detector in (self.learner.student, self.teacher) if self.config.compile else ():
+            if isinstance(detector, Detector):
+                detector.compile_layers()
 
     def on_train_start(self) -> None:
         """Note that a checkpoint, if there is one, was restored."""
