@@ -5,6 +5,8 @@ Start-up and evaluation cancel out: each figure is the difference of a long run 
 
 import contextlib
 import io
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +35,37 @@ def rows() -> Iterator[Row]:
     """Measure RetinaNet-R50 to R18 with hint on scenes of 128 pixels."""
     with tempfile.TemporaryDirectory() as place:
         yield from Costs(Path(place)).rows()
+
+
+FIRST_STEP = """
+import os, sys, time
+from understudy.training import run
+from understudy.config import TrainConfig, load_config
+from understudy.training.engine import Engine
+
+step = Engine.training_step
+
+def first(self, batch, number):
+    step(self, batch, number)
+    print(time.process_time(), flush=True)
+    os._exit(0)
+
+Engine.training_step = first
+keys = {"data": sys.argv[1], "data.shorter_side": 64, "data.workers": 0, "detector": "fcos_mobilenet_v2"}
+folder = f"{sys.argv[2]}/{os.getpid()}"
+run.train(load_config(TrainConfig, {**keys, "batch_size": 2, "accelerator": "cpu", "run": folder}))
+"""
+IMPORTS = """
+import time, torch, torchvision, lightning.pytorch
+print(time.process_time())
+"""
+
+
+def in_a_process(code: str, *arguments: object) -> float:
+    """Return the number that a new process prints; the lowest of several."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5))
+    return min(float(each.stdout) for each in done)
 
 
 class Costs:
@@ -99,6 +132,9 @@ class Costs:
         )
         yield Row("an epoch with the teacher, over a plain one", found["alone"] / found["plain"])
         yield Row("`understudy train`, over a bare loop of PyTorch", found["plain"] / found["bare"], 1.05)
+        first = in_a_process(FIRST_STEP, self.scenes, self.place / "first")
+        note = f"of these, {in_a_process(IMPORTS):.1f} s are the imports of torch, torchvision and Lightning"
+        yield Row("CPU time until the first step of `train` is done", first, 5.0, "s", note=note)
 
     def passes(self) -> float:
         """Return the CPU time of the teacher's passes in the steps of a run."""

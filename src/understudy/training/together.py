@@ -107,6 +107,7 @@ class _Group:
             callbacks: Any = run.trainer.callbacks  # ty: ignore[missing-attribute]
             own = next(each for each in callbacks if isinstance(each, CheckTeacher))
             own.same_as, check = check, check or own
+            own.teacher = check.teacher  # one teacher in memory
             # One progress bar for all.
             kept = [each for each in callbacks if not (number and isinstance(each, ShowProgress))]
             callbacks[:] = [_TakeTurns(group.turns, number), *kept]
