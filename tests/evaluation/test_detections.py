@@ -13,7 +13,7 @@ from understudy.data import DetectionData, Record, evaluation_loader
 from understudy.detectors import build_detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
-from understudy.evaluation import detect_all, gather_detections, match_classes, to_original_pixels
+from understudy.evaluation import Detections, detect_all, gather_detections, match_classes, to_original_pixels
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def detector():
 
 def test_detections_are_those_of_the_plain_network_on_the_original_image(photos, detector):
     loader = evaluation_loader(photos, batch_size=1, shorter_side=64, longer_side=96)
-    rows = detect_all(detector, loader, "cpu")
+    rows = detect_all(detector, loader, "cpu").rows()
     network = detector.network.eval()
     for record in photos.records:
         pixels = torch.from_numpy(np.array(Image.open(record.path))).permute(2, 0, 1) / 255
@@ -88,7 +88,8 @@ def test_detect_all_keeps_no_graph_and_restores_every_mode(photos, detector):
 
 def _rank(rank: int, port_file: str, rows: list[dict], results) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=2)
-    results.put(gather_detections([one for one in rows if one["image_id"] // 10 % 2 == rank]))
+    mine = [one for one in rows if one["image_id"] // 10 % 2 == rank]
+    results.put(gather_detections(Detections.of_rows(mine)).rows())
     torch.distributed.destroy_process_group()
 
 
@@ -103,7 +104,7 @@ def test_two_processes_gather_the_detections_of_one(tmp_path):
     gathered = [results.get(timeout=60) for _ in ranks]
     for rank in ranks:
         rank.join(timeout=60)
-    assert gathered[0] == gathered[1] == gather_detections(rows) == rows
+    assert gathered[0] == gathered[1] == gather_detections(Detections.of_rows(rows)).rows() == rows
 
 
 def test_classes_are_matched_by_name_and_differences_listed(photos):

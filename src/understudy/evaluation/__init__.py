@@ -3,16 +3,16 @@
 ``docs/evaluation.md`` defines every number.
 """
 
+from understudy.evaluation.arrays import Detection, Detections
 from understudy.evaluation.coco import Backend
 from understudy.evaluation.detections import (
-    Detection,
     choose_device,
     detect_all,
+    detections_of_batch,
     gather_detections,
     loader_at_evaluation_size,
     match_classes,
     open_split,
-    rows_of_batch,
     to_original_pixels,
     with_progress,
 )
@@ -23,15 +23,16 @@ from understudy.evaluation.voc import voc_average_precision
 __all__ = [
     "Backend",
     "Detection",
+    "Detections",
     "Evaluation",
     "choose_device",
     "detect_all",
+    "detections_of_batch",
     "evaluate",
     "gather_detections",
     "loader_at_evaluation_size",
     "match_classes",
     "open_split",
-    "rows_of_batch",
     "score",
     "to_original_pixels",
     "voc_average_precision",

@@ -17,8 +17,8 @@ from understudy.checkpoints import Checkpoint, load_checkpoint
 from understudy.data import DetectionData, Limits, Record, UnreadableImage, load_image, open_data, splits
 from understudy.data.images import SUFFIXES, shown_size
 from understudy.errors import UserError
+from understudy.evaluation.arrays import Detection
 from understudy.evaluation.detections import (
-    Detection,
     choose_device,
     detect_all,
     limits_of,
@@ -94,7 +94,7 @@ def predict(
 
     device = choose_device(device)
     loader = loader_at_evaluation_size(data, loaded.config, workers=workers)
-    rows = detect_all(loaded.detector.to(device), with_progress(loader, "detecting"), device, category_ids)
+    rows = detect_all(loaded.detector.to(device), with_progress(loader, "detecting"), device, category_ids).rows()
     names = dict(zip(data.category_ids, data.classes, strict=True))
     files = dict(zip((record.image_id for record in data.records), _names_below(data), strict=True))
     rows = [row | {"file_name": files[row["image_id"]], "category": names[row["category_id"]]} for row in rows]
