@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from understudy.data import DetectionData, Record, evaluation_loader
 from understudy.detectors import build_detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
-from understudy.evaluation import Detections, detect_all, gather_detections, match_classes, to_original_pixels
+from understudy.evaluation import (
+    Detections,
+    default_workers,
+    detect_all,
+    gather_detections,
+    match_classes,
+    to_original_pixels,
+)
 
 
 @pytest.fixture
@@ -57,6 +65,33 @@ def test_detections_are_those_of_the_plain_network_on_the_original_image(photos,
         torch.testing.assert_close(corners, expected["boxes"], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(torch.tensor([one["score"] for one in mine]), expected["scores"])
         assert [one["category_id"] for one in mine] == [(4, 8)[label] for label in expected["labels"]]
+
+
+def test_batches_change_no_detection(photos, detector):
+    sizes = {"shorter_side": 64, "longer_side": 96}
+    twice = replace(photos, records=photos.records + tuple(replace(r, image_id=r.image_id + 9) for r in photos.records))
+    one, several = (
+        gather_detections(detect_all(detector, evaluation_loader(twice, batch_size=size, **sizes), "cpu"))
+        for size in (1, 4)
+    )
+    assert one.image_ids.tolist() == several.image_ids.tolist()
+    assert one.category_ids.tolist() == several.category_ids.tolist()
+    np.testing.assert_allclose(several.boxes, one.boxes, atol=1e-3)
+    np.testing.assert_allclose(several.scores, one.scores, atol=1e-6)
+
+
+def test_precisions(photos, detector):
+    loader = evaluation_loader(photos, batch_size=1, shorter_side=64, longer_side=96)
+    whole, reduced = (detect_all(detector, loader, "cpu", precision=name) for name in ("32", "bf16"))
+    assert not np.array_equal(whole.scores, reduced.scores)
+    np.testing.assert_allclose(reduced.scores, whole.scores, atol=2e-3)
+    with pytest.raises(UserError, match="Precision 16 needs a GPU"):
+        detect_all(detector, loader, "cpu", precision="16")
+
+
+def test_few_images_are_loaded_without_processes(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3), raising=False)
+    assert (default_workers(10), default_workers(1000)) == (0, 2)
 
 
 def test_boxes_go_back_by_the_ratio_of_each_axis():

@@ -154,7 +154,7 @@ def test_a_sample_without_objects(keys, scenes, trained):
 
 def test_the_duration_is_limited(keys, scenes, trained, monkeypatch):
     monkeypatch.setattr("understudy.training.teacher_check.SECONDS", 0.0)
-    assert checked(keys, scenes, trained)[0].endswith("on 1 of 4 validation images")
+    assert checked(keys, scenes, trained, batch_size=1)[0].endswith("on 1 of 4 validation images")
 
 
 def test_a_student_above_its_teacher_is_said_at_the_end(keys, scenes, trained, capsys):

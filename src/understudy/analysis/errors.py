@@ -16,7 +16,7 @@ from understudy.analysis.models import Device, Model, note_data, note_unknown, o
 from understudy.analysis.tide import BACKGROUND, FOREGROUND, KINDS, Costs, Detections, Judged, Objects, costs, judge
 from understudy.data import Batch, DetectionData, Record, load_image
 from understudy.errors import UserError
-from understudy.evaluation import Detection, detections_of_batch, match_classes
+from understudy.evaluation import BATCH_SIZE, Detection, detections_of_batch, match_classes
 from understudy.figures import Captioned, Cell
 from understudy.outputs import Outputs
 from understudy.text import percent
@@ -247,7 +247,7 @@ def analyse_errors(
     order: Order = "difference",
     score: float = SCORE,
     device: Device = None,
-    batch_size: int = 1,
+    batch_size: int = BATCH_SIZE,
 ) -> ErrorsResult:
     """Classify the errors of several models on the same images, as TIDE does (:mod:`understudy.analysis.tide`).
 

@@ -24,15 +24,28 @@ def resize(image: Tensor, shorter_side: int, longer_side: int) -> Tensor:
     >>> tuple(resize(torch.zeros(3, 60, 100), shorter_side=30, longer_side=40).shape)
     (3, 24, 40)
     """
-    height, width = image.shape[-2:]
+    size = resized_size(image.shape[-2], image.shape[-1], shorter_side, longer_side)
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def resized_size(height: int, width: int, shorter_side: int, longer_side: int) -> tuple[int, int]:
+    """Return the height and width that :func:`resize` gives an image.
+
+    >>> resized_size(60, 100, shorter_side=30, longer_side=40)
+    (24, 40)
+    """
     scale = min(shorter_side / min(height, width), longer_side / max(height, width))
-    if min(height, width) * scale < 1:  # a strip, whose shorter side would have no pixel left
-        size = [max(1, math.floor(side * scale)) for side in (height, width)]
-        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
-    resized = F.interpolate(
-        image[None], scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
-    )
-    return resized[0]
+    # Of a strip, whose shorter side would have no pixel left, one is kept.
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+
+
+def padded_size(size: Sequence[int], multiple: int = PAD_MULTIPLE) -> tuple[int, int]:
+    """Return a height and width rounded up to multiples.
+
+    >>> padded_size((33, 20))
+    (64, 32)
+    """
+    return math.ceil(size[0] / multiple) * multiple, math.ceil(size[1] / multiple) * multiple
 
 
 def scale_boxes(boxes: Tensor, from_size: Sequence[int], to_size: Sequence[int]) -> Tensor:
@@ -66,7 +79,7 @@ def pad_to_batch(images: Sequence[Tensor], multiple: int = PAD_MULTIPLE) -> Tens
     >>> tuple(pad_to_batch([torch.ones(3, 20, 30), torch.ones(3, 33, 20)]).shape)
     (2, 3, 64, 32)
     """
-    height, width = (math.ceil(max(image.shape[axis] for image in images) / multiple) * multiple for axis in (-2, -1))
+    height, width = padded_size([max(image.shape[axis] for image in images) for axis in (-2, -1)], multiple)
     batch = images[0].new_zeros(len(images), 3, height, width)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[-2], : image.shape[-1]] = image

@@ -1,13 +1,15 @@
 """Run a detector over a data set: from a checkpoint to rows of COCO's results format."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint
@@ -20,12 +22,24 @@ from understudy.evaluation.arrays import Detections
 from understudy.outputs import Outputs
 from understudy.pairing import match_names, no_common_name
 
+BATCH_SIZE = 8
+"""Images of a batch by default; more gained little on a CPU."""
+
+Precision = Literal["32", "bf16", "16"]
+"""Precision of the arithmetic in bits; bf16 and 16 are mixed precision, as in training."""
+
+_WORTH_WORKERS = 64  # images; starting processes takes as long as loading so many small ones
+_Module = TypeVar("_Module", bound=nn.Module)
+_Item = TypeVar("_Item")
+_AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
+
 
 def detect_all(
     detector: Detector,
     loader: Iterable[Batch],
     device: torch.device | str,
     category_ids: Sequence[int | None] | None = None,
+    precision: Precision = "32",
 ) -> Detections:
     """Run a detector over a data set and return its detections, in pixels of the original images.
 
@@ -36,6 +50,7 @@ def detect_all(
         category_ids: for each label of the detector the category id of the data set, see :func:`match_classes`;
             detections of a label with None are left out. By default the ids of the loader's data set, for a detector
             trained on the same one.
+        precision: of the arithmetic.
 
     Returns:
         The detections in the order of the loader and, within an image, of the detector.
@@ -43,12 +58,27 @@ def detect_all(
     if category_ids is None:
         category_ids = loader.dataset.data.category_ids  # ty: ignore[missing-attribute]
     found: list[Detections] = []
-    with evaluating(detector), torch.no_grad():
+    with inferring(detector, device, precision):
         for batch in loader:
             batch = batch.to(device)
             outputs = detector(batch.images, batch.image_sizes)
             found.append(detections_of_batch(detector, outputs, batch, category_ids))
     return Detections.joined(found)
+
+
+@contextmanager
+def inferring(detector: nn.Module, device: torch.device | str, precision: Precision = "32") -> Generator[None]:
+    """Put a detector into ``eval()`` within this context, without gradients and in a precision.
+
+    Raises:
+        UserError: the device does not have the precision.
+    """
+    kind = torch.device(device).type
+    if precision == "16" and kind == "cpu":
+        raise UserError("Precision 16 needs a GPU, but this is a CPU. Use precision 32 or bf16.")
+    reduced = torch.autocast(kind, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
+    with evaluating(detector), torch.no_grad(), reduced:
+        yield
 
 
 def detections_of_batch(
@@ -179,12 +209,24 @@ def loader_at_evaluation_size(
     )
 
 
+def default_workers(images: int) -> int:
+    """Return how many processes load images by default: all cores but one, at most 4; none for a few images."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores - 1) if images >= _WORTH_WORKERS else 0
+
+
+def on_device(detector: _Module, device: torch.device | str) -> _Module:
+    """Move a detector to a device, in the memory format in which convolutions are fastest on batches."""
+    # Only a backward pass can crash in this format, see `Engine`.
+    return detector.to(device).to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+
+
 def choose_device(device: torch.device | str | None = None) -> torch.device:
     """Return the given device; by default the GPU if there is one, else the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def with_progress(loader: DataLoader, description: str) -> Iterable[Batch]:
-    """Iterate over the batches with a progress bar on stderr, if that is a terminal."""
+def with_progress(batches: Iterable[_Item], description: str) -> Iterable[_Item]:
+    """Iterate over the batches of a loader with a progress bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
-    return track(loader, description, console=console, transient=True, disable=not console.is_terminal)
+    return track(batches, description, console=console, transient=True, disable=not console.is_terminal)

@@ -12,10 +12,14 @@ from understudy.data.dataset import Location
 from understudy.evaluation.arrays import Detection, Detections, Found, Objects
 from understudy.evaluation.coco import Backend, coco_numbers
 from understudy.evaluation.detections import (
+    BATCH_SIZE,
+    Precision,
     choose_device,
+    default_workers,
     detect_all,
     loader_at_evaluation_size,
     match_classes,
+    on_device,
     open_split,
     with_progress,
 )
@@ -30,8 +34,9 @@ def evaluate(
     split: str | None = None,
     limits: Limits | None = None,
     device: torch.device | str | None = None,
-    batch_size: int = 1,
-    workers: int = 0,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    precision: Precision = "32",
     backend: Backend = "auto",
 ) -> Evaluation:
     """Evaluate a trained detector on a data set, at the image size that it was trained for.
@@ -42,20 +47,24 @@ def evaluate(
         split: by default the validation split of the training run.
         limits: of the data set; by default those of the training run.
         device: by default a GPU if there is one.
-        batch_size: images per batch. Images of a batch are padded to a common size, which can change a score in the
-            last digits; only a batch size of 1 gives exactly the detections of the exported detector.
-        workers: processes that read images.
+        batch_size: images per batch. A batch has images of one padded size, so it changes no detection by more than
+            the rounding of the arithmetic.
+        workers: processes that load images; by default see :func:`.default_workers`.
+        precision: of the arithmetic.
         backend: see :func:`score`.
 
     Raises:
-        UserError: the checkpoint or the data set cannot be read, or they have no class in common.
+        UserError: the checkpoint or the data set cannot be read, they have no class in common, or the device does not
+            have the precision.
     """
     loaded = load_checkpoint(checkpoint)
     opened = open_split(loaded, data, split, limits)
     category_ids = match_classes(loaded.classes, opened)
     device = choose_device(device)
+    workers = default_workers(len(opened)) if workers is None else workers
     loader = loader_at_evaluation_size(opened, loaded.config, batch_size=batch_size, workers=workers)
-    found = detect_all(loaded.detector.to(device), with_progress(loader, "evaluating"), device, category_ids)
+    detector, batches = on_device(loaded.detector, device), with_progress(loader, "evaluating")
+    found = detect_all(detector, batches, device, category_ids, precision)
     return replace(
         score(opened, found, backend),
         unknown_classes=tuple(

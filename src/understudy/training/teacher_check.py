@@ -34,7 +34,7 @@ CLEARLY, AT_LEAST = 0.8, 0.05
 class CheckTeacher(L.Callback):
     """Evaluate the teacher when a run starts; compare it with its own record then, and with the student at the end.
 
-    It is evaluated like the student, at the student's image size, one image at a time, on the classes that it knows.
+    It is evaluated like the student, at the student's image size, on the classes that it knows.
     The step's random numbers are seeded by step, so a run with this check equals one without it.
 
     Args:
@@ -91,7 +91,7 @@ class CheckTeacher(L.Callback):
     def _evaluate(self, trainer: L.Trainer, engine: "Engine") -> None:
         loader = evaluation_loader(
             self.sample,
-            batch_size=1,
+            batch_size=self.config.batch_size,
             shorter_side=self.config.data.shorter_side[-1],
             longer_side=self.config.data.longer_side,
         )
