@@ -180,6 +180,10 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     assert run("check", "photos").code == 2
 
 
+DEFAULTS = {"limits": None, "batch_size": 8, "workers": None, "precision": "32"}
+OPTIONS = {"limits": None, "batch_size": 4, "workers": 0, "precision": "bf16"}
+
+
 def test_evaluate_prints_a_table_or_nothing_but_json(run, stand_in):
     class Result(str):
         def to_dict(self):
@@ -191,9 +195,10 @@ def test_evaluate_prints_a_table_or_nothing_but_json(run, stand_in):
 
     calls = stand_in("evaluation", "evaluate", Result("AP 50.0"))
     assert run("evaluate", "runs/a").out == "AP 50.0\n"
-    run("evaluate", "runs/a", "photos", "--split", "test")
-    assert calls[0] == ((Path("runs/a"), None), {"split": None, "limits": None})
-    assert calls[1] == ((Path("runs/a"), Path("photos")), {"split": "test", "limits": None})
+    options = ["--batch-size", "4", "--workers", "0", "--precision", "bf16"]
+    run("evaluate", "runs/a", "photos", "--split", "test", *options)
+    assert calls[0] == ((Path("runs/a"), None), {"split": None, **DEFAULTS})
+    assert calls[1] == ((Path("runs/a"), Path("photos")), {"split": "test", **OPTIONS})
     understudy.evaluation.evaluate = talkative
     result = run("evaluate", "runs/a", "--json")
     assert json.loads(result.out) == {"coco": {"AP": 0.5, "APs": None}}
@@ -203,9 +208,10 @@ def test_evaluate_prints_a_table_or_nothing_but_json(run, stand_in):
 def test_predict(run, stand_in):
     calls = stand_in("evaluation.prediction", "predict", [{}, {}])
     assert run("predict", "runs/a", "photos", "-o", "found").out.startswith("2 detections")
-    run("predict", "runs/a", "photos", "--output", "found", "--score", "0.5", "--split", "test")
-    assert calls[0] == ((Path("runs/a"), Path("photos"), Path("found"), 0.3), {"split": "val", "limits": None})
-    assert calls[1] == ((Path("runs/a"), Path("photos"), Path("found"), 0.5), {"split": "test", "limits": None})
+    options = ["--batch-size", "4", "--workers", "0", "--precision", "bf16"]
+    run("predict", "runs/a", "photos", "--output", "found", "--score", "0.5", "--split", "test", *options)
+    assert calls[0] == ((Path("runs/a"), Path("photos"), Path("found"), 0.3), {"split": "val", **DEFAULTS})
+    assert calls[1] == ((Path("runs/a"), Path("photos"), Path("found"), 0.5), {"split": "test", **OPTIONS})
 
 
 def test_export(run, stand_in):

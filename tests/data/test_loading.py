@@ -1,5 +1,7 @@
 """Batches: the pixels and boxes in them, the same for the same seed, each image exactly once, and clear failures."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from understudy.data import (
     training_loader,
     transforms,
 )
+from understudy.data.loading import LoadedImages
 from understudy.errors import RunError, UserError
 
 OPTIONS = {"batch_size": 2, "shorter_side": [32, 48], "longer_side": 70, "flip": 0.5, "seed": 3}
@@ -57,8 +60,9 @@ def test_batches_are_padded_and_hold_what_is_to_be_learned(data: DetectionData) 
 def test_images_and_boxes_are_resized_as_torchvision_does(data: DetectionData) -> None:
     transform = GeneralizedRCNNTransform(48, 70, image_mean=[0, 0, 0], image_std=[1, 1, 1]).eval()
     loader = evaluation_loader(data, batch_size=3, shorter_side=48, longer_side=70)
-    for number, batch in enumerate(loader):
-        records = data.records[3 * number : 3 * number + 3]
+    by_id = {record.image_id: record for record in data.records}
+    for batch in loader:
+        records = [by_id[image_id] for image_id in batch.image_ids]
         images = [load_image(record.path) for record in records]
         targets = [{"boxes": record.boxes[:1].clamp(min=0)} for record in records]
         expected, expected_targets = transform(images, targets)
@@ -187,6 +191,18 @@ def test_evaluation_sees_every_image_once(data: DetectionData, world_size: int) 
     assert sorted(seen) == [record.image_id for record in data.records]
 
 
+def test_a_batch_of_an_evaluation_pads_each_image_as_alone(data: DetectionData) -> None:
+    options = {"shorter_side": 64, "longer_side": 100}
+    alone = list(evaluation_loader(data, batch_size=1, **options))
+    assert [batch.image_ids for batch in alone] == [[record.image_id] for record in data.records]
+    images = {batch.image_ids[0]: batch.images[0] for batch in alone}
+    batches = list(evaluation_loader(data, batch_size=3, **options))
+    assert len(batches) < len(data)
+    for batch in batches:
+        for image_id, image in zip(batch.image_ids, batch.images, strict=True):
+            assert torch.equal(image, images[image_id])
+
+
 def test_fewer_images_than_a_batch(data: DetectionData) -> None:
     with pytest.raises(UserError, match="7 images in split 'train', fewer than one batch of 4 for each of 2 processes"):
         training_loader(data, **(OPTIONS | {"batch_size": 4}), world_size=2)
@@ -223,14 +239,15 @@ def test_images_of_16_bits_are_in_a_batch_with_others(data: DetectionData, worke
     record = data.records[1]
     grey = np.linspace(0, 65535, record.width * record.height).astype(np.uint16).reshape(record.height, record.width)
     Image.fromarray(grey).save(record.path)
-    whole, alone = (
-        list(evaluation_loader(data, batch_size=size, shorter_side=48, longer_side=70, workers=workers))
-        for size in (7, 1)
-    )
-    height, width = whole[0].image_sizes[1]
-    expected = transforms.resize(load_image(record.path), (height, width))
-    for images in (whole[0].images[1], whole[0].to("cpu").images[1], alone[1].images[0]):
-        assert torch.equal(images[:, :height, :width], expected)
+    for batch_size in (7, 1):
+        loader = evaluation_loader(data, batch_size=batch_size, shorter_side=48, longer_side=70, workers=workers)
+        batch = next(batch for batch in loader if record.image_id in batch.image_ids)
+        assert (len(batch.image_ids) > 1) == (batch_size > 1)
+        place = batch.image_ids.index(record.image_id)
+        height, width = batch.image_sizes[place]
+        expected = transforms.resize(load_image(record.path), (height, width))
+        for images in (batch.images, batch.to("cpu").images):
+            assert torch.equal(images[place, :, :height, :width], expected)
 
 
 def test_a_batch_moves_with_all_its_tensors(data: DetectionData) -> None:
@@ -297,3 +314,11 @@ def test_a_truncated_unlabelled_image_stops_the_run(data: DetectionData, more: D
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(RunError, match=r"b\.JPG .*Remove this unlabelled image from its folder"):
         epochs(data, unlabelled=more, unlabelled_batch=5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_process_that_dies_is_said(data: DetectionData, monkeypatch) -> None:
+    monkeypatch.setattr(LoadedImages, "sample", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    loader = evaluation_loader(data, batch_size=2, shorter_side=32, longer_side=70, workers=1)
+    with pytest.raises(RunError, match=r"A process that loads images has ended .*lower data.workers or batch_size"):
+        list(loader)

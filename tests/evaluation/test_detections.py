@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from understudy.data import DetectionData, Record, evaluation_loader
 from understudy.detectors import build_detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
-from understudy.evaluation import detect_all, gather_detections, match_classes, to_original_pixels
+from understudy.evaluation import (
+    Detections,
+    default_workers,
+    detect_all,
+    gather_detections,
+    match_classes,
+    to_original_pixels,
+)
 
 
 @pytest.fixture
@@ -44,7 +52,7 @@ def detector():
 
 def test_detections_are_those_of_the_plain_network_on_the_original_image(photos, detector):
     loader = evaluation_loader(photos, batch_size=1, shorter_side=64, longer_side=96)
-    rows = detect_all(detector, loader, "cpu")
+    rows = detect_all(detector, loader, "cpu").rows()
     network = detector.network.eval()
     for record in photos.records:
         pixels = torch.from_numpy(np.array(Image.open(record.path))).permute(2, 0, 1) / 255
@@ -57,6 +65,33 @@ def test_detections_are_those_of_the_plain_network_on_the_original_image(photos,
         torch.testing.assert_close(corners, expected["boxes"], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(torch.tensor([one["score"] for one in mine]), expected["scores"])
         assert [one["category_id"] for one in mine] == [(4, 8)[label] for label in expected["labels"]]
+
+
+def test_batches_change_no_detection(photos, detector):
+    sizes = {"shorter_side": 64, "longer_side": 96}
+    twice = replace(photos, records=(*photos.records, *(replace(r, image_id=r.image_id + 9) for r in photos.records)))
+    one, several = (
+        gather_detections(detect_all(detector, evaluation_loader(twice, batch_size=size, **sizes), "cpu"))
+        for size in (1, 4)
+    )
+    assert one.image_ids.tolist() == several.image_ids.tolist()
+    assert one.category_ids.tolist() == several.category_ids.tolist()
+    np.testing.assert_allclose(several.boxes, one.boxes, atol=1e-3)
+    np.testing.assert_allclose(several.scores, one.scores, atol=1e-6)
+
+
+def test_precisions(photos, detector):
+    loader = evaluation_loader(photos, batch_size=1, shorter_side=64, longer_side=96)
+    whole, reduced = (detect_all(detector, loader, "cpu", precision=name) for name in ("32", "bf16"))
+    assert not np.array_equal(whole.scores, reduced.scores)
+    np.testing.assert_allclose(reduced.scores, whole.scores, atol=2e-3)
+    with pytest.raises(UserError, match="Precision 16 needs a GPU"):
+        detect_all(detector, loader, "cpu", precision="16")
+
+
+def test_few_images_are_loaded_without_processes(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3), raising=False)
+    assert (default_workers(10), default_workers(1000)) == (0, 2)
 
 
 def test_boxes_go_back_by_the_ratio_of_each_axis():
@@ -88,7 +123,8 @@ def test_detect_all_keeps_no_graph_and_restores_every_mode(photos, detector):
 
 def _rank(rank: int, port_file: str, rows: list[dict], results) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=2)
-    results.put(gather_detections([one for one in rows if one["image_id"] // 10 % 2 == rank]))
+    mine = [one for one in rows if one["image_id"] // 10 % 2 == rank]
+    results.put(gather_detections(Detections.of_rows(mine)).rows())
     torch.distributed.destroy_process_group()
 
 
@@ -103,7 +139,7 @@ def test_two_processes_gather_the_detections_of_one(tmp_path):
     gathered = [results.get(timeout=60) for _ in ranks]
     for rank in ranks:
         rank.join(timeout=60)
-    assert gathered[0] == gathered[1] == gather_detections(rows) == rows
+    assert gathered[0] == gathered[1] == gather_detections(Detections.of_rows(rows)).rows() == rows
 
 
 def test_classes_are_matched_by_name_and_differences_listed(photos):

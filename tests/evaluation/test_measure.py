@@ -9,7 +9,7 @@ from rich.console import Console
 from splits import detection, make_split, random_case
 
 from understudy.errors import UserError
-from understudy.evaluation import Evaluation, evaluate, score
+from understudy.evaluation import Detections, Evaluation, evaluate, score
 
 
 def test_detections_of_other_data_are_refused_with_all_faults():
@@ -19,6 +19,12 @@ def test_detections_of_other_data_are_refused_with_all_faults():
     message = r"image_id 70 is not in the split(.|\n)*category_id 9 is not one of \[1, 2\]"
     with pytest.raises(UserError, match=message):
         score(data, rows)
+
+
+def test_rows_and_arrays_are_the_same():
+    data, rows = random_case(3)
+    assert score(data, Detections.of_rows(rows)).to_dict() == score(data, rows).to_dict()
+    assert Detections.of_rows(rows).rows() == rows
 
 
 def test_the_order_of_the_images_moves_nothing():

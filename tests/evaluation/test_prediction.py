@@ -10,6 +10,7 @@ from PIL import Image
 from understudy.checkpoints import FORMAT, STUDENT, build_options, write_checkpoint
 from understudy.config import TrainConfig
 from understudy.data import open_data
+from understudy.data.images import load_pixels
 from understudy.errors import UserError
 from understudy.evaluation import evaluate, score
 from understudy.evaluation.prediction import draw_detections, predict
@@ -134,6 +135,37 @@ def test_all_unreadable_images_are_named_before_anything_is_written(checkpoint, 
     with pytest.raises(UserError, match=r"2 of 5 images(.|\n)*broken\.png(.|\n)*cut\.jpg"):
         predict(checkpoint, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_image_is_decoded_once(checkpoint, folder, tmp_path, monkeypatch, workers):
+    decoded = []
+
+    def counting(path, *arguments):
+        decoded.append(path.name)
+        return load_pixels(path, *arguments)
+
+    monkeypatch.setattr("understudy.evaluation.pictures.load_pixels", counting)
+    monkeypatch.setattr("understudy.evaluation.pictures._AHEAD", 1)
+    rows = predict(checkpoint, folder, tmp_path / "out", batch_size=1, workers=workers)
+    assert sorted(decoded) == ["a.jpg", "b.png", "c.jpeg"]
+    together = predict(checkpoint, folder, tmp_path / "together", batch_size=3)
+    assert [(row["file_name"], row["category"]) for row in together] == [
+        (row["file_name"], row["category"]) for row in rows
+    ]
+
+
+def test_a_failure_leaves_the_output_folder_as_it_was(checkpoint, folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("understudy.evaluation.prediction.json.dumps", full)
+    (tmp_path / "empty").mkdir()
+    for output in (tmp_path / "new" / "out", tmp_path / "empty"):
+        with pytest.raises(OSError, match="No space"):
+            predict(checkpoint, folder, output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "photos"]
+    assert not any((tmp_path / "empty").iterdir())
 
 
 def test_unreadable_images_of_a_data_set(checkpoint, data_set, tmp_path):

@@ -45,6 +45,8 @@ ARGUMENTS = [
     "check coco yolo", "check photos", "check photos/a.jpg", "check coco --sheet", "check coco --sheet sheet.jpg",
     "check coco --max-pixels 0", "check coco --max-pixels many", "check ''", "evaluate", "evaluate absent",
     "evaluate coco", "evaluate photos/a.jpg", "evaluate trained absent", "evaluate trained coco --split nothing",
+    "evaluate trained coco --batch-size 0", "evaluate trained coco --workers -1",
+    "evaluate trained coco --precision 64",
     "evaluate trained coco", "evaluate trained coco --split ''", "evaluate 'a\\0b'", "predict", "predict trained",
     "predict trained coco", "predict trained absent -o out", "predict trained photos -o out --score 2",
     "predict trained photos -o out --score nan", "predict trained photos -o out --score x",

@@ -16,7 +16,7 @@ from understudy.analysis.models import Device, Model, note_data, note_unknown, o
 from understudy.analysis.tide import BACKGROUND, FOREGROUND, KINDS, Costs, Detections, Judged, Objects, costs, judge
 from understudy.data import Batch, DetectionData, Record, load_image
 from understudy.errors import UserError
-from understudy.evaluation import Detection, match_classes, rows_of_batch
+from understudy.evaluation import BATCH_SIZE, Detection, detections_of_batch, match_classes
 from understudy.figures import Captioned, Cell
 from understudy.outputs import Outputs
 from understudy.text import percent
@@ -188,7 +188,8 @@ class Errors:
             if model.name in outputs:
                 by_image = self.rows[model.name]
                 by_image |= {image_id: [] for image_id in batch.image_ids}
-                for row in rows_of_batch(model.detector, outputs[model.name], batch, category_ids):
+                found = detections_of_batch(model.detector, outputs[model.name], batch, category_ids)
+                for row in found.rows():
                     by_image[row["image_id"]].append(row)
 
     def result(self, score: float = SCORE, shown: int = SHOWN, order: Order = "difference") -> ErrorsResult:
@@ -246,7 +247,7 @@ def analyse_errors(
     order: Order = "difference",
     score: float = SCORE,
     device: Device = None,
-    batch_size: int = 1,
+    batch_size: int = BATCH_SIZE,
 ) -> ErrorsResult:
     """Classify the errors of several models on the same images, as TIDE does (:mod:`understudy.analysis.tide`).
 

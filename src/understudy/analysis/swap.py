@@ -26,6 +26,7 @@ from understudy.evaluation import (
     detect_all,
     loader_at_evaluation_size,
     match_classes,
+    on_device,
     open_split,
     score,
     with_progress,
@@ -134,7 +135,9 @@ def swap_test(
     loader = loader_at_evaluation_size(opened, own.config, batch_size=batch_size, workers=workers)
 
     def measured(detector: Any, classes: Sequence[str], what: str) -> float:
-        found = detect_all(detector.to(device), with_progress(loader, what), device, match_classes(classes, opened))
+        found = detect_all(
+            on_device(detector, device), with_progress(loader, what), device, match_classes(classes, opened)
+        )
         return score(opened, found, backend).coco["AP"]
 
     def swapped(name: str, maps: Maps | None) -> float | None:

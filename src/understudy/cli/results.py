@@ -3,7 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,15 @@ from understudy.cli.app import (
 )
 from understudy.errors import UserError
 
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images per batch; has no effect on the result.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=256, metavar="N", show_default=False, help="Loaders of images; default: by images and cores."
+    ),
+]
+Precision = Annotated[Literal["32", "bf16", "16"], typer.Option(help="Precision in bits; 16 needs a GPU.")]
+
 
 @app.command(epilog=example("understudy evaluate runs/student", "understudy evaluate runs/student photos --json"))
 def evaluate(
@@ -32,6 +41,9 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of the training run.")
     ] = None,
+    batch_size: BatchSize = 8,
+    workers: Workers = None,
+    precision: Precision = "32",
     as_json: AsJson = False,
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
@@ -43,7 +55,15 @@ def evaluate(
     from understudy import evaluation
 
     with redirect_stdout(sys.stderr):  # libraries print progress
-        result = evaluation.evaluate(checkpoint, data, split=split, limits=limits_given(allow_outside, max_pixels))
+        result = evaluation.evaluate(
+            checkpoint,
+            data,
+            split=split,
+            limits=limits_given(allow_outside, max_pixels),
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+        )
     show_result(result, as_json)
 
 
@@ -54,6 +74,9 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder.")],
     score: Annotated[float, typer.Option(help="Lowest score of a drawn box, 0 to 1.")] = 0.3,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split, if SOURCE is a data set.")] = "val",
+    batch_size: BatchSize = 8,
+    workers: Workers = None,
+    precision: Precision = "32",
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
 ) -> None:
@@ -66,7 +89,17 @@ def predict(
     from understudy.evaluation import prediction
 
     limits = limits_given(allow_outside, max_pixels)
-    detections = prediction.predict(checkpoint, source, output, score, split=split, limits=limits)
+    detections = prediction.predict(
+        checkpoint,
+        source,
+        output,
+        score,
+        split=split,
+        limits=limits,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+    )
     print(f"{len(detections)} detections: {output / 'detections.json'}; images with boxes: {output / 'images'}")
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from understudy.data import transforms
 from understudy.data.batch import Batch, Pixels
+from understudy.data.batching import SizeBatches
 from understudy.data.images import UnreadableImage, load_pixels
 from understudy.data.records import DetectionData, Record
 from understudy.errors import RunError, UserError
@@ -71,10 +72,11 @@ def training_loader(
     high = (data.records.images[:, 2] > data.records.images[:, 1]).tolist() if group_by_aspect else []
     if unlabelled is None or not unlabelled_batch:
         sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, high)
-        return _loader(dataset, sampler, batch_size, workers, drop_last=True)
+        return _loader(dataset, workers, sampler=sampler, batch_size=batch_size, drop_last=True)
     others = LoadedImages(unlabelled, shorter_side, longer_side, flip, derived_seed(seed, _UNLABELLED), labelled=False)
     sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, high, len(unlabelled), unlabelled_batch)
-    return _loader(MixedImages(dataset, others), sampler, batch_size + unlabelled_batch, workers, drop_last=True)
+    size = batch_size + unlabelled_batch
+    return _loader(MixedImages(dataset, others), workers, sampler=sampler, batch_size=size, drop_last=True)
 
 
 def evaluation_loader(
@@ -87,13 +89,16 @@ def evaluation_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Make a loader of batches in the order of the data set, each image exactly once over all ranks, not augmented.
+    """Make a loader of batches that has each image exactly once over all ranks, not augmented.
 
-    Arguments and exceptions are those of `training_loader`; a last, smaller batch is kept.
+    The images of a batch are padded to a size that each would be padded to alone, so a batch changes no detection, see
+    `SizeBatches`. Batches of one image are in the order of the data set.
+
+    Arguments and exceptions are those of `training_loader`.
     """
+    batches = SizeBatches(data, batch_size, shorter_side, longer_side, rank, world_size)
     dataset = LoadedImages(data, [shorter_side], longer_side, flip=0.0, seed=0)
-    sampler = RankSampler(len(data), rank, world_size)
-    return _loader(dataset, sampler, batch_size, workers, drop_last=False)
+    return _loader(dataset, workers, batch_sampler=batches)
 
 
 def derived_seed(*numbers: int) -> int:
@@ -216,19 +221,6 @@ def _grouped(order: list[int], high: Sequence[bool], batch_size: int) -> list[in
     return batches + waiting[False] + waiting[True]
 
 
-class RankSampler(Sampler[tuple[int, int]]):
-    """Samples every `world_size`-th image from `rank` on, in order; none is dropped or repeated."""
-
-    def __init__(self, length: int, rank: int, world_size: int):
-        self.indices = range(rank, length, world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((index, 0) for index in self.indices)
-
-
 class LoadedImages(Dataset):
     """The images of a split, read, augmented and scaled; indexed by (index, epoch).
 
@@ -263,9 +255,10 @@ class LoadedImages(Dataset):
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, position))
         size_index = int(torch.randint(len(self.shorter_side), (), generator=generator))
         flipped = bool(torch.rand((), generator=generator) < self.flip)
-        return self._sample(record, values, self.shorter_side[size_index], flipped)
+        return self.sample(record, values, self.shorter_side[size_index], flipped)
 
-    def _sample(self, record: Record, values: Tensor, shorter_side: int, flipped: bool) -> "Sample":
+    def sample(self, record: Record, values: Tensor, shorter_side: int, flipped: bool) -> "Sample":
+        """Resize and flip the boxes of an image, and note what is to be done with its pixels."""
         original_size = record.height, record.width
         size = transforms.resized_size(original_size, shorter_side, self.longer_side)
         wanted = ~record.ignore
@@ -310,24 +303,31 @@ class Sample:
 
 
 class _Loader(DataLoader):
-    """A loader that raises the first error that its workers return."""
+    """A loader that raises the first error that its workers return, and says so if one of them dies."""
 
     def __iter__(self) -> Any:  # an iterator over batches; the base class promises its private iterator type
-        for batch in super().__iter__():
-            if isinstance(batch, RunError):
-                self._iterator = None  # ends the workers now; left to the garbage collector it takes five seconds
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, RunError):
+                    self._iterator = None  # ends the workers now; left to the garbage collector it takes five seconds
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RunError(
+                f"A process that loads images has ended ({str(error).splitlines()[0]}). The machine may have too "
+                "little memory, or too little of it in /dev/shm: lower data.workers or batch_size (--workers, "
+                "--batch-size of a command)."
+            ) from error
 
 
-def _loader(dataset: Dataset, sampler: Sampler, batch_size: int, workers: int, drop_last: bool) -> DataLoader:
+def _loader(dataset: Dataset, workers: int, **batches: Any) -> DataLoader:
     return _Loader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
+        **batches,
         num_workers=workers,
-        collate_fn=_collate,
-        drop_last=drop_last,
+        collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # seeds of the workers must not advance the global generator
@@ -344,7 +344,8 @@ def _leave_signals_to_the_parent(worker: int) -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(samples: "list[Sample | RunError]") -> Batch | RunError:
+def collate(samples: "list[Sample | RunError]") -> Batch | RunError:
+    """Put images into a batch, or return the first error among them."""
     loaded = []
     for sample in samples:
         if isinstance(sample, RunError):

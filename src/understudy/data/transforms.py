@@ -37,6 +37,15 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
+def padded_size(size: Sequence[int], multiple: int = PAD_MULTIPLE) -> tuple[int, int]:
+    """Return a height and width rounded up to multiples.
+
+    >>> padded_size((33, 20))
+    (64, 32)
+    """
+    return math.ceil(size[0] / multiple) * multiple, math.ceil(size[1] / multiple) * multiple
+
+
 def scale_boxes(boxes: Tensor, from_size: Sequence[int], to_size: Sequence[int]) -> Tensor:
     """Scale boxes (M, 4) xyxy from an image of `from_size` (h, w) to the same image at `to_size` (h, w)."""
     x_scale, y_scale = to_size[1] / from_size[1], to_size[0] / from_size[0]
@@ -71,7 +80,7 @@ def pad_to_batch(images: Sequence[Tensor], multiple: int = PAD_MULTIPLE) -> Tens
     >>> tuple(pad_to_batch([torch.ones(3, 20, 30), torch.ones(3, 33, 20)]).shape)
     (2, 3, 64, 32)
     """
-    height, width = (math.ceil(max(image.shape[axis] for image in images) / multiple) * multiple for axis in (-2, -1))
+    height, width = padded_size([max(image.shape[axis] for image in images) for axis in (-2, -1)], multiple)
     batch = images[0].new_zeros(len(images), 3, height, width)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[-2], : image.shape[-1]] = image

@@ -3,16 +3,20 @@
 ``docs/evaluation.md`` defines every number.
 """
 
+from understudy.evaluation.arrays import Detection, Detections
 from understudy.evaluation.coco import Backend
 from understudy.evaluation.detections import (
-    Detection,
+    BATCH_SIZE,
+    Precision,
     choose_device,
+    default_workers,
     detect_all,
+    detections_of_batch,
     gather_detections,
     loader_at_evaluation_size,
     match_classes,
+    on_device,
     open_split,
-    rows_of_batch,
     to_original_pixels,
     with_progress,
 )
@@ -21,17 +25,22 @@ from understudy.evaluation.result import Evaluation
 from understudy.evaluation.voc import voc_average_precision
 
 __all__ = [
+    "BATCH_SIZE",
     "Backend",
     "Detection",
+    "Detections",
     "Evaluation",
+    "Precision",
     "choose_device",
+    "default_workers",
     "detect_all",
+    "detections_of_batch",
     "evaluate",
     "gather_detections",
     "loader_at_evaluation_size",
     "match_classes",
+    "on_device",
     "open_split",
-    "rows_of_batch",
     "score",
     "to_original_pixels",
     "voc_average_precision",

@@ -3,14 +3,14 @@
 import contextlib
 import io
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.data import DetectionData
 from understudy.errors import UserError
-from understudy.evaluation.detections import Detection
+from understudy.evaluation.arrays import Found, Objects
 
 Backend = Literal["auto", "hotcoco", "pycocotools"]
 """The library that computes COCO's numbers; ``"auto"``: hotcoco, or pycocotools if that is not installed."""
@@ -33,32 +33,24 @@ _COCO_NUMBERS = {  # name: array, thresholds, index of (all, small, medium, larg
 
 
 def coco_numbers(
-    data: DetectionData, detections: list[Detection], backend: Backend = "auto"
+    classes: Sequence[str], images: int, objects: Objects, found: Found, backend: Backend = "auto"
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Compute COCO's 12 numbers, and the AP of each class by name; 0..1, nan if not defined.
 
     Args:
-        data: the split.
-        detections: rows of COCO's results format; the 100 best per image and class count.
+        classes: of the split.
+        images: number of images of the split.
+        objects: of the split.
+        found: the detections; the 100 best per image and class count.
         backend: the library.
 
     Raises:
         UserError: the library is unknown or not installed.
     """
     coco_class, eval_class = _library(backend)
-    truth = data.to_coco()
-    # New ids from 1: in COCO's own code an object with id 0 counts as never found.
-    truth["annotations"] = [row | {"id": number} for number, row in enumerate(truth["annotations"], start=1)]
-    found = {
-        "images": truth["images"],
-        "categories": truth["categories"],
-        "annotations": [
-            row | {"id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-            for number, row in enumerate(detections, start=1)
-        ],
-    }
+    index = _from_arrays if hasattr(coco_class, "from_arrays") else _from_rows
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        run = eval_class(_index(coco_class, truth), _index(coco_class, found), "bbox")
+        run = eval_class(*index(coco_class, classes, images, objects, found), "bbox")
         run.evaluate()
         run.accumulate()
     precision, recall = run.eval["precision"], run.eval["recall"][:, None]  # (T, 101 or 1, K, 4 areas, 3 maxima)
@@ -67,8 +59,7 @@ def coco_numbers(
         name: _mean_of_valid(arrays[array][ious, :, :, area, most])
         for name, (array, ious, area, most) in _COCO_NUMBERS.items()
     }
-    by_category = {category: _mean_of_valid(precision[:, :, k, 0, 2]) for k, category in enumerate(run.params.catIds)}
-    per_class = {name: by_category[i] for name, i in zip(data.classes, data.category_ids, strict=True)}
+    per_class = {name: _mean_of_valid(precision[:, :, k, 0, 2]) for k, name in enumerate(classes)}
     return numbers, per_class
 
 
@@ -93,11 +84,62 @@ def _library(backend: Backend) -> tuple[Any, Any]:
     )
 
 
-def _index(coco_class: Any, content: dict[str, Any]) -> Any:
-    index = coco_class()
-    index.dataset = content
-    index.createIndex()
-    return index
+# The ids of images, categories and annotations count from 1: in COCO's own code an object with id 0 is never found.
+
+
+def _from_arrays(coco_class: Any, classes: Sequence[str], images: int, objects: Objects, found: Found) -> tuple:
+    """Index objects and detections in hotcoco, without a dict for each."""
+    truth = coco_class.from_arrays(
+        [{"id": number} for number in range(1, images + 1)],
+        [{"id": number, "name": name} for number, name in enumerate(classes, start=1)],
+        objects.images + 1,
+        objects.labels + 1,
+        _annotated_boxes(objects),
+        area=objects.areas,
+        iscrowd=objects.ignore,
+    )
+    return truth, truth.load_res(np.column_stack([found.images + 1, found.boxes, found.scores, found.labels + 1]))
+
+
+def _from_rows(coco_class: Any, classes: Sequence[str], images: int, objects: Objects, found: Found) -> tuple:
+    """Index objects and detections in pycocotools."""
+    shared = {
+        "images": [{"id": number} for number in range(1, images + 1)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, start=1)],
+    }
+    indexed = []
+    for fields in (
+        {
+            "image_id": objects.images + 1,
+            "category_id": objects.labels + 1,
+            "bbox": _annotated_boxes(objects),
+            "area": objects.areas,
+            "iscrowd": objects.ignore.astype(int),
+        },
+        {
+            "image_id": found.images + 1,
+            "category_id": found.labels + 1,
+            "bbox": found.boxes,
+            "area": found.boxes[:, 2:].prod(1),
+            "iscrowd": np.zeros(len(found.scores), int),
+            "score": found.scores,
+        },
+    ):
+        rows = zip(*(values.tolist() for values in fields.values()), strict=True)
+        annotations = [
+            {"id": number, **dict(zip(fields, row, strict=True))} for number, row in enumerate(rows, start=1)
+        ]
+        one = coco_class()
+        one.dataset = {**shared, "annotations": annotations}
+        one.createIndex()
+        indexed.append(one)
+    return tuple(indexed)
+
+
+def _annotated_boxes(objects: Objects) -> NDArray[np.float64]:
+    """Return x, y, width and height; (x + w) - x differs from w in floating point, six decimals restore it."""
+    corners = objects.corners
+    return np.hstack([corners[:, :2], (corners[:, 2:] - corners[:, :2]).round(6)])
 
 
 def _mean_of_valid(values: NDArray[np.float64]) -> float:

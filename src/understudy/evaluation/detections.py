@@ -1,12 +1,15 @@
 """Run a detector over a data set: from a checkpoint to rows of COCO's results format."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint
@@ -15,15 +18,20 @@ from understudy.data.dataset import Location
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
+from understudy.evaluation.arrays import Detections
 from understudy.outputs import Outputs
 from understudy.pairing import match_names, no_common_name
 
-Detection = dict[str, Any]
-"""One row of COCO's results format.
+BATCH_SIZE = 8
+"""Images of a batch by default; more gained little on a CPU."""
 
-``image_id``, ``category_id`` (the data set's own), ``bbox`` (x, y, width, height in pixels of the original image) and
-``score`` (0..1).
-"""
+Precision = Literal["32", "bf16", "16"]
+"""Precision of the arithmetic in bits; bf16 and 16 are mixed precision, as in training."""
+
+_WORTH_WORKERS = 64  # images; starting processes takes as long as loading so many small ones
+_Module = TypeVar("_Module", bound=nn.Module)
+_Item = TypeVar("_Item")
+_AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def detect_all(
@@ -31,7 +39,8 @@ def detect_all(
     loader: Iterable[Batch],
     device: torch.device | str,
     category_ids: Sequence[int | None] | None = None,
-) -> list[Detection]:
+    precision: Precision = "32",
+) -> Detections:
     """Run a detector over a data set and return its detections, in pixels of the original images.
 
     Args:
@@ -41,45 +50,68 @@ def detect_all(
         category_ids: for each label of the detector the category id of the data set, see :func:`match_classes`;
             detections of a label with None are left out. By default the ids of the loader's data set, for a detector
             trained on the same one.
+        precision: of the arithmetic.
 
     Returns:
         The detections in the order of the loader and, within an image, of the detector.
     """
     if category_ids is None:
         category_ids = loader.dataset.data.category_ids  # ty: ignore[missing-attribute]
-    rows: list[Detection] = []
-    with evaluating(detector), torch.no_grad():
+    found: list[Detections] = []
+    with inferring(detector, device, precision):
         for batch in loader:
             batch = batch.to(device)
-            rows += rows_of_batch(detector, detector(batch.images, batch.image_sizes), batch, category_ids)
-    return rows
+            outputs = detector(batch.images, batch.image_sizes)
+            found.append(detections_of_batch(detector, outputs, batch, category_ids))
+    return Detections.joined(found)
 
 
-def rows_of_batch(
+@contextmanager
+def inferring(detector: nn.Module, device: torch.device | str, precision: Precision = "32") -> Generator[None]:
+    """Put a detector into ``eval()`` within this context, without gradients and in a precision.
+
+    Raises:
+        UserError: the device does not have the precision.
+    """
+    kind = torch.device(device).type
+    if precision == "16" and kind == "cpu":
+        raise UserError("Precision 16 needs a GPU, but this is a CPU. Use precision 32 or bf16.")
+    reduced = torch.autocast(kind, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
+    with evaluating(detector), torch.no_grad(), reduced:
+        yield
+
+
+def detections_of_batch(
     detector: Detector, outputs: Outputs, batch: Batch, category_ids: Sequence[int | None]
-) -> list[Detection]:
+) -> Detections:
     """Return the detections of one batch; arguments as in :func:`detect_all`, with the detector's record."""
     found = detector.detect(outputs, batch.image_sizes)
-    rows: list[Detection] = []
-    for image_id, size, original_size, one in zip(
-        batch.image_ids, batch.image_sizes, batch.original_sizes, found, strict=True
-    ):
-        boxes = to_original_pixels(one["boxes"], size, original_size)
-        rows += _result_rows(image_id, boxes, one["scores"], one["labels"], category_ids)
-    return rows
+    sizes = zip(batch.image_sizes, batch.original_sizes, strict=True)
+    corners = torch.cat([to_original_pixels(one["boxes"], *each) for one, each in zip(found, sizes, strict=True)])
+    boxes = corners.cpu().double()  # so that x + width is the right edge again
+    scores, labels = (torch.cat([one[name] for one in found]).cpu() for name in ("scores", "labels"))
+    known = np.array([number is not None for number in category_ids])
+    ids = np.array([number or 0 for number in category_ids], np.int64)
+    detections = Detections(
+        image_ids=np.repeat(np.array(batch.image_ids, np.int64), [len(one["scores"]) for one in found]),
+        category_ids=ids[labels.numpy()],
+        boxes=torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).numpy(),
+        scores=scores.double().numpy(),
+    )
+    return detections.at(known[labels.numpy()])
 
 
-def gather_detections(detections: list[Detection]) -> list[Detection]:
-    """Return the detections of all processes, the same list in each, ordered by image.
+def gather_detections(detections: Detections) -> Detections:
+    """Return the detections of all processes, the same in each, ordered by image.
 
-    Without ``torch.distributed`` the list is only ordered. Within an image the detector's order is kept, so scores that
+    Without ``torch.distributed`` they are only ordered. Within an image the detector's order is kept, so scores that
     tie are ranked in the same way for any number of processes.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, detections)
-        detections = [row for part in parts for row in part]
-    return sorted(detections, key=lambda row: row["image_id"])
+        detections = Detections.joined(parts)
+    return detections.at(detections.image_ids.argsort(kind="stable"))
 
 
 def match_classes(classes: Sequence[str], data: DetectionData) -> tuple[int | None, ...]:
@@ -177,25 +209,24 @@ def loader_at_evaluation_size(
     )
 
 
+def default_workers(images: int) -> int:
+    """Return how many processes load images by default: all cores but one, at most 4; none for a few images."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores - 1) if images >= _WORTH_WORKERS else 0
+
+
+def on_device(detector: _Module, device: torch.device | str) -> _Module:
+    """Move a detector to a device, in the memory format in which convolutions are fastest on batches."""
+    # Only a backward pass can crash in this format, see `Engine`.
+    return detector.to(device).to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+
+
 def choose_device(device: torch.device | str | None = None) -> torch.device:
     """Return the given device; by default the GPU if there is one, else the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def with_progress(loader: DataLoader, description: str) -> Iterable[Batch]:
-    """Iterate over the batches with a progress bar on stderr, if that is a terminal."""
+def with_progress(batches: Iterable[_Item], description: str) -> Iterable[_Item]:
+    """Iterate over the batches of a loader with a progress bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
-    return track(loader, description, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _result_rows(
-    image_id: int, boxes: Tensor, scores: Tensor, labels: Tensor, category_ids: Sequence[int | None]
-) -> list[Detection]:
-    """Convert detections of one image; widths are computed in float64 so that x + width is the right edge again."""
-    corners = boxes.cpu().double()
-    xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(xywh.tolist(), scores.tolist(), labels.tolist(), strict=True)
-        if category_ids[label] is not None
-    ]
+    return track(batches, description, console=console, transient=True, disable=not console.is_terminal)

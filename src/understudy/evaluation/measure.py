@@ -1,5 +1,6 @@
 """Measure a detector: compare its detections with the ground truth of a split."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +9,17 @@ import torch
 from understudy.checkpoints import load_checkpoint
 from understudy.data import DetectionData, Limits
 from understudy.data.dataset import Location
-from understudy.errors import UserError
+from understudy.evaluation.arrays import Detection, Detections, Found, Objects
 from understudy.evaluation.coco import Backend, coco_numbers
 from understudy.evaluation.detections import (
-    Detection,
+    BATCH_SIZE,
+    Precision,
     choose_device,
+    default_workers,
     detect_all,
     loader_at_evaluation_size,
     match_classes,
+    on_device,
     open_split,
     with_progress,
 )
@@ -30,8 +34,9 @@ def evaluate(
     split: str | None = None,
     limits: Limits | None = None,
     device: torch.device | str | None = None,
-    batch_size: int = 1,
-    workers: int = 0,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    precision: Precision = "32",
     backend: Backend = "auto",
 ) -> Evaluation:
     """Evaluate a trained detector on a data set, at the image size that it was trained for.
@@ -42,20 +47,24 @@ def evaluate(
         split: by default the validation split of the training run.
         limits: of the data set; by default those of the training run.
         device: by default a GPU if there is one.
-        batch_size: images per batch. Images of a batch are padded to a common size, which can change a score in the
-            last digits; only a batch size of 1 gives exactly the detections of the exported detector.
-        workers: processes that read images.
+        batch_size: images per batch. A batch has images of one padded size, so it changes no detection by more than
+            the rounding of the arithmetic.
+        workers: processes that load images; by default see :func:`.default_workers`.
+        precision: of the arithmetic.
         backend: see :func:`score`.
 
     Raises:
-        UserError: the checkpoint or the data set cannot be read, or they have no class in common.
+        UserError: the checkpoint or the data set cannot be read, they have no class in common, or the device does not
+            have the precision.
     """
     loaded = load_checkpoint(checkpoint)
     opened = open_split(loaded, data, split, limits)
     category_ids = match_classes(loaded.classes, opened)
     device = choose_device(device)
+    workers = default_workers(len(opened)) if workers is None else workers
     loader = loader_at_evaluation_size(opened, loaded.config, batch_size=batch_size, workers=workers)
-    found = detect_all(loaded.detector.to(device), with_progress(loader, "evaluating"), device, category_ids)
+    detector, batches = on_device(loaded.detector, device), with_progress(loader, "evaluating")
+    found = detect_all(detector, batches, device, category_ids, precision)
     return replace(
         score(opened, found, backend),
         unknown_classes=tuple(
@@ -65,31 +74,22 @@ def evaluate(
     )
 
 
-def score(data: DetectionData, detections: list[Detection], backend: Backend = "auto") -> Evaluation:
+def score(data: DetectionData, detections: Detections | Sequence[Detection], backend: Backend = "auto") -> Evaluation:
     """Compute COCO's and VOC's numbers for detections on a split.
 
     Args:
         data: the split. Objects with ``ignore`` (COCO's crowd, VOC's difficult) do not count as missed, and detections
             of them do not count as wrong.
-        detections: rows of COCO's results format, in any order of images. For COCO's numbers the 100 best per image and
-            class count.
+        detections: arrays, or rows of COCO's results format, in any order of images. For COCO's numbers the 100 best
+            per image and class count.
         backend: the library that computes COCO's numbers; both give the same.
 
     Raises:
         UserError: the library is not installed, or a detection has an image or a category that the split lacks.
     """
-    _check_detections(data, detections)
-    coco, per_class = coco_numbers(data, detections, backend)
-    voc, voc_per_class = voc_numbers(data, detections)
-    return Evaluation(coco, per_class, voc, voc_per_class, images=len(data.records))
-
-
-def _check_detections(data: DetectionData, detections: list[Detection]) -> None:
-    image_ids = {record.image_id for record in data.records}
-    unknown_images = sorted({row["image_id"] for row in detections} - image_ids)
-    unknown_categories = sorted({row["category_id"] for row in detections} - set(data.category_ids))
-    faults = [f"image_id {image_id} is not in the split" for image_id in unknown_images[:20]]
-    faults += [f"... and {len(unknown_images) - 20} more images"] if len(unknown_images) > 20 else []
-    faults += [f"category_id {category} is not one of {list(data.category_ids)}" for category in unknown_categories]
-    if faults:
-        raise UserError.listing(f"The detections do not belong to the split {data.split!r} of {data.source}:", faults)
+    if not isinstance(detections, Detections):
+        detections = Detections.of_rows(detections)
+    objects, found = Objects.of(data), Found.of(data, detections)
+    coco, per_class = coco_numbers(data.classes, len(data), objects, found, backend)
+    voc, voc_per_class = voc_numbers(data.classes, objects, found)
+    return Evaluation(coco, per_class, voc, voc_per_class, images=len(data))

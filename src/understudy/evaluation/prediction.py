@@ -4,8 +4,9 @@ import io
 import json
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -14,18 +15,24 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from understudy.checkpoints import Checkpoint, load_checkpoint
-from understudy.data import DetectionData, Limits, Record, Records, UnreadableImage, load_image, open_data, splits
+from understudy.data import Batch, DetectionData, Limits, Record, Records, UnreadableImage, open_data, splits
 from understudy.data.images import SUFFIXES, shown_size
+from understudy.detectors import Detector
 from understudy.errors import UserError
+from understudy.evaluation.arrays import Detection
 from understudy.evaluation.detections import (
-    Detection,
+    BATCH_SIZE,
+    Precision,
     choose_device,
-    detect_all,
+    default_workers,
+    detections_of_batch,
+    inferring,
     limits_of,
-    loader_at_evaluation_size,
     match_classes,
+    on_device,
     with_progress,
 )
+from understudy.evaluation.pictures import Picture, Pictures, batch_of
 from understudy.files import write_atomically
 from understudy.text import listed
 
@@ -54,7 +61,9 @@ def predict(
     split: str = "val",
     limits: Limits | None = None,
     device: torch.device | str | None = None,
-    workers: int = 0,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    precision: Precision = "32",
 ) -> list[Detection]:
     """Detect objects in images; write ``detections.json`` and, into ``images/``, every image with its boxes drawn.
 
@@ -69,7 +78,9 @@ def predict(
         split: the split of a data set.
         limits: of the images; by default those of the training run.
         device: by default a GPU if there is one.
-        workers: processes that read images.
+        batch_size: images per batch; has no effect on the detections.
+        workers: threads that read images; by default see :func:`.default_workers`.
+        precision: of the arithmetic.
 
     Returns:
         The rows of ``detections.json``. For a folder of images, ``image_id`` is the position of the file name in sorted
@@ -78,7 +89,8 @@ def predict(
 
     Raises:
         UserError: the checkpoint cannot be read; there are no images, or unreadable ones (all are listed); a data set
-            has no class in common with the detector; or the output folder is not empty.
+            has no class in common with the detector; the device does not have the precision; or the output folder is
+            not empty. Nothing is left in the output folder then.
     """
     output = Path(output)
     if not 0 <= score_threshold <= 1:
@@ -86,21 +98,59 @@ def predict(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not an empty folder. Choose another one: --output FOLDER.")
     loaded = load_checkpoint(checkpoint)
-    data = _open_source(Path(source), split, loaded, limits or limits_of(loaded))
+    data, faults = _open_source(Path(source), split, loaded, limits or limits_of(loaded))
+    images = len(data) + len(faults)
     category_ids = match_classes(loaded.classes, data)
     if unused := [name for name, number in zip(loaded.classes, category_ids, strict=True) if number is None]:
         logger.warning("%s lacks these classes of the detector; they are left out: %s", source, listed(unused))
-    output.mkdir(parents=True, exist_ok=True)
 
     device = choose_device(device)
-    loader = loader_at_evaluation_size(data, loaded.config, workers=workers)
-    rows = detect_all(loaded.detector.to(device), with_progress(loader, "detecting"), device, category_ids)
+    detector = on_device(loaded.detector, device)
+    pictures = Pictures(data, loaded.config, batch_size, default_workers(len(data)) if workers is None else workers)
     names = dict(zip(data.category_ids, data.classes, strict=True))
     files = dict(zip((record.image_id for record in data.records), _names_below(data), strict=True))
-    rows = [row | {"file_name": files[row["image_id"]], "category": names[row["category_id"]]} for row in rows]
-    write_atomically(output / "detections.json", json.dumps(rows, indent=1).encode())
-    _draw_all(data, rows, output / "images", score_threshold)
+    found: dict[int, list[Detection]] = {}
+    with _filled_or_removed(output), inferring(detector, device, precision):
+        for read in with_progress(pictures, "detecting"):
+            faults += [str(one) for one in read if isinstance(one, UnreadableImage)]
+            if faults:
+                continue  # the rest is only read, so that all faults are reported at once
+            usable = [one for one in read if isinstance(one, Picture)]
+            found |= _detect(detector, batch_of(usable).to(device), category_ids)
+            for picture in usable:
+                image_id = picture.record.image_id
+                drawn = draw_detections(picture.pixels, found[image_id], names, score_threshold)
+                _save(drawn, output / "images" / files[image_id])
+        if faults:
+            raise UserError.listing(f"{len(faults)} of {images} images cannot be read:", sorted(faults))
+        rows = [
+            row | {"file_name": files[record.image_id], "category": names[row["category_id"]]}
+            for record in data.records
+            for row in found[record.image_id]
+        ]
+        write_atomically(output / "detections.json", json.dumps(rows, indent=1).encode())
     return rows
+
+
+@contextmanager
+def _filled_or_removed(folder: Path) -> Generator[None]:
+    """Make a folder; after a failure, remove what was written into it, and what was made."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder / "images", ignore_errors=True)
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
+def _detect(detector: Detector, batch: Batch, category_ids: Sequence[int | None]) -> dict[int, list[Detection]]:
+    """Return the detections of each image of a batch by its id."""
+    found = detections_of_batch(detector, detector(batch.images, batch.image_sizes), batch, category_ids)
+    return {image_id: found.at(found.image_ids == image_id).rows() for image_id in batch.image_ids}
 
 
 def draw_detections(
@@ -113,7 +163,7 @@ def draw_detections(
     (120, 100)
 
     Args:
-        image: (3, H, W) float in 0..1.
+        image: (3, H, W) float in 0..1, or uint8.
         detections: rows of COCO's results format, in pixels of this image.
         names: category id to class name; the order decides the colours.
         score_threshold: lowest score of a detection that is drawn, 0..1.
@@ -138,8 +188,12 @@ def draw_detections(
     return picture
 
 
-def _open_source(source: Path, split: str, detector: Checkpoint, limits: Limits) -> DetectionData:
-    """Open a data set; or images, as a split with the detector's classes and without objects."""
+def _open_source(source: Path, split: str, detector: Checkpoint, limits: Limits) -> tuple[DetectionData, list[str]]:
+    """Open a data set; or images, as a split with the detector's classes and without objects.
+
+    Returns:
+        The split, and what is wrong with the images that cannot be in it.
+    """
     if source.is_file() and source.suffix.lower() in SUFFIXES:
         return _as_split([source], source, detector, limits)
     try:
@@ -152,9 +206,7 @@ def _open_source(source: Path, split: str, detector: Checkpoint, limits: Limits)
                 f"({', '.join(sorted(SUFFIXES))}), and is not a data set. {error}"
             ) from None
         return _as_split(files, source, detector, limits)
-    data = open_data(source, split, limits)
-    _readable_sizes([r.path for r in data.records], limits, {r.path: (r.width, r.height) for r in data.records})
-    return data
+    return open_data(source, split, limits), []
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -163,49 +215,24 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _as_split(files: list[Path], source: Path, detector: Checkpoint, limits: Limits) -> DetectionData:
-    """Make a split without objects from image files."""
-    sizes = enumerate(zip(files, _readable_sizes(files, limits), strict=True), start=1)
-    records = [Record.without_objects(number, file, size) for number, (file, size) in sizes]
-    ids = tuple(detector.meta["category_ids"])
-    return DetectionData(detector.classes, ids, Records.of(records), "coco", source, "images", limits=limits)
-
-
-def _readable_sizes(
-    files: Sequence[Path], limits: Limits, stated: Mapping[Path, tuple[int, int]] | None = None
-) -> list[tuple[int, int]]:
-    """Return width and height of each image. Each is decoded once, so that all faults are reported at once.
-
-    Args:
-        files: the images.
-        limits: of the images.
-        stated: their sizes in the data set; without it, images are turned upright by their EXIF orientation.
-    """
-    sizes, faults = [], []
-    for file in files:
+def _as_split(files: list[Path], source: Path, detector: Checkpoint, limits: Limits) -> tuple[DetectionData, list[str]]:
+    """Make a split without objects from image files, turned upright by their EXIF orientation; see `_open_source`."""
+    records, faults = [], []
+    for number, file in enumerate(files, start=1):
         try:
-            size = stated[file] if stated else shown_size(file, limits.max_pixels)
-            load_image(file, size, limits.max_pixels)
-            sizes.append(size)
+            records.append(Record.without_objects(number, file, shown_size(file, limits.max_pixels)))
         except UnreadableImage as error:
             faults.append(str(error))
-    if faults:
-        raise UserError.listing(f"{len(faults)} of {len(files)} images cannot be read:", faults)
-    return sizes
+    ids = tuple(detector.meta["category_ids"])
+    return DetectionData(detector.classes, ids, Records.of(records), "coco", source, "images", limits=limits), faults
 
 
-def _draw_all(data: DetectionData, rows: list[Detection], output: Path, score_threshold: float) -> None:
-    names = dict(zip(data.category_ids, data.classes, strict=True))
-    by_image: dict[int, list[Detection]] = defaultdict(list)
-    for row in rows:
-        by_image[row["image_id"]].append(row)
-    for record, name in zip(data.records, _names_below(data), strict=True):
-        image = load_image(record.path, (record.width, record.height), data.limits.max_pixels)
-        picture = draw_detections(image, by_image[record.image_id], names, score_threshold)
-        file, content = output / name, io.BytesIO()
-        picture.save(content, format=Image.registered_extensions().get(file.suffix.lower(), "PNG"))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, content.getvalue())
+def _save(picture: Image.Image, file: Path) -> None:
+    """Write a picture in the format of its name's ending, else as PNG."""
+    content = io.BytesIO()
+    picture.save(content, format=Image.registered_extensions().get(file.suffix.lower(), "PNG"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, content.getvalue())
 
 
 def _names_below(data: DetectionData) -> list[str]:

@@ -1,34 +1,34 @@
 """PASCAL VOC's average precision, by the rules of its devkit."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from understudy.data import DetectionData
-from understudy.evaluation.detections import Detection
+from understudy.evaluation.arrays import Detection, Detections, Found, Objects
 
 Array = NDArray[np.float64]
 Curve = tuple[Array, Array]
 """Recall and precision of one class, each (D,), best detections first."""
 
 
-def voc_numbers(data: DetectionData, detections: list[Detection]) -> tuple[dict[str, float], dict[str, float]]:
+def voc_numbers(classes: Sequence[str], objects: Objects, found: Found) -> tuple[dict[str, float], dict[str, float]]:
     """Compute VOC's ``AP50`` (area) and ``AP50_11point``, means over the classes, and the AP50 (area) of each class.
 
     Args:
-        data: the split.
-        detections: rows of COCO's results format.
+        classes: of the split.
+        objects: of the split.
+        found: the detections.
     """
-    curves = _curves(data, detections)
+    curves = _curves(classes, objects, found)
     areas, points = _averages(curves, _area_under_envelope), _averages(curves, _eleven_point_average)
     return {"AP50": _mean(areas.values()), "AP50_11point": _mean(points.values())}, areas
 
 
 def voc_average_precision(
-    data: DetectionData, detections: list[Detection], *, eleven_points: bool = False, iou_threshold: float = 0.5
+    data: DetectionData, detections: Sequence[Detection], *, eleven_points: bool = False, iou_threshold: float = 0.5
 ) -> dict[str, float]:
     """Compute VOC's average precision of each class.
 
@@ -50,21 +50,24 @@ def voc_average_precision(
     Returns:
         Class name to AP in 0..1; nan for a class without objects that count.
     """
-    curves = _curves(data, detections, iou_threshold)
+    found = Found.of(data, Detections.of_rows(detections))
+    curves = _curves(data.classes, Objects.of(data), found, iou_threshold)
     return _averages(curves, _eleven_point_average if eleven_points else _area_under_envelope)
 
 
-def _curves(data: DetectionData, detections: list[Detection], iou_threshold: float = 0.5) -> dict[str, Curve | None]:
+def _curves(
+    classes: Sequence[str], objects: Objects, found: Found, iou_threshold: float = 0.5
+) -> dict[str, Curve | None]:
     """Compute recall and precision of each class; None for a class without objects that count."""
-    objects = _objects_by_class(data)
-    by_category: dict[int, list[Detection]] = defaultdict(list)
-    for row in detections:
-        by_category[row["category_id"]].append(row)
+    # By class, best first; images break ties between scores, and the sort is stable.
+    order = np.lexsort((found.images, -found.scores, found.labels.astype(np.int16)))
+    right, wrong = _right_and_wrong(objects, found, order, iou_threshold)
+    positives = np.bincount(objects.labels[~objects.ignore], minlength=len(classes)).tolist()
+    ends = np.bincount(found.labels, minlength=len(classes)).cumsum().tolist()
     curves: dict[str, Curve | None] = {}
-    for name, category, mine in zip(data.classes, data.category_ids, objects, strict=True):
-        positives = sum(int((~ignore).sum()) for _, ignore in mine.values())
-        right, wrong = (flags.cumsum() for flags in _right_and_wrong(by_category[category], mine, iou_threshold))
-        curves[name] = (right / positives, right / np.maximum(right + wrong, 1)) if positives else None
+    for name, start, end, count in zip(classes, [0, *ends[:-1]], ends, positives, strict=True):
+        hits, misses = right[start:end].cumsum(), wrong[start:end].cumsum()
+        curves[name] = (hits / count, hits / np.maximum(hits + misses, 1)) if count else None
     return curves
 
 
@@ -72,48 +75,63 @@ def _averages(curves: Mapping[str, Curve | None], average: Callable[[Array, Arra
     return {name: math.nan if curve is None else average(*curve) for name, curve in curves.items()}
 
 
-def _objects_by_class(data: DetectionData) -> list[dict[int, tuple[Array, NDArray[np.bool_]]]]:
-    """Collect for each label, by image id, the boxes (M, 4) xyxy of its objects and whether each is ignored (M,)."""
-    objects: list[dict[int, tuple[Array, NDArray[np.bool_]]]] = [{} for _ in data.classes]
-    for record in data.records:
-        boxes, labels, ignore = record.boxes.double().numpy(), record.labels.numpy(), record.ignore.numpy()
-        for label in np.unique(labels):
-            objects[label][record.image_id] = boxes[labels == label], ignore[labels == label]
-    return objects
-
-
 def _right_and_wrong(
-    rows: list[Detection], objects: Mapping[int, tuple[Array, NDArray[np.bool_]]], iou_threshold: float
+    objects: Objects, found: Found, order: NDArray[np.int64], iou_threshold: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Mark the right and the wrong detections of one class, best first, (D,) each; neither on difficult objects."""
-    rows = sorted(rows, key=lambda row: (-row["score"], row["image_id"]))  # stable; images break ties between scores
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
-        places[row["image_id"]].append(place)
-    right, wrong = np.zeros(len(rows), bool), np.ones(len(rows), bool)
-    for image_id, mine in places.items():
-        if image_id not in objects:
-            continue
-        boxes, ignore = objects[image_id]
-        overlaps = _iou(np.array([rows[place]["bbox"] for place in mine]), boxes)
-        found: set[int] = set()
-        for place, nearest, overlap in zip(mine, overlaps.argmax(1).tolist(), overlaps.max(1).tolist(), strict=True):
-            if overlap >= iou_threshold:
-                right[place] = not ignore[nearest] and nearest not in found
-                wrong[place] = not ignore[nearest] and nearest in found
-                found.add(nearest)
+    """Mark the right and the wrong detections, (D,) each, in the given order; neither on difficult objects.
+
+    Which object a detection overlaps most does not depend on the other detections, so all are compared at once.
+
+    Args:
+        objects: of the split.
+        found: the detections.
+        order: (D,) index, best first within each class.
+        iou_threshold: minimum IoU of a right detection.
+    """
+    nearest, overlap = _nearest(objects, found)
+    nearest, overlap = nearest[order], overlap[order]
+    close = np.flatnonzero(overlap >= iou_threshold)
+    counted = close[~objects.ignore[nearest[close]]]
+    right, wrong = np.zeros(len(order), bool), np.ones(len(order), bool)
+    right[counted[np.unique(nearest[counted], return_index=True)[1]]] = True  # the best detection of each object
+    wrong[close] = False
+    wrong[counted] = ~right[counted]
     return right, wrong
 
 
-def _iou(xywh: Array, boxes: Array) -> Array:
-    """Compute the IoU (D, M) of detections (D, 4) xywh with objects (M, 4) xyxy.
+def _nearest(objects: Objects, found: Found) -> tuple[NDArray[np.int64], Array]:
+    """Return the object of its image and class that each detection overlaps most (D,), and their IoU (D,).
+
+    Both are -1 if there is no such object.
+    """
+    images, classes = (
+        int(max(one.max(initial=0), other.max(initial=0))) + 1
+        for one, other in ((objects.images, found.images), (objects.labels, found.labels))
+    )
+    own = objects.images * classes + objects.labels
+    order = own.argsort(kind="stable")  # the objects of an image and class are adjacent, in the order of the file
+    starts = np.zeros(images * classes + 1, np.int32)
+    np.cumsum(np.bincount(own, minlength=images * classes), out=starts[1:])
+    groups = found.images * classes + found.labels
+    first, last = starts[groups], starts[groups + 1]
+    nearest, overlap = np.full(len(groups), -1), np.full(len(groups), -1.0)
+    for number in range(int((last - first).max(initial=0))):  # the first object of each group, the second, ...
+        mine = np.flatnonzero(first + number < last)
+        other = order[first[mine] + number]
+        iou = _iou(found.boxes[mine], objects.corners[other])
+        better = iou > overlap[mine]
+        nearest[mine[better]], overlap[mine[better]] = other[better], iou[better]
+    return nearest, overlap
+
+
+def _iou(xywh: Array, corners: Array) -> Array:
+    """Compute the IoU (D,) of detections (D, 4) xywh with objects (D, 4) xyxy, pair by pair.
 
     A detection's own width and height are used: x + width - x would not be the same number in the last bit.
     """
-    start, end = xywh[:, None, :2], xywh[:, None, :2] + xywh[:, None, 2:]
-    sides = np.minimum(boxes[:, 2:], end) - np.maximum(boxes[:, :2], start)
-    intersection = sides.clip(0).prod(2)
-    union = xywh[:, None, 2:].prod(2) + (boxes[:, 2:] - boxes[:, :2]).prod(1) - intersection
+    sides = np.minimum(corners[:, 2:], xywh[:, :2] + xywh[:, 2:]) - np.maximum(corners[:, :2], xywh[:, :2])
+    intersection = sides.clip(0).prod(1)
+    union = xywh[:, 2:].prod(1) + (corners[:, 2:] - corners[:, :2]).prod(1) - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 

@@ -3,17 +3,18 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 
 from understudy.checkpoints import Checkpoint
 from understudy.config import DistillConfig
 from understudy.data import Batch, DetectionData, evaluation_loader, shown_location
-from understudy.evaluation import Detection, detect_all, match_classes, score
+from understudy.evaluation import Detections, detect_all, match_classes, score
 from understudy.text import percent
 from understudy.training.console import say
 
@@ -33,7 +34,7 @@ CLEARLY, AT_LEAST = 0.8, 0.05
 class CheckTeacher(L.Callback):
     """Evaluate the teacher when a run starts; compare it with its own record then, and with the student at the end.
 
-    It is evaluated like the student, at the student's image size, one image at a time, on the classes that it knows.
+    It is evaluated like the student, at the student's image size, on the classes that it knows.
     The step's random numbers are seeded by step, so a run with this check equals one without it.
 
     Args:
@@ -79,12 +80,12 @@ class CheckTeacher(L.Callback):
             engine.started += time.monotonic() - started  # it is no part of the training
         trainer.strategy.barrier("teacher checked")
 
-    def measure_student(self, detections: Sequence[Detection]) -> None:
+    def measure_student(self, detections: Detections) -> None:
         """Measure the student on the same images and classes, from its detections on the whole validation split."""
         if "AP" not in self.found:
             return
-        images = set(self.sample.records.image_ids())
-        self.found["student_AP"] = self._ap([row for row in detections if row["image_id"] in images])
+        images = self.sample.records.image_ids()
+        self.found["student_AP"] = self._ap(detections.at(np.isin(detections.image_ids, images)))
 
     def on_train_end(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Warn if the student ends above its teacher."""
@@ -98,7 +99,7 @@ class CheckTeacher(L.Callback):
     def _evaluate(self, trainer: L.Trainer, engine: "Engine") -> None:
         loader = evaluation_loader(
             self.sample,
-            batch_size=1,
+            batch_size=self.config.batch_size,
             shorter_side=self.config.data.shorter_side[-1],
             longer_side=self.config.data.longer_side,
         )
@@ -106,13 +107,13 @@ class CheckTeacher(L.Callback):
         teacher = engine.teacher
         assert teacher is not None  # of a distillation
         with trainer.precision_plugin.forward_context():
-            rows = detect_all(teacher, _for_a_while(loader, seen), engine.device, self.ids)
+            found = detect_all(teacher, _for_a_while(loader, seen), engine.device, self.ids)
         self.sample = _of_images(self.sample, seen)
-        self.found = {"images": len(seen), "AP": self._ap(rows)}
+        self.found = {"images": len(seen), "AP": self._ap(found)}
 
-    def _ap(self, rows: list[Detection]) -> float:
+    def _ap(self, detections: Detections) -> float:
         """Return COCO's AP on the sample, averaged over the classes that the teacher knows; nan without objects."""
-        per_class = score(self.sample, rows).per_class
+        per_class = score(self.sample, detections).per_class
         values = [value for name in self.known if not math.isnan(value := per_class[name])]
         return sum(values) / len(values) if values else math.nan
 

@@ -3,14 +3,14 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as L
 
 from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
 from understudy.data import Batch, DetectionData, evaluation_loader, shown_location
-from understudy.evaluation import detect_all, gather_detections, score
+from understudy.evaluation import Detections, detect_all, gather_detections, score
 from understudy.files import append_row, write_atomically
 from understudy.reading import number_in, read_rows
 from understudy.training.checkpointing import KeepCheckpoints
@@ -87,7 +87,7 @@ class Validate(L.Callback):
             self.checkpoints.stop_evaluation(trainer)
             yield batch
 
-    def _record(self, trainer: L.Trainer, engine: "Engine", epoch: int, detections: list[dict[str, Any]]) -> None:
+    def _record(self, trainer: L.Trainer, engine: "Engine", epoch: int, detections: Detections) -> None:
         """Write the epoch's row, and the checkpoint if it is the best so far."""
         evaluation = score(self.data, detections)
         step = self.checkpoints.saved_step
