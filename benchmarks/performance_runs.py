@@ -26,9 +26,9 @@ from understudy.outputs import Needs
 from understudy.training import run as runs
 from understudy.training.together import distill_together
 
-SHORT, LONG, IMAGES, BATCH, SIZE = 2, 6, 16, 2, 128
+SHORT, LONG, IMAGES, BATCH, SIZE = 2, 5, 16, 2, 128
 STEPS = (LONG - SHORT) * IMAGES // BATCH
-ROUNDS = 3
+ROUNDS = 2
 
 
 def rows() -> Iterator[Row]:
@@ -84,7 +84,7 @@ class Costs:
         data = {"path": self.scenes, "shorter_side": SIZE, "longer_side": SIZE, "workers": 0, "flip": 0.0}
         return {
             "data": data,
-            "detector": detector,
+            "detector": {"name": detector, "neck_channels": 128},
             "schedule.epochs": epochs,
             "schedule.warmup_steps": 0,
             "evaluate_every": 1000,
@@ -138,7 +138,7 @@ class Costs:
 
     def passes(self) -> float:
         """Return the CPU time of the teacher's passes in the steps of a run."""
-        teacher = build_detector("retinanet_resnet50", 3, shorter_side=SIZE, longer_side=SIZE).eval()
+        teacher = build_detector("retinanet_resnet50", 4, neck_channels=128, shorter_side=SIZE, longer_side=SIZE).eval()
         teacher.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         images, needs = torch.rand(BATCH, 3, SIZE, SIZE), Needs(frozenset({"features"}))
         with torch.no_grad():
@@ -148,7 +148,8 @@ class Costs:
     def bare_loop(self) -> float:
         """Return the CPU time of a loop over the same batches without Lightning, checks and logs."""
         torch.manual_seed(0)
-        learner = Learner(build_detector("retinanet_resnet18", 4, shorter_side=SIZE, longer_side=SIZE)).train()
+        student = build_detector("retinanet_resnet18", 4, neck_channels=128, shorter_side=SIZE, longer_side=SIZE)
+        learner = Learner(student).train()
         learner.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         optimizer = torch.optim.SGD(learner.parameters(), 1e-5, momentum=0.9, weight_decay=1e-4)
         data = open_data(self.scenes, "train")
