@@ -41,7 +41,7 @@ def losses(run) -> list[list[float]]:
     return [[float(row[name]) for name in names] for row in read_rows(run / "losses.csv")]
 
 
-@pytest.mark.parametrize("where", ["memory", "auto", "folder"])
+@pytest.mark.parametrize("where", ["auto", "folder"])
 def test_later_epochs_run_no_teacher(where, uncached, passes, tiny, trained, tmp_path):
     keys = {"teacher": trained, "teacher_cache": tmp_path / "cache" if where == "folder" else where, **KEYS}
     run = understudy.distill(tiny, run=tmp_path / "run", **keys)

