@@ -1,6 +1,6 @@
-"""The cost of whole runs: students together, a cached teacher, and Lightning's loop over a bare one.
+"""The cost of runs: students together, a cached teacher, and Lightning's loop over a bare one.
 
-Start-up and evaluation cancel out: each figure is the difference of a long run and a short one, in CPU time.
+The CPU time of twenty steps is measured within an epoch, without its start, checkpoint and evaluation.
 """
 
 import contextlib
@@ -24,11 +24,14 @@ from understudy.detectors import build_detector
 from understudy.learner import Learner
 from understudy.outputs import Needs
 from understudy.training import run as runs
+from understudy.training.engine import Engine
 from understudy.training.together import distill_together
 
-SHORT, LONG, IMAGES, BATCH, SIZE = 2, 5, 16, 2, 128
-STEPS = (LONG - SHORT) * IMAGES // BATCH
-ROUNDS = 2
+IMAGES, BATCH, SIZE, ROUNDS = 48, 2, 128, 3
+EPOCH = IMAGES // BATCH
+WINDOW = 3, EPOCH - 1
+"""Steps of an epoch that are timed: from the start of the first to that of the last."""
+STEPS = WINDOW[1] - WINDOW[0]
 
 
 def rows() -> Iterator[Row]:
@@ -101,25 +104,24 @@ class Costs:
 
     def rows(self) -> Iterator[Row]:
         """Measure everything in turns; the lowest of several rounds counts, since others only add to it."""
-        tried: dict[str, Callable[[int], object]] = {
-            "plain": lambda epochs: runs.train(load_config(TrainConfig, self.keys(epochs))),
-            "alone": lambda epochs: runs.distill(self.student(epochs)),
-            "cached": lambda epochs: runs.distill(self.student(epochs, teacher_cache="memory")),
-            "3 together": lambda epochs: distill_together([self.student(epochs) for _ in range(3)]),
-            "5 together": lambda epochs: distill_together([self.student(epochs) for _ in range(5)]),
+        tried: dict[str, Callable[[], float]] = {
+            "plain": lambda: steps_of(lambda: runs.train(load_config(TrainConfig, self.keys(1)))),
+            "alone": lambda: steps_of(lambda: runs.distill(self.student(1))),
+            "cached": lambda: steps_of(lambda: runs.distill(self.student(2, teacher_cache="memory")), EPOCH),
+            "3": lambda: steps_of(lambda: distill_together([self.student(1) for _ in range(3)])),
+            "5": lambda: steps_of(lambda: distill_together([self.student(1) for _ in range(5)])),
+            "teacher": self.passes,
+            "bare": self.bare_loop,
         }
-        found: dict[str, float] = dict.fromkeys([*tried, "teacher", "bare"], float("inf"))
+        found = dict.fromkeys(tried, float("inf"))
         for _ in range(ROUNDS):
-            for name, train in tried.items():
-                found[name] = min(
-                    found[name], seconds(lambda train=train: train(LONG)) - seconds(lambda train=train: train(SHORT))
-                )
-            found["teacher"] = min(found["teacher"], self.passes())
-            found["bare"] = min(found["bare"], self.bare_loop())
+            for name, measure in tried.items():
+                with quietly():
+                    found[name] = min(found[name], measure())
         teacher, student = found["teacher"], found["alone"] - found["teacher"]
         for count in (3, 5):
             ideal = (teacher + count * student) / (count * found["alone"])
-            ratio = found[f"{count} together"] / (count * found["alone"])
+            ratio = found[str(count)] / (count * found["alone"])
             note = f"{ratio:.2f} of {count} runs; the teacher's pass is {teacher / found['alone']:.0%} of a run alone"
             yield Row(
                 f"{count} students together, over one pass of the teacher and {count} steps",
@@ -143,7 +145,10 @@ class Costs:
         images, needs = torch.rand(BATCH, 3, SIZE, SIZE), Needs(frozenset({"features"}))
         with torch.no_grad():
             teacher(images, needs=needs)
-            return seconds(lambda: [teacher(images, needs=needs) for _ in range(STEPS)])
+            started = time.process_time()
+            for _ in range(STEPS):
+                teacher(images, needs=needs)
+            return time.process_time() - started
 
     def bare_loop(self) -> float:
         """Return the CPU time of a loop over the same batches without Lightning, checks and logs."""
@@ -155,24 +160,35 @@ class Costs:
         data = open_data(self.scenes, "train")
         loader = training_loader(data, batch_size=BATCH, shorter_side=[SIZE], longer_side=SIZE, flip=0.0, seed=0)
 
-        def epochs(count: int) -> None:
-            for _ in range(count):
-                for batch in loader:
-                    losses = learner(batch.images, batch.targets, image_sizes=batch.image_sizes)
-                    optimizer.zero_grad()
-                    torch.stack(list(losses.values())).sum().backward()
-                    optimizer.step()
+        started = 0.0
+        for step, batch in enumerate(loader):
+            if step in WINDOW:
+                started, before = time.process_time(), started
+            losses = learner(batch.images, batch.targets, image_sizes=batch.image_sizes)
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+        return started - before
 
-        epochs(1)
-        return seconds(lambda: epochs(LONG - SHORT))
 
+def steps_of(train: Callable[[], object], before: int = 0) -> float:
+    """Return the CPU time of the timed steps, after some steps before; of all runs together, if there are several."""
+    times: dict[int, float] = {}
+    engines: list[Engine] = []
+    start = Engine.on_train_batch_start
 
-def seconds(call: Callable[[], object]) -> float:
-    """Return the CPU time of a call."""
-    with quietly():
-        started = time.process_time()
-        call()
-        return time.process_time() - started
+    def noted(engine: Engine, batch: Any, number: int) -> None:
+        engines.append(engine)
+        if engine is engines[0]:
+            times[engine.global_step - before] = time.process_time()
+        start(engine, batch, number)
+
+    Engine.on_train_batch_start = noted  # ty: ignore[invalid-assignment]
+    try:
+        train()
+    finally:
+        Engine.on_train_batch_start = start  # ty: ignore[invalid-assignment]
+    return times[WINDOW[1]] - times[WINDOW[0]]
 
 
 @contextlib.contextmanager
