@@ -50,6 +50,9 @@ class Validate(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate the last epoch of a resumed run, if it was stopped after this epoch was saved."""
+        if self.check and self.checkpoints.saved_step and self.folder.best.exists():
+            # An epoch is saved before its evaluation measures the student, whose best is in the best checkpoint.
+            self.check.found |= read_checkpoint(self.folder.best)["understudy"].get("teacher_check", {})
         epoch, within = divmod(self.checkpoints.saved_step, engine.steps_per_epoch)
         evaluated = {int(row["epoch"]) for row in read_rows(self.folder.metrics)}
         if epoch and not within and epoch not in evaluated:
@@ -99,7 +102,8 @@ class Validate(L.Callback):
             if self.check:
                 self.check.measure_student(detections)
             weights = engine.learner.student.network.state_dict(prefix=STUDENT)
-            meta = engine.metadata(epoch=epoch, step=step, AP=metrics["AP"], evaluation=evaluation.to_dict())
+            found = {"teacher_check": self.check.found} if self.check and self.check.found else {}
+            meta = engine.metadata(epoch=epoch, step=step, AP=metrics["AP"], evaluation=evaluation.to_dict(), **found)
             write_checkpoint(self.folder.best, {"understudy": meta, "state_dict": weights})
         append_row(self.folder.metrics, row)
         scores = "  ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
