@@ -70,6 +70,8 @@ def fork(arguments: Sequence[str], log: Path, variables: dict[str, str]) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
+        for name in SIGNALS[:-1]:  # one that comes now would leave the copy of this program running
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
         sys.stderr.flush()
         if torch.distributed.is_initialized():
             with contextlib.suppress(Exception):
