@@ -1,6 +1,7 @@
 """Students trained side by side equal students trained alone, to the bit, and the teacher runs once for all."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -10,7 +11,7 @@ from training_runs import assert_same, at_step, crash, saved_step
 import understudy
 from understudy.config import DistillConfig, load_config
 from understudy.detectors import Detector
-from understudy.errors import UserError
+from understudy.errors import RunError, UserError
 from understudy.training.together import distill_together
 
 STUDENTS = {
@@ -81,6 +82,25 @@ def test_a_run_that_fails_does_not_stop_the_others(configs, alone):
     assert isinstance(found[0], ZeroDivisionError)
     for run, other in zip(found[1:], alone[1:2], strict=True):
         assert_same(run, other)
+
+
+def test_an_image_that_cannot_be_read_ends_every_run_with_the_same_message(configs, scenes, tmp_path, capsys):
+    copy = shutil.copytree(scenes, tmp_path / "scenes")
+    for image in (copy / "images").iterdir():
+        if image.name.startswith("train"):
+            image.write_bytes(image.read_bytes()[:200])
+    found = distill_together(configs("damaged", **{"data.path": copy})[:2])
+    assert [type(error) for error in found] == [RunError, RunError]
+    assert str(found[0]) == str(found[1])
+    assert "understudy check" in str(found[0])
+    said = capsys.readouterr().err
+    assert f"frs: failed: {found[0]}" in said
+    assert f"hint: failed: {found[0]}" in said
+
+
+def test_no_student_is_refused():
+    with pytest.raises(UserError, match="distill_together got no config"):
+        distill_together([])
 
 
 def test_runs_that_cannot_share_are_refused_with_all_reasons(configs, tmp_path):

@@ -83,9 +83,7 @@ class Store:
         file = self.folder / f"{key}.pt"
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return None
-        except Exception:  # arbitrary bytes can make an unpickler raise any exception
+        except Exception:  # there is none; and arbitrary bytes can make an unpickler raise any exception
             return None
 
     def put(self, key: str, entry: Entry, size: int) -> None:

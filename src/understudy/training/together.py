@@ -65,6 +65,8 @@ def distill_together(configs: Sequence[DistillConfig]) -> list[Path | BaseExcept
 
 
 def _check(configs: Sequence[TrainConfig]) -> None:
+    if not configs:
+        raise UserError("distill_together got no config; it expects one for each student.")
     faults = [
         f"{key} differs: {', '.join(str(getattr(config, key)) for config in configs)}"
         for key in SHARED
@@ -127,6 +129,8 @@ class _Group:
                 found[number] = fit(self.runs[number])
             except BaseException as error:
                 found[number] = error
+                if not isinstance(error, Stopped):  # whose message comes at the end
+                    console.say(f"failed: {error or type(error).__name__}")
             finally:
                 self.batches.leave(number)
                 self.turns.leave(number)
@@ -251,6 +255,7 @@ class _Batches:
         self.queues: dict[int, deque[Batch]] = {number: deque() for number in range(count)}
         self.epochs = [0] * count
         self.source: Iterator[Batch] = iter(())
+        self.error: RunError | None = None
         self.started = 0
 
     def view(self, number: int) -> Any:
@@ -272,7 +277,17 @@ class _Batches:
             self.source = iter(self.loader)
         for _ in range(len(self.loader)):
             if not self.queues[number]:
-                batch = next(self.source).to(self.device)  # resized once for all
-                for queue in self.queues.values():
-                    queue.append(batch)
+                self._load()
             yield self.queues[number].popleft()
+
+    def _load(self) -> None:
+        """Load the next batch for all; an image that cannot be read ends every run with the same message."""
+        try:
+            if self.error:
+                raise self.error
+            batch = next(self.source).to(self.device)  # resized once for all
+        except RunError as error:
+            self.error = error
+            raise
+        for queue in self.queues.values():
+            queue.append(batch)
