@@ -93,7 +93,7 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def _central(angle: float, freedom: int) -> float:
-    """Return the probability of \\|t\\| < sqrt(freedom) tan(angle): a finite series (Abramowitz and Stegun 26.7.3, .4)."""
+    """Return P(abs(t) < sqrt(freedom) tan(angle)), a finite series (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
     term, total = cosine if odd else 1.0, 0.0
