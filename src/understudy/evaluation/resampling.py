@@ -16,6 +16,8 @@ from understudy.evaluation.coco import Backend, match_images
 
 THRESHOLDS = 10
 RECALLS = np.linspace(0.0, 1.0, 101)
+AT_ONCE = 2_000_000
+"""Numbers of an array of all selections, thresholds and detections."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,27 +36,40 @@ class ClassMatches:
     counted: NDArray[np.bool_]
     objects: NDArray[np.int64]
 
-    def ap(self, weights: NDArray[np.float64]) -> float:
-        """Return COCO's AP of the class on images that occur several times; nan without objects.
+    def aps(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return COCO's AP of the class on several selections of the images; nan where there are no objects.
 
         Args:
-            weights: (I,) how often each image occurs.
+            weights: (S, I), for each selection how often each image occurs in it.
+
+        Returns:
+            (S,) in 0..1.
         """
-        total = float(weights @ self.objects)
-        if not total:
-            return np.nan
-        of_each = weights[self.images]
-        right = np.cumsum(self.right * of_each, axis=1)
-        all_counted = np.cumsum(self.counted * of_each, axis=1)
-        precision = right / np.maximum(all_counted, np.spacing(1))
-        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        recall = right / total
-        found = np.zeros((len(recall), len(RECALLS)))
-        for number, (of_threshold, best) in enumerate(zip(recall, envelope, strict=True)):
-            places = np.searchsorted(of_threshold, RECALLS, side="left")
-            reached = places < len(of_threshold)
-            found[number, reached] = best[places[reached]]
-        return float(found.mean())
+        found = np.zeros(len(weights))
+        at_once = max(1, AT_ONCE // max(1, self.right.size))
+        for first in range(0, len(weights), at_once):
+            found[first : first + at_once] = self._aps(weights[first : first + at_once])
+        found[weights @ self.objects == 0] = np.nan
+        return found
+
+    def _aps(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        totals = np.maximum(weights @ self.objects, 1)
+        of_each = weights[:, None, self.images]
+        right = np.cumsum(self.right * of_each, axis=2)  # (S, T, D)
+        precision = right / np.maximum(np.cumsum(self.counted * of_each, axis=2), 1)
+        envelope = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
+        samples, thresholds, count = right.shape
+        if not count:
+            return np.zeros(samples)
+        # The first detection that reaches each recall, of all rows in one search: counts grow from row to row.
+        needed = _least_counts(totals)
+        step = int(max(right.max(), needed.max())) + 1
+        rows = np.arange(samples * thresholds) * step
+        wanted = (np.repeat(needed, thresholds, axis=0) + rows[:, None]).ravel()
+        places = np.searchsorted((right.reshape(-1, count) + rows[:, None]).ravel(), wanted)
+        reached = places < np.repeat(np.arange(1, len(rows) + 1) * count, len(RECALLS))
+        best = np.where(reached, envelope.ravel()[np.minimum(places, envelope.size - 1)], 0.0)
+        return best.reshape(samples, -1).mean(axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,12 +93,16 @@ class Matches:
             by_class[row["category_id"] - 1].append(row)
         return cls(tuple(_class_matches(each, count) for each in by_class), count)
 
-    def ap(self, weights: NDArray[np.float64] | None = None) -> float:
-        """Return COCO's AP, 0..1, on images that occur several times; by default once each."""
-        weights = np.ones(self.images) if weights is None else weights
-        values = [each.ap(weights) for each in self.classes]
-        defined = [value for value in values if not np.isnan(value)]
-        return float(np.mean(defined)) if defined else np.nan
+    def ap(self) -> float:
+        """Return COCO's AP, 0..1; nan if there are no objects."""
+        return float(self.aps(np.ones((1, self.images), np.int64))[0])
+
+    def aps(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return COCO's AP on several selections of the images, (S,); arguments as of :meth:`ClassMatches.aps`."""
+        values = np.stack([each.aps(weights) for each in self.classes])
+        defined = ~np.isnan(values)
+        sums, counts = np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays of all classes by name, for a file of NumPy."""
@@ -118,11 +137,15 @@ def resampled_aps(detectors: Sequence[Matches], samples: int, seed: int = 0) -> 
         (samples, detectors) in 0..1; nan if a sample has no objects.
     """
     generator, images = np.random.default_rng(seed), detectors[0].images
-    found = np.empty((samples, len(detectors)))
-    for number in range(samples):
-        weights = np.bincount(generator.integers(0, images, images), minlength=images).astype(float)
-        found[number] = [detector.ap(weights) for detector in detectors]
-    return found
+    drawn = [np.bincount(generator.integers(0, images, images), minlength=images) for _ in range(samples)]
+    weights = np.stack(drawn)
+    return np.stack([detector.aps(weights) for detector in detectors], axis=1)
+
+
+def _least_counts(totals: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the least number of right detections that reaches each recall, (S, 101), for numbers of objects (S,)."""
+    counts = np.ceil(RECALLS * totals[:, None] - 1e-6).astype(np.int64)
+    return np.where(counts / totals[:, None] < RECALLS, counts + 1, counts)
 
 
 def _class_matches(rows: Sequence[Any], images: int) -> ClassMatches:

@@ -27,6 +27,7 @@ from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.checkpointing import STOPPING
 from understudy.training.folder import RunFolder
 from understudy.training.progress import ShowProgress
+from understudy.training.resuming import own_methods
 from understudy.training.run import fit, reopened
 from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
@@ -61,7 +62,7 @@ def train_together(runs: Sequence[TrainConfig | Path], methods: Sequence[str] = 
     _check(configs)
     with contextlib.ExitStack() as folders:
         assembled = [
-            folders.enter_context(reopened(run, methods)) if isinstance(run, Path) else _assembled(config)
+            folders.enter_context(_reopened(run, config, methods)) if isinstance(run, Path) else _assembled(config)
             for run, config in zip(runs, configs, strict=True)
         ]
         for run, parts in zip(runs, assembled, strict=True):
@@ -73,6 +74,13 @@ def train_together(runs: Sequence[TrainConfig | Path], methods: Sequence[str] = 
 def can_share(one: TrainConfig, other: TrainConfig) -> bool:
     """Return whether two runs can be trained together."""
     return not _faults([one, other])
+
+
+def _reopened(
+    run: Path, config: TrainConfig, methods: Sequence[str]
+) -> contextlib.AbstractContextManager[AssembledRun]:
+    own = own_methods(config)
+    return reopened(run, [name for name in methods if name in own])
 
 
 def _assembled(config: TrainConfig) -> AssembledRun:
