@@ -22,6 +22,17 @@ def trained(tiny, tmp_path_factory) -> Path:
     return understudy.train(tiny, run=tmp_path_factory.mktemp("runs") / "trained")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cheap():
+    """Few bootstrap samples, and few rounds of timing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("understudy.study.summary.MOST_SAMPLES", 30)
+        patch.setattr("understudy.study.summary.FEWEST_SAMPLES", 30)
+        patch.setattr("understudy.study.timing.ROUNDS", 1)
+        patch.setattr("understudy.study.timing.FEWEST", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def plan(tiny, trained) -> Plan:
     """Two rows and two seeds."""

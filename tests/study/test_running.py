@@ -51,20 +51,20 @@ def test_its_tables(study):
 
 def test_interrupted_and_one_after_another_it_has_the_same_runs(study, plan, tmp_path):
     with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt, match=f"understudy study {tmp_path / 'study'}"):
-        run_study(tmp_path / "study", plan)
+        run_study(tmp_path / "study", replace(plan, seeds=(0,)))
     run_study(tmp_path / "study")
-    for run in RUNS:
+    for run in RUNS[::2]:
         assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
-    one, other = results(study), results(tmp_path / "study")
-    assert [row["AP"] for row in one["rows"]] == [row["AP"] for row in other["rows"]]
+    for one, other in zip(results(study)["rows"], results(tmp_path / "study")["rows"], strict=True):
+        assert one["AP"]["of_seeds"][:1] == other["AP"]["of_seeds"]
 
 
 def test_interrupted_together_it_goes_on(study, plan, tmp_path):
     calls = iter([ctrl_c])
     with at_step(5, lambda: next(calls, int)()), pytest.raises(KeyboardInterrupt):
-        run_study(tmp_path / "study", plan, together=True)
+        run_study(tmp_path / "study", replace(plan, seeds=(0,)), together=True)
     run_study(tmp_path / "study", together=True)
-    for run in RUNS:
+    for run in RUNS[::2]:
         assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
 
 

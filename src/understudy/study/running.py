@@ -23,7 +23,7 @@ from understudy.study.summary import summarise
 from understudy.study.tables import rows_as_csv, runs_as_csv
 from understudy.study.timing import step_costs
 from understudy.training import console
-from understudy.training.assembly import AssembledRun, assemble
+from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.folder import RunFolder, lock
 from understudy.training.resuming import own_methods
 from understudy.training.run import distill, resume, train
@@ -171,6 +171,7 @@ class Study:
             config = self.plan.config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs" / "timing")
             config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
             try:
+                config = resolve_config(config)
                 place = RunFolder(config.run)
                 run = assemble(config, place, make_trainer(config, place.path))
             except UserError as error:
