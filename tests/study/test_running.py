@@ -1,6 +1,10 @@
 """A study end to end: interrupted, extended, with failures, and what is refused."""
 
 import json
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +90,28 @@ def test_a_failed_run_is_reported_and_tried_again_on_request(study, plan, tmp_pa
     assert run_study(tmp_path / "study").rows[1].missing  # it is not tried again unasked
     assert not run_study(tmp_path / "study", retry=True).rows[1].missing
     assert_same(tmp_path / "study/runs/frs_ramp_steps=0-seed0", study / "runs/frs_ramp_steps=0-seed0")
+
+
+@pytest.mark.slow
+def test_several_processes_have_the_same_runs_and_stop_on_a_signal(study, plan, tmp_path):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.yaml").write_text(replace(plan, seeds=(0,)).dump())
+    command = [sys.executable, "-m", "understudy", "study", str(tmp_path / "study"), "--jobs", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr
+        watch = threading.Timer(120, process.kill)
+        watch.start()
+        for line in process.stderr:
+            if "epoch   1" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+        watch.cancel()
+    assert process.returncode == 143
+    assert f"Stopped and saved. To go on: understudy study {tmp_path / 'study'}" in rest
+    run_study(tmp_path / "study")
+    for run in RUNS[::2]:
+        assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
 
 
 def test_a_bug_is_no_failure_of_a_run(plan, tmp_path):

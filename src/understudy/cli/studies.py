@@ -60,6 +60,7 @@ def study(
     together: Annotated[
         bool, typer.Option("--together", help="Train the runs of a seed side by side, with one pass of the teacher.")
     ] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes that train at once.")] = 1,
     longer: Annotated[
         bool, typer.Option("--longer/--no-longer", help="Add the plain student trained for as long in time.")
     ] = True,
@@ -105,7 +106,7 @@ def study(
         plan = stored.with_more([read_row(text) for text in row or []], numbers if seeds is not None else [])
     with redirect_stdout(sys.stderr):  # libraries print progress
         result = run_study(
-            folder, plan, together=together, retry=retry, accept_changes=accept_changes, trusted=trust or []
+            folder, plan, together=together, jobs=jobs, retry=retry, accept_changes=accept_changes, trusted=trust or []
         )
     show_result(result, as_json)
     if not as_json:

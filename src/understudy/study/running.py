@@ -16,6 +16,7 @@ from understudy.evaluation import choose_device, detect_all, evaluate, loader_at
 from understudy.evaluation.resampling import Matches
 from understudy.files import write_atomically
 from understudy.study.folder import StudyFolder
+from understudy.study.jobs import Outcome, in_processes
 from understudy.study.plan import Plan
 from understudy.study.results import StudyResult, Trained
 from understudy.study.rows import LONGER, StudyRow
@@ -26,7 +27,7 @@ from understudy.training import console
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.folder import RunFolder, lock
 from understudy.training.resuming import own_methods
-from understudy.training.run import distill, resume, train
+from understudy.training.run import resume, train
 from understudy.training.teacher_cache import TeacherCache
 from understudy.training.together import can_share, train_together
 from understudy.training.trainer import make_trainer
@@ -58,6 +59,7 @@ def run_study(
     plan: Plan | None = None,
     *,
     together: bool = False,
+    jobs: int = 1,
     retry: bool = False,
     accept_changes: bool = False,
     trusted: Sequence[str] = (),
@@ -68,6 +70,7 @@ def run_study(
         path: a new folder, or one of a study, which goes on.
         plan: of a new study, or with further rows and seeds; None: go on.
         together: whether the runs of a seed are trained side by side; the numbers are the same.
+        jobs: number of processes that train at once, each a run, or a group of runs side by side.
         retry: whether runs that failed are tried again.
         accept_changes: whether to go on with other data, another teacher or another version than at the start.
         trusted: the user's own methods that may be imported.
@@ -90,7 +93,7 @@ def run_study(
         study.prepare(accept_changes)
         if retry:
             folder.forget_failures()
-        study.train(together)
+        study.train(together, jobs)
         return study.summarise()
 
 
@@ -234,7 +237,7 @@ class Study:
             return None
         return round(count * self.facts["longer"]) if row == LONGER else count
 
-    def train(self, together: bool) -> None:
+    def train(self, together: bool, jobs: int) -> None:
         """Train the runs that are neither finished nor failed.
 
         Raises:
@@ -242,13 +245,33 @@ class Study:
             Stopped: a signal stopped the study.
         """
         tasks = self.tasks()
+        groups: list[list[Task]] = []
         for seed in self.plan.seeds:
             of_seed = [task for task in tasks if task.seed == seed]
             left = [task for task in of_seed if not task.folder.result.exists() and not self.folder.failure(task.name)]
-            for group in self._groups(left) if together else [[task] for task in left]:
-                done = sum(task.folder.result.exists() for task in tasks)
-                console.say(f"{done} of {len(tasks)} runs are finished. Now: {', '.join(task.name for task in group)}")
-                self._train(group)
+            groups += self._groups(left) if together else [[task] for task in left]
+        left = sum(map(len, groups))
+        if left:
+            console.say(f"{len(tasks) - left} of {len(tasks)} runs are ready, {left} are to be trained")
+        stop = None
+        try:
+            each = in_processes(groups, outcomes, jobs) if jobs > 1 and len(groups) > 1 else _one_by_one(groups)
+            for group, found in each:
+                for task, outcome in zip(group, found, strict=True):
+                    if outcome.stopped:
+                        stop = outcome.stopped
+                    elif outcome.fatal:
+                        raise RunError(outcome.failure)
+                    elif outcome.failure:
+                        console.say(f"{task.name} has failed: {outcome.failure}")
+                        self.folder.note_failure(task.name, outcome.failure)
+                if not stop:
+                    left -= len(group)
+                    console.say(f"{len(tasks) - left} of {len(tasks)} runs are ready")
+        except Stopped as stopped:
+            stop = stopped.exit_code - 128
+        if stop:
+            raise Stopped(f"Stopped and saved. To go on: understudy study {self.folder.path}", stop)
 
     def _groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
         """Put tasks together that can share batches and teacher; those that cannot use the cache keep to themselves."""
@@ -266,20 +289,6 @@ class Study:
         plain = not all(isinstance(each.config, DistillConfig) for each in (task, other))
         cached = [self.facts["costs"][each.row]["cached"] for each in (task, other) if each.row != LONGER]
         return can_share(task.config, other.config) and (plain or len(set(cached)) == 1)
-
-    def _train(self, group: Sequence[Task]) -> None:
-        try:
-            for task, outcome in zip(group, _outcomes(group), strict=True):
-                if isinstance(outcome, Path):
-                    continue
-                if not isinstance(outcome, RunError | UserError) or isinstance(outcome.__cause__, OSError):
-                    raise outcome
-                console.say(f"{task.name} has failed: {outcome}")
-                self.folder.note_failure(task.name, str(outcome))
-        except Stopped as stop:
-            raise Stopped(
-                f"Stopped and saved. To go on: understudy study {self.folder.path}", stop.exit_code - 128
-            ) from None
 
     def summarise(self) -> StudyResult:
         """Evaluate what is finished, and write the results."""
@@ -317,19 +326,31 @@ class Study:
         return known
 
 
-def _outcomes(group: Sequence[Task]) -> list[Path | BaseException]:
-    """Train runs, begun ones from where they stopped; return the folder or the failure of each."""
+def _one_by_one(groups: Sequence[list[Task]]) -> Iterator[tuple[list[Task], list[Outcome]]]:
+    for group in groups:
+        console.say(f"now: {', '.join(task.name for task in group)}")
+        found = outcomes(group)
+        yield group, found
+        if any(outcome.stopped for outcome in found):
+            return
+
+
+def outcomes(group: Sequence[Task]) -> list[Outcome]:
+    """Train runs, begun ones from where they stopped, and return how each ended."""
     if len(group) > 1:
         own = sorted({name for task in group for name in own_methods(task.config)})
-        return train_together([_begun(task) or task.config for task in group], own)
+        try:
+            return list(map(Outcome.of, train_together([_begun(task) or task.config for task in group], own)))
+        except Stopped as stop:
+            return [Outcome.of(stop)] * len(group)
     task = group[0]
     token = console.PREFIX.set(f"{task.name}: ")
     try:
         if run := _begun(task):
-            return [resume(run, own_methods(task.config))]
-        return [distill(task.config) if isinstance(task.config, DistillConfig) else train(task.config)]
-    except (RunError, UserError) as error:
-        return [error]
+            return [Outcome(resume(run, own_methods(task.config)))]
+        return [Outcome(train(task.config))]
+    except (Exception, Stopped) as error:
+        return [Outcome.of(error)]
     finally:
         console.PREFIX.reset(token)
 
