@@ -2,22 +2,23 @@
 
 import numpy as np
 
-from understudy.figures import charts
+from understudy.figures import Style, charts
 
 
 def test_curves_begin_at_zero_and_leave_gaps():
-    curve = charts.Curve("plain", "#2b8cd6", np.arange(3.0), np.array([30.0, float("nan"), 32.0]))
-    axes = charts.curve_chart([curve], x_label="epoch", y_label="AP").axes[0]
+    curve = charts.Curve("plain", Style("#2b8cd6"), np.arange(3.0), np.array([30.0, float("nan"), 32.0]))
+    figure = charts.curve_chart([curve], x_label="epoch", y_label="AP")
+    (axes,) = figure.axes
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] >= 32
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["plain"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain"]
 
 
 def test_loss_axes_begin_at_zero_and_say_when_first_values_are_cut_off():
     spiked = np.concatenate([[100.0], np.ones(99)])
     terms = {
-        "total": [charts.Curve("a", "#2b8cd6", np.arange(100.0), spiked)],
-        "calm": [charts.Curve("a", "#2b8cd6", np.arange(100.0), np.linspace(2, 1, 100))],
+        "total": [charts.Curve("a", Style("#2b8cd6"), np.arange(100.0), spiked)],
+        "calm": [charts.Curve("a", Style("#2b8cd6"), np.arange(100.0), np.linspace(2, 1, 100))],
     }
     spiky, calm = charts.loss_charts(terms).axes
     assert spiky.get_ylim()[0] == calm.get_ylim()[0] == 0

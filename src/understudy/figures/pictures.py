@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from understudy.figures.style import INK, legend_above
+from understudy.figures.style import INK, any_letters, label, legend_above
 
 Array = NDArray[np.floating]
 
@@ -130,14 +130,16 @@ def sheet(rows: Sequence[Sequence[Cell]], colours: Mapping[str, str] | None = No
 
 
 def _title(cell: Cell, letters: int) -> str:
-    return "\n".join([cell.head, *textwrap.wrap(cell.words, letters)])
+    lines = [cell.head, *textwrap.wrap(cell.words, letters)]
+    return "\n".join(label(line, letters) for line in lines)
 
 
 def _drawn(figure: Figure) -> NDArray[np.uint8]:
     """Draw a picture at twice its size: (H, W, 3)."""
     figure.set_dpi(2 * _DPI)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with any_letters():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -167,6 +169,7 @@ def _frame(
 def _tag(axes: Axes, box: Array, caption: str, colour: str, *, height: float, width: float) -> None:
     """Draw a caption above its box, or inside if there is no room above, always within the picture."""
     line, letter = 20, 9.2  # height of a line and width of a letter, about, in pixels
+    caption = label(caption, max(8, int((width - 4) / letter)))
     x = float(np.clip(box[0], 0, max(0.0, width - letter * len(caption) - 4)))
     y = float(np.clip(box[1] if box[1] >= line else box[1] + line, line, height))
     dark = np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.45
