@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from understudy import figures
 from understudy.figures import Style, charts
 
 
@@ -71,3 +72,27 @@ def test_clouds_have_a_panel_for_each_title_and_logarithmic_axes():
     assert {axes.get_xscale() for axes in figure.axes} == {axes.get_yscale() for axes in figure.axes} == {"log"}
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "x", "x", "x"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["y", "", "", "y"]
+
+
+def test_nine_rows_differ_in_colour_and_in_line_or_marker():
+    roles = {"teacher": "teacher", "none": "plain", "longer": "plain"} | {
+        f"d{number}": "distilled" for number in range(6)
+    }
+    styles = figures.styles(roles)
+    assert len({style.colour for style in styles.values()}) == 9
+    assert len({style.marker for style in styles.values()}) == 9
+    more = figures.styles(roles | {f"e{number}": "distilled" for number in range(20)})
+    assert len(set(more.values())) == 29
+
+
+def test_differences_are_points_by_name_and_missing_ones_are_left_out():
+    series = {"frs": [2.0, float("nan")], "hint": [-1.0, 0.5]}
+    styles = figures.styles(dict.fromkeys(series, "distilled"))
+    figure = charts.difference_chart(["class cat", "$a$" + "b" * 99], series, styles, x_label="AP")
+    (axes,) = figure.axes
+    first, second = (label.get_text() for label in axes.get_yticklabels())
+    assert first == "class cat"
+    assert second.startswith(r"\$a\$")
+    assert len(second) <= 34
+    assert [len(np.ma.compressed(points.get_offsets()[:, 0])) for points in axes.collections] == [1, 2]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top

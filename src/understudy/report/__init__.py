@@ -11,7 +11,7 @@ from understudy.data import Limits, open_data
 from understudy.figures import Captioned
 from understudy.files import check_writable
 from understudy.report.analyses import view_analyses
-from understudy.report.page import comparison_sections, write_report
+from understudy.report.page import comparison_sections, loss_sections, write_report
 from understudy.report.sections import DataRow, DataTable, Entry, Section
 from understudy.report.views import RunView, shown_runs, view_run, view_runs
 
@@ -23,6 +23,7 @@ __all__ = [
     "RunView",
     "Section",
     "comparison_sections",
+    "loss_sections",
     "report_on",
     "shown_runs",
     "view_analyses",

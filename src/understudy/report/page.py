@@ -53,7 +53,7 @@ def write_report(
     html = environment.get_template("page.html.j2").render(
         title=title,
         verdicts=[verdict.sentence for verdict in table.verdicts] if verdicts is None else verdicts,
-        sections=[*sections, *comparison_sections(runs, table), *analyses, *_losses(runs, styles)],
+        sections=[*sections, *comparison_sections(runs, table), *analyses, *loss_sections(runs)],
         runs=[_run_section(run, styles[run.group].colour) for run in runs],
         as_svg=figures.as_svg,
         as_image=figures.as_image,
@@ -125,8 +125,9 @@ def _changes(table: Table, styles: Mapping[str, Style]) -> list[Section]:
     return [Section("Sizes and classes that gained", charts=[chart], tables=[data], notes=notes)]
 
 
-def _losses(runs: Sequence[RunView], styles: Mapping[str, Style]) -> list[Section]:
-    chart, tables = loss_chart(runs, styles), term_tables(runs)
+def loss_sections(runs: Sequence[RunView]) -> list[Section]:
+    """Return the section about the losses of the runs; none if they have logged nothing."""
+    chart, tables = loss_chart(runs, row_styles(runs)), term_tables(runs)
     notes = (
         'Means over the logged steps of an epoch and over the runs of a row. "its own": losses of the student\'s own '
         "task, without a teacher. Published weights were tuned for other networks. If a weighted distillation term is "
