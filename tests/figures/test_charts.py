@@ -93,6 +93,6 @@ def test_differences_are_points_by_name_and_missing_ones_are_left_out():
     first, second = (label.get_text() for label in axes.get_yticklabels())
     assert first == "class cat"
     assert second.startswith(r"\$a\$")
-    assert len(second) <= 34
+    assert len(second) <= 42
     assert [len(np.ma.compressed(points.get_offsets()[:, 0])) for points in axes.collections] == [1, 2]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top

@@ -27,7 +27,7 @@ Dash = Literal["-"] | tuple[float, tuple[float, ...]]
 DASHES: tuple[Dash, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
-LETTERS = 32
+LETTERS = 40
 """Most letters of a name in a chart; longer names would leave no room for the axes."""
 
 
