@@ -34,14 +34,15 @@ CAPTIONS = 8
 """Detections of a picture that have a caption, the best: more would hide the image."""
 
 COLOURS = {
-    "correct": "#1ba37a",
-    "localisation": "#4cc9f0",
-    "classification": "#f72585",
-    "both": "#c77dff",
-    "duplicate": "#ffb000",
-    "background": "#e0651a",
-    "missed": "#b9bec7",
+    "correct": "#59ec84",
+    "localisation": "#0f9aee",
+    "classification": "#a20f5d",
+    "both": "#5919f0",
+    "duplicate": "#fefd41",
+    "background": "#9a4601",
+    "missed": "#e4e6ea",
 }
+"""Of the types in pictures; they differ for red-green blind readers, too."""
 
 MODEL_COLOURS = (figures.ROLE_COLOURS["teacher"], *figures.STUDENT_COLOURS)
 

@@ -41,7 +41,7 @@ def curve_chart(
     integers: bool = True,
     markers: bool = True,
     top: float | None = None,
-    line: tuple[str, float] | None = None,
+    levels: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw lines and their bands over an axis that begins at zero, with a legend.
 
@@ -52,17 +52,17 @@ def curve_chart(
         integers: the horizontal axis counts something.
         markers: mark every point; otherwise about eight points of a line.
         top: upper end of the vertical axis; None: that of the curves.
-        line: name and height of a thin horizontal line for comparison.
+        levels: heights of thin horizontal lines for comparison, by name.
     """
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for curve in curves:
         every = 1 if markers else max(1, len(curve.x) // 8)
         _draw(axes, curve, width=2, marker=curve.style.marker, markersize=4.5, markevery=every)
-    if line:
-        axes.axhline(line[1], color=MUTED, linewidth=1.2)
-        words = f"{label(line[0])}: {line[1]:.1f}"
-        axes.text(0.01, line[1], words, transform=axes.get_yaxis_transform(), va="top", fontsize=8, color=MUTED)
+    for name, height in (levels or {}).items():
+        axes.axhline(height, color=MUTED, linewidth=1.2)
+        words = f"{label(name)}: {height:.1f}"
+        axes.text(0.01, height, words, transform=axes.get_yaxis_transform(), va="top", fontsize=8, color=MUTED)
     dress(axes, x_label=x_label, y_label=y_label, top=top, integers=integers)
     legend_of_styles(figure, {curve.name: curve.style for curve in curves})
     return figure

@@ -19,7 +19,9 @@ MUTED = "#040506"  # placeholder for the page's colour of notes
 
 CLASS_COLOURS = ("#ffb000", "#4cc9f0", "#f72585", "#80ed99", "#c77dff", "#ff7b54", "#00f5d4", "#fee440", "#90b8ff")
 ROLE_COLOURS = {"teacher": "#8a8f98", "plain": "#2b8cd6", "distilled": "#e0651a"}
-MORE_COLOURS = ("#1ba37a", "#c25fa5", "#b8930c", "#7a6ff0", "#d14343", "#4a9aa8")
+MORE_COLOURS = ("#2e7655", "#d40251", "#af8a4f", "#5258eb", "#cb0f1f", "#3b6a8b")
+"""Further ones. All nine differ for red-green blind readers, too, with a contrast of 3 on the light and dark page."""
+
 STUDENT_COLOURS = (ROLE_COLOURS["plain"], ROLE_COLOURS["distilled"], *MORE_COLOURS)
 
 Dash = Literal["-"] | tuple[float, tuple[float, ...]]

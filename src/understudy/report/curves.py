@@ -18,17 +18,17 @@ BAND = (
 
 
 def ap_chart(runs: Sequence[RunView], styles: Mapping[str, Style]) -> Captioned | None:
-    """Draw the AP of every student by epoch, and a line at the AP of the teacher; None if no run was evaluated.
+    """Draw the AP of every student by epoch, and a line at that of each teacher; None if no run was evaluated.
 
     Without a student, the teachers are curves.
     """
-    curves = _curves(_students(runs), styles, lambda run: (run.metrics, "epoch", "AP"), scale=100)
+    students = _students(runs)
+    curves = _curves(students, styles, lambda run: (run.metrics, "epoch", "AP"), scale=100)
     if not curves:
         return None
-    teacher = next((run for run in runs if run.role == "teacher"), None)
-    ap = teacher.result.get("coco", {}).get("AP") if teacher and teacher not in _students(runs) else None
-    line = (f"{teacher.group}, at its best", 100 * ap) if teacher and ap is not None else None
-    chart = figures.curve_chart(curves, x_label="epoch", y_label="AP in %", line=line)
+    teachers = {run.group: run.result.get("coco", {}).get("AP") for run in reversed(runs) if run not in students}
+    levels = {f"{name}, at its best": 100 * ap for name, ap in teachers.items() if ap is not None}
+    chart = figures.curve_chart(curves, x_label="epoch", y_label="AP in %", levels=levels)
     return Captioned(chart, f"On the validation images, after each evaluated epoch.{_band(curves)}")
 
 
