@@ -62,7 +62,16 @@ def curve_chart(
     for name, height in (levels or {}).items():
         axes.axhline(height, color=MUTED, linewidth=1.2)
         words = f"{label(name)}: {height:.1f}"
-        axes.text(0.01, height, words, transform=axes.get_yaxis_transform(), va="top", fontsize=8, color=MUTED)
+        axes.annotate(
+            words,
+            (0.01, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+            color=MUTED,
+        )
     dress(axes, x_label=x_label, y_label=y_label, top=top, integers=integers)
     legend_of_styles(figure, {curve.name: curve.style for curve in curves})
     return figure
