@@ -16,7 +16,6 @@ from understudy.cli.app import (
     app,
     example,
     limits_given,
-    show,
     show_result,
 )
 from understudy.errors import UserError
@@ -109,23 +108,33 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows of the table as CSV.")
+    ] = None,
+    as_json: AsJson = False,
     force: Force = False,
 ) -> None:
     """Compare finished runs.
 
     Prints AP, size and speed, and the share of the gap to the teacher that each
     distilled student closes. A checkpoint without a run folder, such as an
-    imported teacher, is evaluated on the data of the runs.
+    imported teacher, is evaluated on the data of the runs. JSON also lists every
+    key of the config in which compared runs differ.
     """
     from understudy.compare import table as results
-    from understudy.files import check_writable
+    from understudy.files import check_writable, write_atomically
 
-    if html:
-        check_writable(html, force)
+    for file in (html, csv):
+        if file:
+            check_writable(file, force)
     with redirect_stdout(sys.stderr):  # libraries print progress
         table = results.summarise(runs)
-    show(table)
+    show_result(table, as_json)
+    said = sys.stderr if as_json else sys.stdout
+    if csv:
+        write_atomically(csv, table.to_csv().encode())
+        print(f"\nRows: {csv}", file=said)
     if html:
         from understudy.report import report_on
 
-        print(f"\nPage: {report_on(html, table, force=force)}")
+        print(f"\nPage: {report_on(html, table, force=force)}", file=said)

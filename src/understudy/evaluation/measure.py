@@ -9,6 +9,7 @@ import torch
 from understudy.checkpoints import load_checkpoint
 from understudy.data import DetectionData, Limits
 from understudy.data.dataset import Location
+from understudy.data.digests import digest_of_split
 from understudy.evaluation.arrays import Detection, Detections, Found, Objects
 from understudy.evaluation.coco import Backend, coco_numbers
 from understudy.evaluation.detections import (
@@ -71,6 +72,7 @@ def evaluate(
             name for name, i in zip(opened.classes, opened.category_ids, strict=True) if i not in category_ids
         ),
         unused_classes=tuple(name for name, i in zip(loaded.classes, category_ids, strict=True) if i is None),
+        data_digest=digest_of_split(opened),
     )
 
 

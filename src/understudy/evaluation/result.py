@@ -25,6 +25,7 @@ class Evaluation:
         images: number of images evaluated.
         unknown_classes: classes of the data set that the detector lacks; all their objects count as missed.
         unused_classes: classes of the detector that the data set lacks; their detections are left out.
+        data_digest: digest of the split (:func:`~understudy.data.digests.digest_of_split`); empty if unknown.
     """
 
     coco: dict[str, float]
@@ -34,6 +35,7 @@ class Evaluation:
     images: int
     unknown_classes: tuple[str, ...] = ()
     unused_classes: tuple[str, ...] = ()
+    data_digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain JSON; nan becomes None."""
@@ -45,11 +47,12 @@ class Evaluation:
             "images": self.images,
             "unknown_classes": list(self.unknown_classes),
             "unused_classes": list(self.unused_classes),
+            "data_digest": self.data_digest or None,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Invert :meth:`to_dict`. Other keys are ignored; both lists of classes may be missing.
+        """Invert :meth:`to_dict`. Other keys are ignored; the lists of classes and the digest may be missing.
 
         Raises:
             KeyError: one of the other five fields is missing.
@@ -62,6 +65,7 @@ class Evaluation:
             images=values["images"],
             unknown_classes=tuple(values.get("unknown_classes", ())),
             unused_classes=tuple(values.get("unused_classes", ())),
+            data_digest=values.get("data_digest") or "",
         )
 
     def __rich__(self) -> Group:

@@ -10,6 +10,7 @@ import lightning.pytorch as L
 from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
 from understudy.data import Batch, DetectionData, evaluation_loader, shown_location
+from understudy.data.digests import digest_of_split
 from understudy.evaluation import Detections, detect_all, gather_detections, score
 from understudy.files import append_row, write_atomically
 from understudy.reading import number_in, read_rows
@@ -119,6 +120,7 @@ class Validate(L.Callback):
         meta = read_checkpoint(self.folder.best)["understudy"]
         result = {
             **meta["evaluation"],
+            "data_digest": digest_of_split(self.data),
             "epoch": meta["epoch"],
             "parameters": sum(parameter.numel() for parameter in engine.learner.student.parameters()),
             "train_seconds": round(engine.seconds, 1),
