@@ -8,6 +8,8 @@ from understudy.data import as_paths, shown_location
 
 BUDGET: dict[str, tuple[str, ...]] = {
     "limit of training images": ("data.limit",),
+    "epochs": ("schedule.epochs",),
+    "batch size": ("batch_size",),
     "shorter side": ("data.shorter_side",),
     "mode of the shorter side": ("data.shorter_side_mode",),
     "longer side": ("data.longer_side",),
@@ -15,11 +17,9 @@ BUDGET: dict[str, tuple[str, ...]] = {
     "grouping by aspect ratio": ("data.group_by_aspect",),
     "leaving out images without objects": ("data.skip_empty",),
     "unlabelled images per step": ("data.unlabelled_batch",),
-    "epochs": ("schedule.epochs",),
     "schedule": ("schedule.name", "schedule.drops"),
     "early stopping": ("schedule.patience",),
     "warm-up": ("schedule.warmup", "schedule.warmup_steps", "schedule.warmup_factor"),
-    "batch size": ("batch_size",),
     "devices": ("devices",),
     "machines": ("num_nodes",),
     "optimizer": ("optimizer.name",),
@@ -30,7 +30,7 @@ BUDGET: dict[str, tuple[str, ...]] = {
     "precision": ("precision",),
     "epochs between evaluations": ("evaluate_every",),
 }
-"""Settings that two runs must share for a fair comparison, with their keys of the config."""
+"""Settings that two runs must share for a fair comparison, with their keys of the config; a note names the first."""
 
 _OF_THE_EVALUATION = ("shorter side", "longer side")
 """What is known of an imported checkpoint."""
@@ -47,6 +47,9 @@ def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
         found["training images"] = _told_apart(*map(_trained_on, (one, other)))
     if not same_images(one, other):
         found["validation images"] = _told_apart(*map(_measured_on, (one, other)))
+    trained = [run.stopped_after or run.config.schedule.epochs for run in (one, other)]
+    if any(run.stopped_after for run in (one, other)) and trained[0] != trained[1] and not imported:
+        found["trained epochs"] = trained[0], trained[1]
     mine, theirs = _keys(one), _keys(other)
     for what, keys in BUDGET.items():
         values = [[values.get(key) for key in keys] for values in (mine, theirs)]

@@ -26,6 +26,7 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
         _checkpoint_notes(rows),
         _partner_notes(rows),
         _budget_notes(rows),
+        _early_stop_notes(rows),
         _seed_notes(rows),
         _gradient_notes(rows),
         recipes,
@@ -92,6 +93,17 @@ def _budget_notes(rows: Sequence[Row]) -> Iterator[str]:
         elif row.plain:
             note += " The difference in AP is not due to distillation alone."
         yield note
+
+
+def _early_stop_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Name the runs that stopped early, whose budgets differ."""
+    for row in rows:
+        if stops := [f"{run.stopped_after}" for run in row.runs if run.stopped_after]:
+            schedule = row.config.schedule
+            yield (
+                f"{row.name} stopped early (schedule.patience={schedule.patience}), after epoch {', '.join(stops)} of "
+                f"{schedule.epochs}."
+            )
 
 
 def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:

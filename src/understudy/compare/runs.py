@@ -43,6 +43,7 @@ class Run:
         train_seconds: duration of the training; None if unknown.
         measured_on: data set and split of the evaluation.
         trained_digest: digest of the training images and their annotations; None if unknown.
+        stopped_after: the epoch after which it stopped early; None if it did not.
         kind: ``"checkpoint"``: without a run folder, and evaluated for the comparison. ``"imported"``: so is this, and
             its config states the detector and the image size only.
     """
@@ -56,6 +57,7 @@ class Run:
     measured_on: Place
     kind: Literal["run", "checkpoint", "imported"] = "run"
     trained_digest: str | None = None
+    stopped_after: int | None = None
 
     @property
     def trained_on(self) -> str:
@@ -168,7 +170,8 @@ def same_data(one: Run, other: Run) -> bool:
 
 def same_training_images(one: Run, other: Run) -> bool:
     """Return whether two runs have the same training images; compared as by :func:`same_images`."""
-    if one.trained_digest and other.trained_digest:
+    used = [(run.config.data.limit, run.config.data.skip_empty) for run in (one, other)]  # of a part there is no digest
+    if one.trained_digest and other.trained_digest and used[0] == used[1]:
         return one.trained_digest == other.trained_digest
     places = [
         ([path.resolve() for path in as_paths(run.config.data.path)], run.config.data.train) for run in (one, other)
@@ -194,6 +197,7 @@ def _read_run(folder: Path) -> Run:
             train_seconds=result["train_seconds"],
             measured_on=_measured_on(config, result),
             trained_digest=split_digest(facts, "data.train"),
+            stopped_after=(result.get("stopped_early") or {}).get("epoch"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
