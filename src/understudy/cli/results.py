@@ -66,10 +66,18 @@ def evaluate(
     show_result(result, as_json)
 
 
-@app.command(epilog=example("understudy predict runs/student holiday.jpg -o found"))
+@app.command(
+    epilog=example(
+        "understudy predict runs/student holiday.jpg -o found",
+        "understudy predict runs/student a.jpg b.jpg more -o found --score 0.5",
+    )
+)
 def predict(
     checkpoint: CheckpointPath,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or data set.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE", help="Image, folder of images or data set; several images and folders."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder.")],
     score: Annotated[float, typer.Option(help="Lowest score of a drawn box, 0 to 1.")] = 0.3,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split, if SOURCE is a data set.")] = "val",
@@ -90,7 +98,7 @@ def predict(
     limits = limits_given(allow_outside, max_pixels)
     detections = prediction.predict(
         checkpoint,
-        source,
+        sources if len(sources) > 1 else sources[0],
         output,
         score,
         split=split,
