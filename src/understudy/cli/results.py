@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,9 +14,12 @@ from understudy.cli.app import (
     CheckpointPath,
     Force,
     MaxPixels,
+    Output,
+    ReplaceFiles,
     app,
     example,
     limits_given,
+    report_drawn,
     show_result,
 )
 from understudy.errors import UserError
@@ -43,27 +47,35 @@ def evaluate(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     precision: Precision = "32",
+    score: Annotated[
+        float, typer.Option(min=0, max=1, help="Lowest score of a detection in the confusion matrix.")
+    ] = 0.3,
+    output: Output = None,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Evaluate a detector with the metrics of COCO and VOC.
 
-    Prints COCO's 12 metrics and VOC's AP50, then AP and AP50 per class.
+    Prints COCO's 12 metrics and VOC's AP50, then AP and AP50 per class, and how
+    many objects are detected, confused and missed. The figures are the confusion
+    matrix, and precision over recall.
     """
     from understudy import evaluation
 
-    with redirect_stdout(sys.stderr):  # libraries print progress
-        result = evaluation.evaluate(
-            checkpoint,
-            data,
-            split=split,
-            limits=limits_given(allow_outside, max_pixels),
-            batch_size=batch_size,
-            workers=workers,
-            precision=precision,
-        )
-    show_result(result, as_json)
+    compute = partial(
+        evaluation.evaluate,
+        checkpoint,
+        data,
+        split=split,
+        limits=limits_given(allow_outside, max_pixels),
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        score_threshold=score,
+    )
+    report_drawn(compute, ("confusion", "precision_recall"), output, force, as_json, json_name="evaluation")
 
 
 @app.command(

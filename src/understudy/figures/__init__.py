@@ -5,6 +5,7 @@ replaces them by the page's text colours, so that they fit its light and its dar
 """
 
 from understudy.figures.charts import Curve, bar_chart, cloud_chart, curve_chart, loss_charts, point_chart
+from understudy.figures.detectors import confusion_chart, precision_recall_chart
 from understudy.figures.pictures import HEAT_FLOOR, Cell, detection_picture, heat_picture, sheet
 from understudy.figures.style import (
     CLASS_COLOURS,
@@ -30,6 +31,7 @@ __all__ = [
     "as_svg",
     "bar_chart",
     "cloud_chart",
+    "confusion_chart",
     "curve_chart",
     "detection_picture",
     "distinct_colours",
@@ -37,6 +39,7 @@ __all__ = [
     "heat_picture",
     "loss_charts",
     "point_chart",
+    "precision_recall_chart",
     "refuse_existing",
     "sheet",
     "write_figures",

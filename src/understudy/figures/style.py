@@ -37,10 +37,16 @@ def legend(axes: Axes) -> None:
             text.set_color(INK)
 
 
-def legend_above(figure: Figure, colours: Mapping[str, str]) -> None:
-    """Add a legend of names and colours above all axes of a figure."""
+def legend_above(figure: Figure, colours: Mapping[str, str], columns: int | None = None) -> None:
+    """Add a legend of names and colours above all axes of a figure, in one line or in so many columns."""
     handles = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
-    added = figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    added = figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(columns or len(handles), len(handles)),
+        frameon=False,
+        fontsize=9,
+    )
     for text in added.get_texts():
         text.set_color(INK)
 
