@@ -18,6 +18,7 @@ def test_a_teacher_and_a_student_have_all_analyses(views, scenes):
     assert [section.title for section in found] == [
         "Detections side by side",
         "Types of errors",
+        "Classes confused, and precision over recall",
         "Ranks of the anchors of each object",
         "Entropy of the teacher's features",
         "Feature richness per level",
@@ -25,6 +26,9 @@ def test_a_teacher_and_a_student_have_all_analyses(views, scenes):
     assert all(chart.caption for section in found for chart in section.charts)
     assert len(found[0].pictures) == 1
     assert "on 4 images" in found[1].charts[0].caption
+    assert found[2].sentences[0].startswith("Detections of frs on 4 validation images")
+    assert "objects are detected" in found[2].charts[0].caption
+    assert len(found[2].charts) == 2
     assert len(found[-1].pictures) > 0
 
 
@@ -37,4 +41,8 @@ def test_an_analysis_that_the_pair_does_not_permit_is_left_out_with_the_reason(v
 
 def test_without_a_teacher_there_are_detections_and_errors_alone(views, scenes):
     found = view_analyses(views[1:], open_data(scenes, "val"), shown=1)
-    assert [section.title for section in found] == ["Detections side by side", "Types of errors"]
+    assert [section.title for section in found] == [
+        "Detections side by side",
+        "Types of errors",
+        "Classes confused, and precision over recall",
+    ]

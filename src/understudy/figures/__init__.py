@@ -14,6 +14,7 @@ from understudy.figures.charts import (
     point_chart,
     running_mean,
 )
+from understudy.figures.detectors import confusion_chart, precision_recall_chart
 from understudy.figures.pictures import HEAT_FLOOR, Cell, detection_picture, heat_picture, sheet
 from understudy.figures.style import (
     CLASS_COLOURS,
@@ -42,6 +43,7 @@ __all__ = [
     "as_svg",
     "bar_chart",
     "cloud_chart",
+    "confusion_chart",
     "curve_chart",
     "detection_picture",
     "difference_chart",
@@ -50,6 +52,7 @@ __all__ = [
     "heat_picture",
     "loss_charts",
     "point_chart",
+    "precision_recall_chart",
     "refuse_existing",
     "running_mean",
     "sheet",

@@ -58,7 +58,7 @@ def curve_chart(
     axes = figure.add_subplot()
     for curve in curves:
         every = 1 if markers else max(1, len(curve.x) // 8)
-        _draw(axes, curve, width=2, marker=curve.style.marker, markersize=4.5, markevery=every)
+        draw_curve(axes, curve, width=2, marker=curve.style.marker, markersize=4.5, markevery=every)
     for name, height in (levels or {}).items():
         axes.axhline(height, color=MUTED, linewidth=1.2)
         words = f"{label(name)}: {height:.1f}"
@@ -77,7 +77,7 @@ def curve_chart(
     return figure
 
 
-def _draw(axes: Axes, curve: Curve, *, width: float, **line: Any) -> None:
+def draw_curve(axes: Axes, curve: Curve, *, width: float, **line: Any) -> None:
     """Draw a line and the band around it."""
     style = curve.style
     line |= {"color": style.colour, "linestyle": style.dash, "linewidth": width, "label": label(curve.name)}
@@ -241,7 +241,7 @@ def loss_charts(terms: Mapping[str, Sequence[Curve]]) -> Figure:
             if not curve.low.size:
                 axes.plot(curve.x, curve.y, color=curve.style.colour, linewidth=0.6, alpha=0.3)
             smooth = [running_mean(values) for values in (curve.y, curve.low, curve.high)]
-            _draw(axes, Curve(curve.name, curve.style, curve.x, *smooth), width=1.8)
+            draw_curve(axes, Curve(curve.name, curve.style, curve.x, *smooth), width=1.8)
         # The first values are often ten times the rest and would flatten everything after them.
         values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
         top = _readable_top(values)

@@ -1,6 +1,7 @@
 """The analyses on the page: detections, errors, ranks and entropy on validation images, and the teacher's richness."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from understudy.analysis.entropy import Entropy
@@ -9,8 +10,9 @@ from understudy.analysis.models import Device, Model, sample, walk
 from understudy.analysis.ranks import Ranks
 from understudy.analysis.richness import Richness, richness_by_place, richness_cells, telling_images
 from understudy.checkpoints import load_checkpoint
-from understudy.data import DetectionData
+from understudy.data import DetectionData, Records
 from understudy.errors import UserError
+from understudy.evaluation import score
 from understudy.figures import HEAT_FLOOR
 from understudy.report.examples import detections_section
 from understudy.report.sections import DataRow, DataTable, Entry, Section
@@ -64,6 +66,7 @@ def view_analyses(
     sections = []
     if errors and errors.walked:
         sections = [detections_section(errors, runs, data, shown), _errors_section(errors)]
+        sections += [_classes_section(errors, run.name) for run in runs[-1:] if run.role != "teacher"]
     if ranks:
         size = () if _one_size(models.values()) else (f"At the image size of {students[0].name}.",)
         chart = ranks.result().figures()["ranks"]
@@ -106,6 +109,16 @@ def _one_size(models: Iterable[Model]) -> bool:
 def _errors_section(errors: Errors) -> Section:
     drawn = errors.result(shown=0).figures()
     return Section("Types of errors", charts=[drawn["errors"], drawn["errors_cost"]])
+
+
+def _classes_section(errors: Errors, student: str) -> Section:
+    """Return the confusion matrix and precision over recall of a student on the images that were walked."""
+    walked = errors.walked
+    rows = [row for i in walked for row in errors.rows[student][i]]
+    data = replace(errors.data, records=Records.of(list(walked.values())))
+    drawn = score(data, rows, detailed=True).figures()
+    sentence = f"Detections of {student} on {len(walked)} validation images, evenly spread over the split."
+    return Section("Classes confused, and precision over recall", sentences=(sentence,), charts=list(drawn.values()))
 
 
 def richness_section(views: Sequence[Any]) -> Section:

@@ -103,6 +103,7 @@ class _Group:
         group = cls([], _Turns(len(runs)), _Batches(runs[0].loader, len(runs), runs[0].trainer.strategy.root_device))
         passes = _Passes(_union([run.engine.learner.needs for run in runs]))
         check: CheckTeacher | None = None
+        bar = _OneBar()
         for number, run in enumerate(runs):
             run.engine.__dict__["teacher"] = runs[0].engine.teacher
             run.engine.shared_pass = passes
@@ -110,9 +111,8 @@ class _Group:
             own = next(each for each in callbacks if isinstance(each, CheckTeacher))
             own.same_as, check = check, check or own
             own.teacher = check.teacher  # one teacher in memory
-            # One progress bar for all.
-            kept = [each for each in callbacks if not (number and isinstance(each, ShowProgress))]
-            callbacks[:] = [_TakeTurns(group.turns, number), *kept]
+            kept = [each for each in callbacks if not isinstance(each, ShowProgress)]
+            callbacks[:] = [_TakeTurns(group.turns, number), *kept, bar]
             group.runs.append(replace(run, loader=group.batches.view(number)))
         return group
 
@@ -212,6 +212,32 @@ class _TakeTurns(L.Callback):
         if self.stepped:
             self.turns.pass_on(self.number)
         self.stepped = True
+
+
+class _OneBar(ShowProgress):
+    """One progress bar for all runs: it shows the first of those that still train, since a run may stop early."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training: list[L.Trainer] = []
+
+    def on_train_start(self, trainer: L.Trainer, engine: Engine) -> None:
+        """Show the bar of the first run."""
+        self.training.append(trainer)
+        if len(self.training) == 1:
+            super().on_train_start(trainer, engine)
+
+    def on_train_batch_end(self, trainer: L.Trainer, engine: Engine, *more: Any) -> None:
+        """Advance the bar with one of the runs."""
+        if trainer is self.training[0]:
+            super().on_train_batch_end(trainer, engine, *more)
+
+    def teardown(self, trainer: L.Trainer, engine: Engine, stage: str) -> None:
+        """Remove the bar with the last run."""
+        if trainer in self.training:
+            self.training.remove(trainer)
+        if not self.training:
+            super().teardown(trainer, engine, stage)
 
 
 class _Passes:
