@@ -164,7 +164,12 @@ def write_named(file, run_view, rows, words):
     chart = figures.difference_chart(words, {title: range(len(words))}, {title: figures.Style("#123456")}, x_label="x")
     numbered = tuple(DataRow(word, (Entry(word),), word) for word in words)
     tables = [DataTable(title, (title, title), numbered, words)]
-    extra = Section(title, words, [Captioned(chart, title)], tables, dict.fromkeys(words, "#123456"), notes=words)
+    image, boxes = np.zeros((40, 40, 3), np.uint8), np.full((len(words), 4), [0.0, 0, 20, 20])
+    picture = figures.detection_picture(image, boxes, words, ["#123456"] * len(words))
+    pictures = [[figures.Cell(words[0], words[1], picture)]]
+    extra = Section(
+        title, words, [Captioned(chart, title)], tables, dict.fromkeys(words, "#123456"), pictures, notes=words
+    )
     facts = {title: words}
     page.write_report(file, runs, title=title, facts=facts, table=table, verdicts=words, sections=[extra])
     return Page(file.read_text(encoding="utf-8"))

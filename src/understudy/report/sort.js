@@ -18,11 +18,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.append(...head.childNodes);
     head.append(button);
     const orders = column === 0 ? ["ascending", "descending", "none"] : ["descending", "ascending", "none"];
-    head.ariaSort = "none";
+    head.setAttribute("aria-sort", "none");
     button.addEventListener("click", () => {
-      const order = orders[(orders.indexOf(head.ariaSort) + 1) % 3];
-      heads.forEach((each) => { each.ariaSort = "none"; });
-      head.ariaSort = order;
+      const order = orders[(orders.indexOf(head.getAttribute("aria-sort")) + 1) % 3];
+      heads.forEach((each) => each.setAttribute("aria-sort", each === head ? order : "none"));
       const sign = order === "ascending" ? 1 : -1;
       body.append(...(order === "none" ? written : [...written].sort(compare(column, sign))));
     });
