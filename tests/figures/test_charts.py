@@ -83,6 +83,7 @@ def test_nine_rows_differ_in_colour_and_in_line_or_marker():
     styles = figures.styles(roles)
     assert len({style.colour for style in styles.values()}) == 9
     assert len({style.marker for style in styles.values()}) == 9
+    assert styles["none"].dash == "-"
     more = figures.styles(roles | {f"e{number}": "distilled" for number in range(20)})
     assert len(set(more.values())) == 29
 

@@ -53,7 +53,8 @@ def styles(roles: Mapping[str, str]) -> dict[str, Style]:
     """
     chosen: dict[str, Style] = {}
     more = cycle(MORE_COLOURS)
-    for number, (name, role) in enumerate(roles.items()):
+    first = next((number for number, role in enumerate(roles.values()) if role != "teacher"), 0)
+    for number, (name, role) in enumerate(roles.items(), start=-first):  # the first student has a solid line
         own = ROLE_COLOURS[role]
         taken = {style.colour for style in chosen.values()}
         colour = next(more) if own in taken else own
