@@ -52,7 +52,8 @@ def test_a_detector_of_other_classes_is_measured_on_the_common_ones(scenes, conf
         {name: value for name, value in other.per_class.items() if name != "unicorn"}, abs=0, nan_ok=True
     )
     assert Evaluation.from_dict(json.loads(json.dumps(other.to_dict()))).unused_classes == (found,)
-    console = Console(width=100, record=True, file=io.StringIO())
+    console = Console(width=300, record=True, file=io.StringIO())
     console.print(other)
     printed = console.export_text()
+    assert f"{checkpoint} on the split val of {folder / 'instances_val.json'}\n4 images, " in printed
     assert f"The detector lacks unicorn: their objects count as missed.\nThe data set lacks {found}: their" in printed

@@ -155,6 +155,11 @@ class DataConfig(Section):
     skip_empty: bool = Field(
         False, description="Whether to leave out training images without objects, as mmdet's `filter_empty_gt`."
     )
+    limit: PositiveInt | None = Field(
+        None,
+        description="Number of training images to use: the first ones of a fixed random order, so that a smaller limit "
+        "uses a part of the images of a larger one; `val` is not affected; null: all.",
+    )
     workers: Annotated[int, Field(ge=0, le=256)] = Field(
         2, description="Number of processes that load images; 0: load them in the training process."
     )
@@ -310,6 +315,11 @@ class ScheduleConfig(Section):
     )
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = Field(
         0.001, description="Learning rate at the start of the warm-up, relative to the one after it."
+    )
+    patience: PositiveInt | None = Field(
+        None,
+        description="Number of evaluations without a higher AP on `data.val` after which the run stops; null: it never "
+        "stops early.",
     )
 
     @classmethod

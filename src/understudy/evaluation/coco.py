@@ -34,8 +34,11 @@ _COCO_NUMBERS = {  # name: array, thresholds, index of (all, small, medium, larg
 
 def coco_numbers(
     classes: Sequence[str], images: int, objects: Objects, found: Found, backend: Backend = "auto"
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Compute COCO's 12 numbers, and the AP of each class by name; 0..1, nan if not defined.
+) -> tuple[dict[str, float], dict[str, float], dict[str, list[float]]]:
+    """Compute COCO's 12 numbers, and by the name of each class its AP and its precision at IoU 0.50; 0..1.
+
+    The precision is the best at a recall of at least 0, 0.01, ..., 1. Numbers that are not defined are nan, curves of
+    classes without objects are left out.
 
     Args:
         classes: of the split.
@@ -58,7 +61,8 @@ def coco_numbers(
         for name, (array, ious, area, most) in _COCO_NUMBERS.items()
     }
     per_class = {name: _mean_of_valid(precision[:, :, k, 0, 2]) for k, name in enumerate(classes)}
-    return numbers, per_class
+    curves = {name: precision[0, :, k, 0, 2].tolist() for k, name in enumerate(classes)}
+    return numbers, per_class, {name: curve for name, curve in curves.items() if min(curve) > -1}
 
 
 def match_images(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.checkpoints import faults_of_metadata, read_checkpoint
-from understudy.config import DistillConfig, TrainConfig
+from understudy.config import DistillConfig, TrainConfig, flat
 from understudy.data import DetectionData
 from understudy.errors import UserError
 from understudy.files import drop_rows_after
@@ -130,7 +130,7 @@ def same_run(config: TrainConfig, begun: TrainConfig) -> bool:
 
 def _changed(config: TrainConfig, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the values before and now of changed keys that decide the result; a key that is new is not one."""
-    now, then = _flat(config.model_dump(mode="json")), _flat(before)
+    now, then = flat(config.model_dump(mode="json")), flat(before)
     return {
         key: (then[key], value)
         for key, value in now.items()
@@ -163,14 +163,6 @@ def check_unchanged_data(saved: Mapping[str, Any], data: DetectionData, steps_pe
         faults.append(f"unlabelled images: {saved.get('unlabelled', 0)} before, {unlabelled} now")
     if faults:
         raise UserError.listing(f"The run cannot continue, {data.source} has changed:", faults)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def record_resumption(
@@ -222,7 +214,7 @@ def _changed_files(
 def _changed_software(start: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a note if other versions or numbers of threads than at the start may change the last digits."""
     flat_now, flat_then = (
-        _flat({key: one.get(key) for key in ("python", "packages", "threads", "gpus")}) for one in (now, start)
+        flat({key: one.get(key) for key in ("python", "packages", "threads", "gpus")}) for one in (now, start)
     )
     changed = [
         f"{key.removeprefix('packages.')} {flat_now.get(key)} (at the start {then})"

@@ -143,6 +143,7 @@ class _Group:
             assert engine.teacher
             passes = SharedPass(open_teacher(engine.config, [run.engine.learner for run in taught], engine.teacher))
         batches = _Batches(runs[0].loader, starts, runs[0].trainer.strategy.root_device, turns, passes)
+        bar = _OneBar()
         checks: list[CheckTeacher] = []  # in the order in which the runs begin
         for number in turns.order:
             run = runs[number]
@@ -150,9 +151,8 @@ class _Group:
             if passes and run.engine.teacher_pass:
                 run.engine.__dict__["teacher"], run.engine.teacher_pass = passes.teacher, passes
                 checks += [each for each in callbacks if isinstance(each, CheckTeacher)]
-            # One progress bar for all, of the run that has the most steps left.
-            kept = [each for each in callbacks if not (number != turns.order[0] and isinstance(each, ShowProgress))]
-            callbacks[:] = [_TakeTurns(turns, number), *kept]
+            kept = [each for each in callbacks if not isinstance(each, ShowProgress)]
+            callbacks[:] = [_TakeTurns(turns, number), *kept, bar]
         for check in checks[1:]:
             check.teacher = checks[0].teacher  # one teacher in memory
             check.same_as = checks[0]  # read by runs at their first step, and then the first run is at its first
@@ -244,6 +244,32 @@ class _TakeTurns(L.Callback):
         if self.stepped:
             self.turns.pass_on(self.number)
         self.stepped = True
+
+
+class _OneBar(ShowProgress):
+    """One progress bar for all runs: it shows the first of those that still train, since a run may stop early."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.training: list[L.Trainer] = []
+
+    def on_train_start(self, trainer: L.Trainer, engine: Any) -> None:
+        """Show the bar of the first run."""
+        self.training.append(trainer)
+        if len(self.training) == 1:
+            super().on_train_start(trainer, engine)
+
+    def on_train_batch_end(self, trainer: L.Trainer, engine: Any, *more: Any) -> None:
+        """Advance the bar with one of the runs."""
+        if trainer is self.training[0]:
+            super().on_train_batch_end(trainer, engine, *more)
+
+    def teardown(self, trainer: L.Trainer, engine: Any, stage: str) -> None:
+        """Remove the bar with the last run."""
+        if trainer in self.training:
+            self.training.remove(trainer)
+        if not self.training:
+            super().teardown(trainer, engine, stage)
 
 
 class _View:
