@@ -180,7 +180,7 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     assert run("check", "photos").code == 2
 
 
-SCORED = {"score_threshold": 0.3}
+SCORED = {"score_threshold": 0.3, "aliases": None}
 DEFAULTS = {"limits": None, "batch_size": 8, "workers": None, "precision": "32"}
 OPTIONS = {"limits": None, "batch_size": 4, "workers": 0, "precision": "bf16"}
 
