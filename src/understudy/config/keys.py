@@ -172,7 +172,7 @@ class DataConfig(Section):
     )
     aliases: dict[str, Text] = Field(
         {},
-        description="Other names of classes, to match them with a teacher's or another data set's, e.g. `{moped: "
+        description="Other names of classes, to match them with a teacher's or another data set's, as in `{moped: "
         "scooter}`; VOC's and COCO's names of one class match without it.",
     )
     unlabelled: FilePath | None = Field(
