@@ -175,12 +175,15 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     report = Report("3 images")
     calls = stand_in("data.check", "check_data", report)
     assert run("check", "photos", "--sheet", "sheet.png").out == "3 images\n"
-    assert calls == [(([Path("photos")], Path("sheet.png"), LIMITS), {"force": False})]
+    ((arguments, options),) = calls
+    assert (arguments, options["force"]) == (([Path("photos")], Path("sheet.png"), LIMITS), False)
+    described = {"detector": "retinanet_resnet50", "shorter_side": 800, "longer_side": 1333, "anchor_scale": None}
+    assert options["describe_boxes"].keywords == described
     report.ok = False
     assert run("check", "photos").code == 2
 
 
-SCORED = {"score_threshold": 0.3}
+SCORED = {"score_threshold": 0.3, "aliases": None}
 DEFAULTS = {"limits": None, "batch_size": 8, "workers": None, "precision": "32"}
 OPTIONS = {"limits": None, "batch_size": 4, "workers": 0, "precision": "bf16"}
 

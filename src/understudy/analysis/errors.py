@@ -16,7 +16,7 @@ from understudy.analysis.models import Device, Model, note_data, note_unknown, o
 from understudy.analysis.tide import BACKGROUND, FOREGROUND, KINDS, Costs, Detections, Judged, Objects, costs, judge
 from understudy.data import Batch, DetectionData, Record, load_image
 from understudy.errors import UserError
-from understudy.evaluation import BATCH_SIZE, Detection, detections_of_batch, match_classes
+from understudy.evaluation import BATCH_SIZE, Detection, aliases_of, detections_of_batch, match_classes
 from understudy.figures import Captioned, Cell
 from understudy.outputs import Outputs
 from understudy.text import percent
@@ -190,7 +190,9 @@ class Errors:
 
     def __init__(self, models: Sequence[Model], data: DetectionData):
         self.models, self.data = models, data
-        self.category_ids = [match_classes(model.checkpoint.classes, data) for model in models]
+        self.category_ids = [
+            match_classes(model.checkpoint.classes, data, aliases_of(model.checkpoint)) for model in models
+        ]
         self.rows: dict[str, dict[int, list[Detection]]] = {model.name: {} for model in models}
         self.notes = [note_data(data), *note_unknown(models, data, "their objects count as missed.")]
 

@@ -47,6 +47,10 @@ def evaluate(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     precision: Precision = "32",
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NAME", help="Two names of one class, of detector and data; may be repeated."),
+    ] = None,
     score: Annotated[
         float, typer.Option(min=0, max=1, help="Lowest score of a detection in the confusion matrix.")
     ] = 0.3,
@@ -74,8 +78,17 @@ def evaluate(
         workers=workers,
         precision=precision,
         score_threshold=score,
+        aliases=_aliases(alias),
     )
     report_drawn(compute, ("confusion", "precision_recall"), output, force, as_json, json_name="evaluation")
+
+
+def _aliases(pairs: list[str] | None) -> dict[str, str] | None:
+    """Read pairs of names; None if there are none."""
+    wrong = [pair for pair in pairs or [] if not all(pair.partition("=")[::2])]
+    if wrong:
+        raise UserError(f"--alias {wrong[0]}: expected NAME=NAME, e.g. --alias moped=scooter")
+    return dict(pair.split("=", 1) for pair in pairs) if pairs else None
 
 
 @app.command(

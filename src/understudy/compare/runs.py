@@ -114,7 +114,7 @@ def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -
     if not faults:
         for path in checkpoints:
             try:
-                runs[path] = _evaluated(path, places[0], device)
+                runs[path] = _evaluated(path, distinct[0], device)
             except UserError as error:
                 faults.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if faults:
@@ -154,7 +154,7 @@ def read_teacher(run: Run, device: torch.device | str | None = None) -> Run:
         raise UserError(f"The teacher of {run.folder}, {named}, is not there. If it was moved, give its new path, too.")
     if RunFolder(folder).result.is_file() and same_images(found := _read_run(folder), run):
         return found
-    return _evaluated(named, run.measured_on, device)
+    return _evaluated(named, run, device)
 
 
 def same_images(one: Run, other: Run) -> bool:
@@ -205,11 +205,13 @@ def _read_run(folder: Path) -> Run:
         raise UserError(f"{folder}: its result.json is damaged ({error!r})") from error
 
 
-def _evaluated(file: Path, place: Place, device: torch.device | str | None) -> Run:
-    """Evaluate a checkpoint without a run folder on the data set and split of the runs beside it."""
-    path, split = place
+def _evaluated(file: Path, beside: Run, device: torch.device | str | None) -> Run:
+    """Evaluate a checkpoint without a run folder on the data set and split of a run beside it."""
+    path, split = beside.measured_on
     checkpoint = load_checkpoint(file)
     imported = "detector" not in checkpoint.config
+    names = {*checkpoint.classes, *beside.evaluation.per_class}
+    aliases = {name: other for name, other in beside.config.data.aliases.items() if {name, other} <= names}
     if imported:
         build = checkpoint.meta["build"]
         detector = {key: build[key] for key in DetectorConfig.model_fields if build.get(key) is not None}
@@ -222,11 +224,11 @@ def _evaluated(file: Path, place: Place, device: torch.device | str | None) -> R
     return Run(
         folder=file,
         config=config,
-        evaluation=evaluate(file, path, split=split, device=device),
+        evaluation=evaluate(file, path, split=split, device=device, aliases=aliases or None),
         parameters=sum(parameter.numel() for parameter in checkpoint.detector.parameters()),
         epoch=checkpoint.meta.get("epoch"),
         train_seconds=None,
-        measured_on=place,
+        measured_on=beside.measured_on,
         kind="imported" if imported else "checkpoint",
     )
 

@@ -170,6 +170,11 @@ class DataConfig(Section):
         False,
         description="Whether the data set may use files outside its folder: by links, or by paths in its files.",
     )
+    aliases: dict[str, Text] = Field(
+        {},
+        description="Other names of classes, to match them with a teacher's or another data set's, as in `{moped: "
+        "scooter}`; VOC's and COCO's names of one class match without it.",
+    )
     unlabelled: FilePath | None = Field(
         None,
         description="Unlabelled images for the distillation losses only: a folder of images, or a data set whose "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from understudy.checkpoints import load_checkpoint
+from understudy.class_matching import Aliases, check_aliases, match_names, renamed
 from understudy.data import DetectionData, Limits
 from understudy.data.dataset import Location
 from understudy.data.digests import digest_of_split
@@ -17,6 +18,7 @@ from understudy.evaluation.confusion import SCORE, confusion_matrix
 from understudy.evaluation.detections import (
     BATCH_SIZE,
     Precision,
+    aliases_of,
     choose_device,
     default_workers,
     detect_all,
@@ -42,6 +44,7 @@ def evaluate(
     precision: Precision = "32",
     backend: Backend = "auto",
     score_threshold: float = SCORE,
+    aliases: Aliases | None = None,
 ) -> Evaluation:
     """Evaluate a trained detector on a data set, at the image size that it was trained for.
 
@@ -57,6 +60,8 @@ def evaluate(
         precision: of the arithmetic.
         backend: see :func:`score`.
         score_threshold: lowest score of a detection that counts for the confusion matrix, 0..1.
+        aliases: other names of classes, the detector's and the data set's in either order; by default those of the
+            training run.
 
     Raises:
         UserError: the checkpoint or the data set cannot be read, they have no class in common, or the device does not
@@ -64,7 +69,12 @@ def evaluate(
     """
     loaded = load_checkpoint(checkpoint)
     opened = open_split(loaded, data, split, limits)
-    category_ids = match_classes(loaded.classes, opened)
+    if aliases is None:
+        aliases = aliases_of(loaded)
+    else:
+        check_aliases(aliases, loaded.classes, opened.classes, "--alias")
+    places = match_names(loaded.classes, opened.classes, aliases)
+    category_ids = match_classes(loaded.classes, opened, aliases)
     device = choose_device(device)
     workers = default_workers(len(opened)) if workers is None else workers
     loader = loader_at_evaluation_size(opened, loaded.config, batch_size=batch_size, workers=workers)
@@ -79,6 +89,7 @@ def evaluate(
             name for name, i in zip(opened.classes, opened.category_ids, strict=True) if i not in category_ids
         ),
         unused_classes=tuple(name for name, i in zip(loaded.classes, category_ids, strict=True) if i is None),
+        renamed_classes=tuple(renamed(loaded.classes, opened.classes, places)),
         data_digest=digest_of_split(opened),
     )
 

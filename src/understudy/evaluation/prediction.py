@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from understudy.checkpoints import Checkpoint, load_checkpoint
+from understudy.class_matching import match_names, renamed, shown_pairs
 from understudy.data import Batch, DetectionData, Limits, Record, Records, UnreadableImage, as_paths, open_data, splits
 from understudy.data.images import SUFFIXES, shown_size
 from understudy.detectors import Detector
@@ -21,6 +22,7 @@ from understudy.evaluation.arrays import Detection
 from understudy.evaluation.detections import (
     BATCH_SIZE,
     Precision,
+    aliases_of,
     choose_device,
     default_workers,
     detections_of_batch,
@@ -90,7 +92,10 @@ def predict(
     sources = as_paths(source)
     data, faults = _open_sources(sources, split, loaded, limits or limits_of(loaded))
     images = len(data) + len(faults)
-    category_ids = match_classes(loaded.classes, data)
+    aliases = aliases_of(loaded)
+    category_ids = match_classes(loaded.classes, data, aliases)
+    if pairs := renamed(loaded.classes, data.classes, match_names(loaded.classes, data.classes, aliases)):
+        logger.warning("Classes matched under another name (detector = data set): %s", shown_pairs(pairs))
     if unused := [name for name, number in zip(loaded.classes, category_ids, strict=True) if number is None]:
         logger.warning("%s lacks these classes of the detector; they are left out: %s", sources[0], listed(unused))
 

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from understudy.class_matching import hint_on, shown_pairs
 from understudy.evaluation.confusion import Confusion
 from understudy.text import listed, percent
 
@@ -30,6 +31,7 @@ class Evaluation:
         images: number of images evaluated.
         unknown_classes: classes of the data set that the detector lacks; all their objects count as missed.
         unused_classes: classes of the detector that the data set lacks; their detections are left out.
+        renamed_classes: pairs of names of the detector and the data set that match although they are not spelled alike.
         objects: number of objects of each class that count, by name.
         checkpoint: what was evaluated, on which data set and split; these three are empty if unknown.
         data: the data set.
@@ -47,6 +49,7 @@ class Evaluation:
     images: int
     unknown_classes: tuple[str, ...] = ()
     unused_classes: tuple[str, ...] = ()
+    renamed_classes: tuple[tuple[str, str], ...] = ()
     objects: dict[str, int] = field(default_factory=dict)
     checkpoint: str = ""
     data: str = ""
@@ -71,6 +74,7 @@ class Evaluation:
             "objects": self.objects,
             "unknown_classes": list(self.unknown_classes),
             "unused_classes": list(self.unused_classes),
+            "renamed_classes": dict(self.renamed_classes),
             "data_digest": self.data_digest or None,
             **details,
         }
@@ -90,6 +94,7 @@ class Evaluation:
             images=values["images"],
             unknown_classes=tuple(values.get("unknown_classes", ())),
             unused_classes=tuple(values.get("unused_classes", ())),
+            renamed_classes=tuple((values.get("renamed_classes") or {}).items()),
             objects=values.get("objects") or {},
             **{key: values.get(key) or "" for key in ("checkpoint", "data", "split", "data_digest")},
             confusion=Confusion.from_dict(values["confusion"]) if values.get("confusion") else None,
@@ -117,10 +122,15 @@ class Evaluation:
             classes.add_row(Text(name), count, percent(value), percent(self.voc_per_class[name]))
         recall = f"COCO AR with at most 1 and 10 detections per image and class: {coco['AR1']}, {coco['AR10']}"
         notes = [self.confusion.sentence] if self.confusion else []
+        if self.renamed_classes:
+            pairs = shown_pairs(self.renamed_classes)
+            notes.append(f"Classes matched under another name (detector = data set): {pairs}.")
         if self.unknown_classes:
             notes.append(f"The detector lacks {listed(self.unknown_classes)}: their objects count as missed.")
         if self.unused_classes:
             notes.append(f"The data set lacks {listed(self.unused_classes)}: their detections are left out.")
+        if hint := hint_on(self.unused_classes, self.unknown_classes, "--alias"):
+            notes.append(hint)
         return Group(Text(title), summary, recall, "", classes, *([""] if notes else []), *notes)
 
     def figures(self) -> "dict[str, Captioned]":

@@ -267,7 +267,7 @@ def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     if not isinstance(config, DistillConfig):
         return _Networks(Learner(student), {})
     teacher = load_checkpoint(config.teacher)
-    pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes)
+    pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
     methods, weights = build_methods(config.methods, pairing.student, pairing.teacher)
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()

@@ -187,7 +187,7 @@ def record_resumption(
         notes = ["The run has no checkpoint: it starts again from its first step"]
         record = {**now, **facts}
     else:
-        notes = _changed_files(folder, facts["fingerprints"], start, accept_changes) + _changed_software(start, now)
+        notes = _changed_files(folder, facts, start, accept_changes) + _changed_software(start, now)
         resumed = {"started": now["started"], "step": step, "notes": notes}
         record = {**start, "fingerprints": facts["fingerprints"], "resumed": [*start.get("resumed", []), resumed]}
     if start or saved is None:  # a damaged file is left as it is
@@ -198,12 +198,15 @@ def record_resumption(
 
 
 def _changed_files(
-    folder: RunFolder, now: Mapping[str, str], start: Mapping[str, Any], accept_changes: bool
+    folder: RunFolder, facts: Mapping[str, Any], start: Mapping[str, Any], accept_changes: bool
 ) -> list[str]:
+    now: Mapping[str, str] = facts["fingerprints"]
     then = start.get("fingerprints")
     if not isinstance(then, dict):
         return [f"{folder.environment} has no fingerprints: whether data and teacher have changed is not known"]
     changed = [name for name in now if name in then and then[name] != now[name]]
+    classes = [facts.get("pairing", {}).get("classes") for facts in (start, facts)]
+    changed += ["classes in common with the teacher"] if classes[0] != classes[1] else []
     if changed and not accept_changes:
         accept = f"understudy resume {folder.path} --accept-changes"
         changed.append(f"restore them, start a new run, or continue with these on purpose: {accept}")
