@@ -151,6 +151,24 @@ class Detector(nn.Module, ABC):
         """
         raise UserError(f"{self.spec.name} has no dense boxes to decode: it has {self.spec.predictions}.")
 
+    def lay_anchors(self, image_size: tuple[int, int]) -> list[Tensor]:
+        """Lay the dense anchors of an image without computing anything else, each level (H, W, A, 4), on the CPU.
+
+        Args:
+            image_size: height and width in pixels of the padded batch.
+        """
+        levels = []
+        for stride, anchors in zip(self.spec.strides, self.spec.first_anchors, strict=True):
+            rows, columns = (torch.arange(math.ceil(side / stride)) * stride for side in image_size)
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            levels.append(torch.stack([x, y, x, y], dim=-1)[:, :, None] + torch.tensor(anchors))
+        return levels
+
+    @property
+    def background_below(self) -> float | None:
+        """IoU below which an anchor is background unless it is an object's best; None: matched by other rules."""
+        return None
+
     @property
     def num_labels(self) -> int | None:
         """Number of labels that targets may have, 0..K-1; None if it is unknown."""

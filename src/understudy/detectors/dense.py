@@ -1,5 +1,6 @@
 """One-stage detectors in torchvision's style, and the first stage of two-stage ones."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -181,6 +182,12 @@ class DenseDetector(Detector):
         flat = self._anchor_generator(batch, [nothing.expand(1, 1, *size) for size in level_sizes])[0]
         per_cell = self._anchor_generator.num_anchors_per_location()[0]
         return [level[0] for level in unflatten_levels(flat[None], level_sizes, per_cell)]
+
+    def lay_anchors(self, image_size: tuple[int, int]) -> list[Tensor]:
+        """Lay the network's own anchors; see :meth:`.Detector.lay_anchors`."""
+        height, width = image_size
+        sizes = [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.spec.strides]
+        return self._anchors(sizes, image_size, torch.device("cpu"))
 
     def _measured(self, outputs: Outputs) -> dict[str, Any]:
         """Measure the channels of the head's towers."""

@@ -74,6 +74,11 @@ class FasterRCNNDetector(DenseDetector):
     def _anchor_generator(self) -> Any:
         return self.network.rpn.anchor_generator
 
+    @property
+    def background_below(self) -> float:
+        """IoU below which an anchor is background; see :meth:`.Detector.background_below`."""
+        return self.network.rpn.proposal_matcher.low_threshold
+
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """Match the RPN's anchors by IoU, with the network's own thresholds; see :meth:`Detector.assign`."""
         return match_by_overlap(self.network.rpn.proposal_matcher, outputs, targets)

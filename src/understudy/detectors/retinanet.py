@@ -29,6 +29,11 @@ class RetinaNetDetector(DenseDetector):
         head = self.network.head
         return head.classification_head if type(head).forward is RetinaNetHead.forward else None
 
+    @property
+    def background_below(self) -> float:
+        """IoU below which an anchor is background; see :meth:`.Detector.background_below`."""
+        return self.network.proposal_matcher.low_threshold
+
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """Match anchors by IoU, with the network's own thresholds; see :meth:`Detector.assign`."""
         return match_by_overlap(self.network.proposal_matcher, outputs, targets)
