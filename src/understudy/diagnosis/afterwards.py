@@ -16,9 +16,10 @@ from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
 from understudy.diagnosis.pair import anchor_findings
 from understudy.diagnosis.teacher import HARDLY, clearly_below
+from understudy.diagnosis.terms import HOPELESS_ABOVE, HOPELESS_BELOW
 from understudy.errors import UserError
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
-from understudy.text import percent
+from understudy.text import percent, shown
 from understudy.training.teacher_check import NEAR_ZERO
 
 FALLEN = 0.05
@@ -101,7 +102,7 @@ def _end_findings(log: Log) -> Iterator[Finding]:
             severity="fatal" if log.finished else "warning",
             what=f"the student detects almost nothing: its best AP is {percent(log.best)}",
             why="It did not learn its own task, so nothing can be said about the distillation.",
-            remedy=f"{_before(log)}; another optimizer.lr (now {log.config.optimizer.lr:g})",
+            remedy=f"{_before(log)}; another optimizer.lr (now {shown(log.config.optimizer.lr)})",
             likelihood=0.98,
         )
 
@@ -195,7 +196,7 @@ def _share_findings(log: Log) -> Iterator[Finding]:
         factor = (share / (1 - share)) / 0.5 if share < 1 else 1000.0
         yield Finding(
             check="weights",
-            severity="fatal" if share > 0.99 else "warning",
+            severity="fatal" if share > HOPELESS_ABOVE else "warning",
             what=what,
             why="The student's own losses had almost no effect.",
             remedy=f"divide the weight of {name} by about {factor:.0f} (now {last[f'{name}_weight']:.3g})",
@@ -206,7 +207,7 @@ def _share_findings(log: Log) -> Iterator[Finding]:
         factor = 0.5 / (share / (1 - share))
         yield Finding(
             check="weights",
-            severity="fatal" if share < 0.005 else "warning",
+            severity="fatal" if share < HOPELESS_BELOW else "warning",
             what=what,
             why="The distillation had almost no effect: the student is a plain one.",
             remedy=f"multiply the weights by about {factor:.0f} ({name}: now {last[f'{name}_weight']:.3g})",
@@ -268,7 +269,7 @@ def _own_loss_findings(log: Log) -> Iterator[Finding]:
             severity="warning",
             what=f"the student's own losses did not fall: {first:.3g} at the start, {last:.3g} at the end",
             why="The student does not learn its task.",
-            remedy=f"another optimizer.lr (now {log.config.optimizer.lr:g}), optimizer.clip_norm=10, or lower "
+            remedy=f"another optimizer.lr (now {shown(log.config.optimizer.lr)}), optimizer.clip_norm=10, or lower "
             "weights of the distillation terms",
             likelihood=0.86,
         )

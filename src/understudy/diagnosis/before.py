@@ -40,7 +40,7 @@ IMAGES, STEPS = 100, 30
 BATCHES = 2
 """Batches on which the terms are read before training: a term may be zero in one without suitable objects."""
 
-FOR_TEACHER, FOR_STEPS, FOR_COST = 50.0, 30.0, 15.0
+FOR_TEACHER, FOR_STEPS, FOR_COST = 40.0, 20.0, 10.0
 """Seconds after which a part of the checks takes no further images or steps; together under two minutes."""
 
 MOST_FILES = 1000
@@ -118,12 +118,20 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
     yield from accuracy_findings(trial)
     yield from _plain_findings(trial, plain)
     try:
+        student = build_detector(**build_options(config, len(train.classes)))
+        fit, finding = anchor_findings(student, train, config)
+        yield finding
+        pairing = pair(student.spec, teacher.detector.spec, train.classes, teacher.classes)
+        yield from level_findings(pairing, fit)
+        yield method_findings(pairing.student, pairing.teacher)
         with quiet_lightning():
             run = assemble(config, RunFolder(config.run), make_trainer(config, config.run))
     except UserError as error:
-        yield _refused("pair", error, "the remedy is in the message; `understudy methods` and `detectors` list others")
+        yield _refused(
+            "pair", error, "as the message says; `understudy methods` and `understudy detectors` list others"
+        )
         return
-    yield from _pair_findings(run, train, teacher, steps)
+    yield from _step_findings(run, steps)
 
 
 def _refused(check: str, error: UserError, remedy: str) -> Finding:
@@ -176,18 +184,12 @@ def _plain_findings(trial: Trial, plain: Path | None) -> Iterator[Finding]:
         yield from convergence_findings(Log.of(plain), "the plain student")
 
 
-def _pair_findings(run: AssembledRun, data: DetectionData, teacher: Checkpoint, steps: int) -> Iterator[Finding]:
-    engine = run.engine
-    config, learner, frozen = engine.config, engine.learner, engine.teacher
+def _step_findings(run: AssembledRun, steps: int) -> Iterator[Finding]:
+    """Read the terms of the run's first batches, and train on one of them."""
+    config, frozen = run.engine.config, run.engine.teacher
     assert isinstance(config, DistillConfig)
     assert frozen is not None
-    assert learner.pairing is not None
-    fit, finding = anchor_findings(learner.student, data, config)
-    yield from level_findings(learner.pairing, fit)
-    yield finding
-    yield method_findings(learner.pairing.student, learner.pairing.teacher)
-
-    probe = Probe(learner, engine.weights, frozen, run.trainer.strategy.root_device, _keys(config))
+    probe = Probe(run.engine.learner, run.engine.weights, frozen, run.trainer.strategy.root_device, _keys(config))
     with quiet_lightning():
         yield cost_finding(probe, run.loader, config, FOR_COST)
         batches = [batch.to(probe.device) for batch in islice(run.loader, BATCHES)]

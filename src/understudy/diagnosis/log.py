@@ -99,10 +99,10 @@ def convergence_findings(log: Log, whose: str) -> Iterator[Finding]:
         )
         return
     end = (1 - LAST) * evaluations[-1][0]
-    before = max(ap for step, ap in evaluations if step <= end) if evaluations[0][0] <= end else 0.0
+    before = max((ap for step, ap in evaluations if step < end), default=0.0)
     best = log.best
     rise = best - before
-    what = f"best AP of {whose} {percent(before)} until {1 - LAST:.0%} of its steps, {percent(best)} at the end"
+    what = f"best AP of {whose} {percent(before)} before {1 - LAST:.0%} of its steps, {percent(best)} at its best"
     facts = {"AP_before": before, "AP": best}
     if rise > max(0.005, RISING * best):
         yield Finding(

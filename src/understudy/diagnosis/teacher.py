@@ -34,9 +34,14 @@ Change = Callable[[Tensor], Tensor]
 """Maps images (N, 3, H, W) in 0..1 to those that a detector then normalises."""
 
 
-def clearly_below(one: float, other: float) -> bool:
+SAME_IMAGES = 0.9
+"""An AP is clearly below another on the same images if it is below this share of it: only a part of the error of a
+sample is in their difference."""
+
+
+def clearly_below(one: float, other: float, share: float = CLEARLY) -> bool:
     """Return whether an AP is below another by more than the error of a sample."""
-    return other - one > AT_LEAST and one < CLEARLY * other
+    return other - one > AT_LEAST and one < share * other
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +180,13 @@ def accuracy_findings(trial: Trial) -> Iterator[Finding]:
             else f"trained weights (these may be random), or look at its detections: {looks}",
             facts=facts,
         )
-    elif recorded is not None and clearly_below(ap, recorded) and not causes:
+    elif recorded is not None and clearly_below(ap, recorded):
         yield Finding(
             check="teacher's AP",
             severity="warning",
             what=f"it is clearly worse here than in its own training: {found}",
             why="The images, or the way in which they are read, differ from those that it was trained on.",
-            remedy=f"look at its detections: {looks}",
+            remedy="mend the cause that is named below" if causes else f"look at its detections: {looks}",
             facts=facts,
         )
     else:
@@ -249,7 +254,7 @@ def class_findings(trial: Trial, ap: float) -> Iterator[Finding]:
         return
     moved = dict(pairs)
     mended = trial.ap(places=[moved.get(label, place) for label, place in enumerate(named)])
-    if not clearly_below(ap, mended):
+    if not clearly_below(ap, mended, SAME_IMAGES):
         return
     shifts = {(place - own) % len(classes) for label, place in wrong if (own := named[label]) is not None}
     off_by_one = len(classes) > 2 and shifts in ({1}, {len(classes) - 1})
@@ -322,7 +327,7 @@ def pixel_findings(trial: Trial) -> Iterator[Finding]:
     if not tried:
         return
     best = max(tried, key=lambda what: tried[what])
-    if clearly_below(ap, tried[best]):
+    if clearly_below(ap, tried[best], SAME_IMAGES):
         yield Finding(
             check="pixels",
             severity="fatal" if ap < tried[best] / 2 else "warning",
@@ -379,7 +384,7 @@ def size_findings(trial: Trial, ap: float) -> Iterator[Finding]:
     there = trial.ap(trial.detections(size=own))
     what = f"AP {percent(ap)} at {trial.size[0]} pixels, {percent(there)} at {own[0]}, the size of its own training"
     facts = {"AP": ap, "size": trial.size[0], "AP_at_own_size": there, "own_size": own[0]}
-    if clearly_below(ap, there):
+    if clearly_below(ap, there, SAME_IMAGES):
         yield Finding(
             check="image size",
             severity="fatal" if ap < there / 2 else "warning",

@@ -21,11 +21,11 @@ PROBE_LR = 1e-3
 MUST_FALL = 0.8
 """The student's own loss must fall below this share of its first value on a batch that it sees again and again."""
 
-HOPELESS_ABOVE, HOPELESS_BELOW = 0.99, 0.005
-"""Shares of the gradient that no schedule mends: a weight 100 times too large or too small."""
+HOPELESS_ABOVE, HOPELESS_BELOW = 0.99, 0.01
+"""Shares of the gradient that no schedule mends: weights a hundred times too large or too small."""
 
-SILENT_TERM = 1e-4
-"""A term with a smaller share of the gradient has no effect."""
+SILENT_TERM = 2e-3
+"""A term with a smaller share of the gradient than this, while others have more, has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,11 @@ def term_findings(probe: Probe, readings: Sequence[Reading]) -> Iterator[Finding
 
 def share_findings(probe: Probe, first: Reading, last: Reading, steps: int) -> Iterator[Finding]:
     """Judge the share of the gradient that comes from each term, at the start and after some steps."""
-    if not all(map(math.isfinite, (first.share, last.share))) or not last.norms.get(""):
+    if (
+        not all(map(math.isfinite, (first.share, last.share)))
+        or not last.norms.get("")
+        or not (first.share or last.share)
+    ):
         return  # said by other findings
     each = ", ".join(f"{name} {first.shares[name]:.2%} and {last.shares[name]:.2%}" for name in probe.weights)
     what = f"{first.share:.1%} of the gradient at the start, {last.share:.1%} after {steps} steps ({each})"
