@@ -78,11 +78,22 @@ def test_a_data_set_that_cannot_be_read(keys, pictures, tmp_path):
     assert [(each.check, each.severity) for each in found.findings] == [("data", "fatal")]
 
 
-def test_bad_input_is_one_message(keys, run, teacher):
+def test_an_image_that_cannot_be_read(keys, pictures, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(pictures, broken)
+    for file in (file for file in broken.rglob("*") if file.suffix in (".png", ".jpg")):
+        file.write_bytes(file.read_bytes()[:200])
+    found = understudy.doctor(keys | {"data": keys["data"] | {"path": broken}}, images=8)
+    assert [(each.check, each.severity) for each in found.findings] == [("data", "warning"), ("run", "fatal")]
+
+
+def test_bad_input_is_one_message(keys, run, teacher, distilled):
     with pytest.raises(UserError, match=r"do not exist:\n  - .*absent"):
         understudy.doctor(keys | {"teacher": "absent"})
     with pytest.raises(UserError, match="it takes no config keys"):
         understudy.doctor(teacher, seed=1)
+    with pytest.raises(UserError, match="is a distilled run; expected a student that was trained without"):
+        understudy.doctor(keys, plain=distilled)
     assert run()[0] == 2
     code, _, err = run("a", "b", "c")
     assert (code, "got a, b, c" in err) == (2, True)

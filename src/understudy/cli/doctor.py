@@ -62,7 +62,7 @@ def doctor(
     The exit code is 1 if the run would be, or was, worthless.
     """
     given = arguments or []
-    runs = [argument for argument in given if "=" not in argument]
+    runs = [argument for argument in given if "=" not in argument or Path(argument).is_dir()]
     planned = config or method or recipe or len(runs) < len(given) or not given
     # At once: to import PyTorch takes seconds.
     print("Examining the pair ..." if planned else "Reading the log ...", file=sys.stderr, flush=True)

@@ -25,7 +25,7 @@ from understudy.diagnosis.terms import (
     share_findings,
     term_findings,
 )
-from understudy.errors import UserError
+from understudy.errors import RunError, UserError
 from understudy.methods.loading import method_class
 from understudy.pairing import pair
 from understudy.text import listed
@@ -77,7 +77,9 @@ def examine(
         if number < 1:
             raise UserError(f"--{name}: expected a number of at least 1, got {number}.")
     started = time.monotonic()
-    resolved = resolve_config(config)
+    # One process is enough to examine a pair, and a cache in a folder would be written.
+    alone = {"teacher_cache": "off", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    resolved = resolve_config(config.model_copy(update=alone))
     assert isinstance(resolved, DistillConfig)
     missing = [
         path
@@ -86,14 +88,24 @@ def examine(
     ]
     if missing:
         raise UserError.listing("These paths do not exist:", map(str, missing))
+    if plain and RunFolder(plain).config.is_file() and isinstance(RunFolder(plain).read_config(), DistillConfig):
+        raise UserError(f"--plain {plain} is a distilled run; expected a student that was trained without a teacher.")
     findings = []
     with torch.random.fork_rng():
-        for finding in _checks(resolved, plain, images, steps):
+        for finding in _to_the_end(_checks(resolved, plain, images, steps)):
             if tell:
                 tell(finding)
             findings.append(finding)
     subject = f"{config.detector.name} with the teacher {config.teacher} on {shown_location(config.data.path)}"
     return Diagnosis(subject, tuple(findings), time.monotonic() - started, listed=tell is not None)
+
+
+def _to_the_end(checks: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield all findings; an error that would end the run, too, is the last of them."""
+    try:
+        yield from checks
+    except (UserError, RunError) as error:
+        yield _refused("run", error, "as the message says")
 
 
 def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) -> Iterator[Finding]:
@@ -134,7 +146,7 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
     yield from _step_findings(run, steps)
 
 
-def _refused(check: str, error: UserError, remedy: str) -> Finding:
+def _refused(check: str, error: Exception, remedy: str) -> Finding:
     why = "The run would end at once with this message."
     return Finding(check=check, severity="fatal", what=str(error), why=why, remedy=remedy)
 
@@ -191,8 +203,9 @@ def _step_findings(run: AssembledRun, steps: int) -> Iterator[Finding]:
     assert frozen is not None
     probe = Probe(run.engine.learner, run.engine.weights, frozen, run.trainer.strategy.root_device, _keys(config))
     with quiet_lightning():
-        yield cost_finding(probe, run.loader, config, FOR_COST)
+        cost = cost_finding(probe, run.loader, config, FOR_COST)
         batches = [batch.to(probe.device) for batch in islice(run.loader, BATCHES)]
+    yield cost
     readings = [probe.read(batch) for batch in batches]
     yield from term_findings(probe, readings)
     losses = probe.train_on(batches[0], steps, FOR_STEPS)

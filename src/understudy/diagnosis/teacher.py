@@ -205,6 +205,8 @@ def lead_findings(trial: Trial, student: Trial, recorded: str) -> Iterator[Findi
     common = set(trial.names) & set(student.names)
     teacher_ap, student_ap = (_ap_of_names(each, common) for each in (trial, student))
     if math.isnan(teacher_ap) or math.isnan(student_ap):
+        what = "unknown: teacher and plain student have no class in common whose objects are on these images"
+        yield Finding(check="teacher's lead", severity="note", what=what)
         return
     lead = teacher_ap - student_ap
     what = f"teacher AP {percent(teacher_ap)}, {recorded} {percent(student_ap)}, on the same images"
