@@ -87,7 +87,7 @@ class Diagnosis:
         """Say in one sentence what follows from the findings."""
         fatal, warnings = ([finding.check for finding in self.of(each)] for each in ("fatal", "warning"))
         if self.finished and (fatal or warnings):
-            likely = [finding.check for finding in self.findings if finding.severity in ("fatal", "warning")]
+            likely = list(dict.fromkeys(each.check for each in self.findings if each.severity in ("fatal", "warning")))
             return f"Most likely cause: {likely[0]}." + (f" Others: {', '.join(likely[1:])}." if likely[1:] else "")
         if fatal:
             return f"Do not train like this: {_counted(fatal, 'fatal fault')}. {_also(warnings)}".strip()
