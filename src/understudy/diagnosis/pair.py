@@ -1,6 +1,5 @@
 """Do student, teacher, methods and boxes fit each other: levels, methods, anchors; and what the run will cost."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,11 @@ from understudy.methods.loading import serving
 from understudy.outputs import Spec
 from understudy.pairing import Pairing
 from understudy.text import listed
+
+try:
+    import resource
+except ImportError:  # Windows does not tell it
+    resource = None
 
 HOPELESS = 0.5
 """Share of the objects without an anchor from which training is worthless."""
@@ -104,19 +108,23 @@ def cost_finding(probe: Probe, loader: DataLoader, config: TrainConfig, seconds:
             break
     later = durations[1:] or durations  # the first step is slower
     per_step, steps = sum(later) / len(later), len(loader) * config.schedule.epochs
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
-    whose = "memory of the device" if device.type == "cuda" else "memory of this process, with the other checks"
+    if device.type == "cuda":
+        memory, whose = torch.cuda.max_memory_allocated(device), "memory of the device"
+    else:
+        memory, whose = _peak_of_process(), "memory of this process, with the other checks"
+    needs = f"; {memory / 2**30:.1f} GiB {whose}" if memory else ""
     return Finding(
         check="cost",
         severity="note",
         what=f"an estimate from {len(later)} step{'s' * (len(later) > 1)}: {steps} steps of {per_step:.2g} s are "
-        f"{_duration(steps * per_step)}, plus {config.schedule.epochs // config.evaluate_every} evaluations; "
-        f"{memory / 2**30:.1f} GiB {whose}",
+        f"{_duration(steps * per_step)}, plus {config.schedule.epochs // config.evaluate_every} evaluations{needs}",
         facts={"steps": steps, "seconds_per_step": per_step, "seconds": steps * per_step, "bytes": memory},
     )
 
 
-def _peak_of_process() -> int:
+def _peak_of_process() -> int | None:
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
