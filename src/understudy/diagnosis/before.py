@@ -26,6 +26,7 @@ from understudy.diagnosis.terms import (
     term_findings,
 )
 from understudy.errors import RunError, UserError
+from understudy.evaluation import choose_device
 from understudy.methods.loading import method_class
 from understudy.pairing import pair
 from understudy.text import listed
@@ -126,7 +127,8 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
         return
     yield from _data_findings(config, train, val, limits)
     size = (config.data.shorter_side[-1], config.data.longer_side)
-    trial = Trial.within(teacher, sample_of(val, images), size, config.batch_size, FOR_TEACHER)
+    device = choose_device("cpu" if config.accelerator == "cpu" else None)
+    trial = Trial(teacher, sample_of(val, images), size, config.batch_size, device).within(FOR_TEACHER)
     yield from accuracy_findings(trial)
     yield from _plain_findings(trial, plain)
     try:
@@ -190,7 +192,7 @@ def _plain_findings(trial: Trial, plain: Path | None) -> Iterator[Finding]:
     except UserError as error:
         yield _refused("plain student", error, "another run: --plain RUN")
         return
-    student = Trial.of(checkpoint, trial.sample, trial.size, trial.batch_size)
+    student = Trial.of(checkpoint, trial.sample, trial.size, trial.batch_size, trial.device)
     yield from lead_findings(trial, student, f"plain student {plain}")
     if RunFolder(plain).config.is_file():
         yield from convergence_findings(Log.of(plain), "the plain student")

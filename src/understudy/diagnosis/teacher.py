@@ -65,23 +65,28 @@ class Trial:
     found: Detections = field(default_factory=lambda: Detections.of_rows([]))
 
     @classmethod
-    def of(cls, teacher: Checkpoint, sample: DetectionData, size: tuple[int, int], batch_size: int) -> "Trial":
-        """Run a teacher on a sample."""
-        trial = cls(teacher, sample, size, batch_size, choose_device())
+    def of(
+        cls,
+        teacher: Checkpoint,
+        sample: DetectionData,
+        size: tuple[int, int],
+        batch_size: int,
+        device: torch.device | None = None,
+    ) -> "Trial":
+        """Run a teacher on a sample; by default on a GPU if there is one."""
+        trial = cls(teacher, sample, size, batch_size, choose_device(device))
         return replace(trial, found=trial.detections())
 
-    @classmethod
-    def within(
-        cls, teacher: Checkpoint, sample: DetectionData, size: tuple[int, int], batch_size: int, seconds: float
-    ) -> "Trial":
-        """Run a teacher on so many images of a sample that all trials end within some seconds, and on 8 at least."""
-        first = replace(sample, records=sample.records[:batch_size])
-        cls.of(teacher, first, size, batch_size)  # the first pass is slower
+    def within(self, seconds: float) -> "Trial":
+        """Run the teacher on so many images that all trials end within some seconds, and on 8 at least."""
+        few = replace(self.sample, records=self.sample.records[:2])
+        self.detections(few)  # the first pass is slower
         started = time.monotonic()
-        cls.of(teacher, first, size, batch_size)
-        per_image = (time.monotonic() - started) / max(len(first), 1)
-        count = max(8, int(seconds / max(per_image, 1e-6)) // PASSES)
-        return cls.of(teacher, replace(sample, records=sample.records[:count]), size, batch_size)
+        self.detections(few)
+        per_image = max((time.monotonic() - started) / len(few), 1e-6)
+        affordable = self.sample.records[: max(8, int(seconds / per_image / PASSES))]
+        whole = replace(self, sample=replace(self.sample, records=affordable))
+        return replace(whole, found=whole.detections())
 
     @property
     def names(self) -> tuple[str, ...]:

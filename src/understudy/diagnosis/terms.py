@@ -22,8 +22,8 @@ MUST_FALL = 0.8
 """The student's own loss must fall below this share of its first value on a batch that it sees again and again."""
 
 HOPELESS_ABOVE, HOPELESS_BELOW = 0.995, 0.01
-"""Shares of the gradient of a weight that is hundreds of times too large or too small. On BCCD (docs/doctor.md), the default
-weights of sixteen methods gave 7 to 99.3 % after 20 steps, and a thousand times a good weight 99.8 %."""
+"""Shares of the gradient of a weight that is hundreds of times too large or too small. On BCCD, the default weights of
+sixteen methods gave 7 to 99.3 % after 20 steps, and a thousand times a good weight 99.8 % (docs/doctor.md)."""
 
 SILENT_TERM = 2e-3
 """A term with a smaller share of the gradient than this, while others have more, has no effect."""
