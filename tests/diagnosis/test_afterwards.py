@@ -1,6 +1,7 @@
 """Logs of runs that did not help, written by hand: what each shows, most likely cause first."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,25 @@ def test_a_real_run(distilled, trained):
     assert {finding.check for finding in found.findings} >= {"convergence", "teacher's AP"}
 
 
+def test_an_interrupted_run_keeps_what_it_found_of_its_teacher(distilled, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(distilled, run)
+    expected = json.loads((run / "result.json").read_text())["teacher_check"]["AP"]
+    (run / "result.json").unlink()
+    found = {finding.check: finding for finding in explain(run).findings}
+    assert found["progress"].remedy == f"understudy resume {run}"
+    assert f"{100 * expected:.1f}" in found["teacher's AP"].what
+
+
+def test_classes_that_the_teacher_lacks(tmp_path):
+    run = finished(tmp_path / "run", check=GOOD)
+    pairing = {"classes": ["cat"], "classes_unknown_to_the_teacher": ["dog"]}
+    (run / "environment.json").write_text(json.dumps({"pairing": pairing}))
+    found = {finding.check: finding for finding in explain(run).findings}
+    assert found["class names"].what == "the teacher lacks 1 of 2 classes: dog"
+    assert found["class names"].severity == "warning"
+
+
 def test_wrong_folders_are_one_message_each(tmp_path):
     run = finished(tmp_path / "run")
     with pytest.raises(UserError, match="is given twice"):
@@ -135,6 +155,9 @@ def test_wrong_folders_are_one_message_each(tmp_path):
     other = finished(tmp_path / "other")
     with pytest.raises(UserError, match="is a distilled run; the second one must be a plain student"):
         explain(run, other)
+    (other / "result.json").write_text('{"coco": 3}')
+    with pytest.raises(UserError, match="result.json is damaged: it has no AP"):
+        explain(other)
     (run / "losses.csv").write_text("epoch,step\n1,x\n")
     with pytest.raises(UserError, match="step is 'x', not a number"):
         explain(run)

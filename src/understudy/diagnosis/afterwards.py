@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from understudy.checkpoints import load_checkpoint
+from understudy.checkpoints import read_checkpoint
 from understudy.compare.runs import differences, read_runs
 from understudy.config import DistillConfig
 from understudy.data import Limits, open_data
@@ -19,7 +19,8 @@ from understudy.diagnosis.teacher import HARDLY, clearly_below
 from understudy.diagnosis.terms import HOPELESS_ABOVE, HOPELESS_BELOW
 from understudy.errors import UserError
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
-from understudy.text import percent, shown
+from understudy.text import listed, percent, shown
+from understudy.training.folder import RunFolder
 from understudy.training.teacher_check import NEAR_ZERO
 
 FALLEN = 0.05
@@ -62,6 +63,7 @@ def _findings(log: Log, plain: Log | None) -> Iterator[Finding]:
     yield from _end_findings(log)
     if isinstance(log.config, DistillConfig):
         yield from _teacher_findings(log, plain)
+        yield from _class_findings(log)
         yield from _share_findings(log)
         yield from _term_findings(log)
     yield from _own_loss_findings(log)
@@ -175,9 +177,24 @@ def _teacher_findings(log: Log, plain: Log | None) -> Iterator[Finding]:
 def _recorded_ap(path: Path) -> float | None:
     """Return the AP in the teacher's checkpoint; None if it is not there, or records none."""
     try:
-        return load_checkpoint(path).meta.get("AP")
+        return read_checkpoint(RunFolder(path).best if path.is_dir() else path)["understudy"].get("AP")
     except UserError:
         return None
+
+
+def _class_findings(log: Log) -> Iterator[Finding]:
+    """Say which classes took no part in the distillation."""
+    unknown, known = (log.pairing.get(name, []) for name in ("classes_unknown_to_the_teacher", "classes"))
+    if unknown:
+        most = len(unknown) >= len(known)
+        yield Finding(
+            check="class names",
+            severity="warning" if most else "note",
+            what=f"the teacher lacks {len(unknown)} of {len(unknown) + len(known)} classes: {listed(unknown, 6)}",
+            why="Their objects took no part in the distillation.",
+            remedy="if only the spelling differs, give both the same names",
+            likelihood=0.87,
+        )
 
 
 def _share_findings(log: Log) -> Iterator[Finding]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from understudy.checkpoints import read_checkpoint
 from understudy.config import TrainConfig
 from understudy.diagnosis.findings import Finding
+from understudy.errors import UserError
 from understudy.reading import number_in, read_json, read_rows
 from understudy.text import percent
 from understudy.training.folder import RunFolder
@@ -32,6 +34,7 @@ class Log:
         evaluations: step and AP (0..1) of each evaluation.
         losses: the rows of ``losses.csv`` as numbers; nan where a cell is empty.
         check: what the run's check of the teacher found: ``AP``, ``student_AP``, ``images``; empty for none.
+        pairing: what student and teacher have in common, as in ``environment.json``; empty for a plain run.
         ap: AP of the best checkpoint; nan if the run is not finished.
         finished: whether the run is finished.
     """
@@ -41,6 +44,7 @@ class Log:
     evaluations: tuple[tuple[int, float], ...]
     losses: tuple[Mapping[str, float], ...]
     check: Mapping[str, Any]
+    pairing: Mapping[str, Any]
     ap: float
     finished: bool
 
@@ -58,9 +62,16 @@ class Log:
             (int(number_in(row, "step", metrics)), number_in(row, "AP", metrics)) for row in read_rows(metrics)
         ]
         rows = [{name: number_in(row, name, losses) for name in row} for row in read_rows(losses)]
-        ap = result.get("coco", {}).get("AP", math.nan)
-        check = result.get("teacher_check", {})
-        return cls(folder, folder.read_config(), tuple(evaluations), tuple(rows), check, ap, bool(result))
+        if not result and folder.best.is_file():  # an interrupted run keeps there what it found of its teacher
+            check = read_checkpoint(folder.best)["understudy"].get("teacher_check", {})
+        else:
+            check = result.get("teacher_check", {})
+        pairing = folder.read_environment().get("pairing", {})
+        try:
+            ap = float(result["coco"]["AP"]) if result else math.nan
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder.result} is damaged: it has no AP ({error!r}).") from error
+        return cls(folder, folder.read_config(), tuple(evaluations), tuple(rows), check, pairing, ap, bool(result))
 
     @property
     def best(self) -> float:
