@@ -141,8 +141,13 @@ def teachers_of(runs: Sequence[Run]) -> dict[Path, Run]:
     return found
 
 
-def read_teacher(run: Run, device: torch.device | str | None = None) -> Run:
+def read_teacher(run: Run, device: torch.device | str | None = None, known: Evaluation | None = None) -> Run:
     """Read the teacher that a distilled run names; without a result on the data of this run it is evaluated on it.
+
+    Args:
+        run: of a distilled student.
+        device: on which the teacher is evaluated.
+        known: an earlier evaluation of it on the same data.
 
     Raises:
         UserError: the teacher is no longer there, or cannot be evaluated on the data.
@@ -154,7 +159,7 @@ def read_teacher(run: Run, device: torch.device | str | None = None) -> Run:
         raise UserError(f"The teacher of {run.folder}, {named}, is not there. If it was moved, give its new path, too.")
     if RunFolder(folder).result.is_file() and same_images(found := _read_run(folder), run):
         return found
-    return _evaluated(named, run, device)
+    return _evaluated(named, run, device, known)
 
 
 def same_images(one: Run, other: Run) -> bool:
@@ -205,7 +210,7 @@ def _read_run(folder: Path) -> Run:
         raise UserError(f"{folder}: its result.json is damaged ({error!r})") from error
 
 
-def _evaluated(file: Path, beside: Run, device: torch.device | str | None) -> Run:
+def _evaluated(file: Path, beside: Run, device: torch.device | str | None, known: Evaluation | None = None) -> Run:
     """Evaluate a checkpoint without a run folder on the data set and split of a run beside it."""
     path, split = beside.measured_on
     checkpoint = load_checkpoint(file)
@@ -224,7 +229,7 @@ def _evaluated(file: Path, beside: Run, device: torch.device | str | None) -> Ru
     return Run(
         folder=file,
         config=config,
-        evaluation=evaluate(file, path, split=split, device=device, aliases=aliases or None),
+        evaluation=known or evaluate(file, path, split=split, device=device, aliases=aliases or None),
         parameters=sum(parameter.numel() for parameter in checkpoint.detector.parameters()),
         epoch=checkpoint.meta.get("epoch"),
         train_seconds=None,

@@ -15,6 +15,7 @@ from understudy.figures.charts import (
     running_mean,
 )
 from understudy.figures.detectors import confusion_chart, precision_recall_chart
+from understudy.figures.intervals import interval_chart
 from understudy.figures.pictures import HEAT_FLOOR, Cell, detection_picture, heat_picture, sheet
 from understudy.figures.style import (
     CLASS_COLOURS,
@@ -50,6 +51,7 @@ __all__ = [
     "distinct_colours",
     "file_names",
     "heat_picture",
+    "interval_chart",
     "loss_charts",
     "point_chart",
     "precision_recall_chart",

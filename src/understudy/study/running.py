@@ -1,6 +1,7 @@
 """Run a study: train what is missing, go on with what was interrupted, and summarise."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from understudy.checkpoints import load_checkpoint
+from understudy.compare.runs import Run, read_runs, read_teacher
 from understudy.config import DistillConfig, TrainConfig
 from understudy.data import Limits, open_data
 from understudy.errors import RunError, Stopped, UserError
-from understudy.evaluation import choose_device, detect_all, evaluate, loader_at_evaluation_size, on_device
+from understudy.evaluation import Evaluation, choose_device, detect_all, loader_at_evaluation_size, on_device
 from understudy.evaluation.resampling import Matches
 from understudy.files import write_atomically
 from understudy.study.folder import StudyFolder
 from understudy.study.jobs import Outcome, in_processes
+from understudy.study.page import write_page
 from understudy.study.plan import Plan
 from understudy.study.results import StudyResult, Trained
 from understudy.study.rows import LONGER, StudyRow
@@ -293,7 +296,6 @@ class Study:
     def summarise(self) -> StudyResult:
         """Evaluate what is finished, and write the results."""
         trained = []
-        teachers = self._evaluated_teachers()
         for task in self.tasks():
             if task.folder.result.exists():
                 matches = self.folder.read_matches(task.name)
@@ -305,25 +307,35 @@ class Study:
             else:
                 reason = self.folder.failure(task.name) or "not finished"
                 trained.append(Trained(task.row, task.seed, task.config, task.folder, None, reason))
-        result = summarise(self.plan, self.facts, trained, teachers)
+        teachers = self._teachers(trained)
+        numbers = {path: _defined(run.evaluation.coco) for path, run in teachers.items()}
+        result = summarise(self.plan, self.facts, trained, numbers)
         for file, text in (
             (self.folder.results, json.dumps(result.to_dict(), indent=2) + "\n"),
             (self.folder.table, rows_as_csv(result)),
             (self.folder.runs_table, runs_as_csv(result)),
         ):
             write_atomically(file, text.encode())
+        console.say("writing the page")
+        write_page(self.folder, result, teachers)
         return result
 
-    def _evaluated_teachers(self) -> dict[str, dict[str, float]]:
-        """Return COCO's numbers of each teacher on the validation split, by the teacher's path."""
+    def _teachers(self, trained: Sequence[Trained]) -> dict[str, Run]:
+        """Return the run of each teacher of a finished student, evaluated on the validation split, by its path."""
         known = self.facts.setdefault("teachers", {})
-        data = self.plan.config["data"]
-        for teacher in self.plan.teachers:
-            if str(teacher) not in known:
-                found = evaluate(teacher, data["path"], split=data["val"])
-                known[str(teacher)] = {name: value for name, value in found.coco.items() if value == value}
+        found: dict[str, Run] = {}
+        for each in trained:
+            if each.matches and isinstance(each.config, DistillConfig) and str(each.config.teacher) not in found:
+                path = str(each.config.teacher)
+                before = Evaluation.from_dict(known[path]) if "coco" in known.get(path, {}) else None
+                found[path] = read_teacher(read_runs([each.folder.path])[0], known=before)
+                known[path] = found[path].evaluation.to_dict()
         self.folder.write_facts(self.facts)
-        return known
+        return found
+
+
+def _defined(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
 
 def _one_by_one(groups: Sequence[list[Task]]) -> Iterator[tuple[list[Task], list[Outcome]]]:

@@ -89,7 +89,8 @@ def notes_on(result: "StudyResult") -> Iterator[str]:
     yield (
         f"AP in percent, at the best epoch of each run, on the validation split. ±: standard deviation over "
         f"{len(result.plan.seeds)} seeds. Runs of a seed share initialisation and batches, so differences are paired; "
-        "their interval is Student's t over the seeds."
+        "their interval is Student's t over the seeds. They are means of unrounded values, so a difference can differ "
+        "by 0.1 from that of the printed APs."
     )
     if result.samples:
         yield (

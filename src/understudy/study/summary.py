@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from understudy.compare.intervals import interval
-from understudy.compare.verdict import gap_closed
+from understudy.compare.verdict import gap_closed, shown_mean
 from understudy.config import DistillConfig
 from understudy.evaluation import Evaluation
 from understudy.evaluation.resampling import resampled_aps
@@ -121,4 +121,5 @@ def _gap(
 ) -> float | None:
     if teacher is None or not own or not plain or "AP" not in teachers.get(str(teacher), {}):
         return None
-    return gap_closed(statistics.fmean(own), statistics.fmean(plain), teachers[str(teacher)]["AP"])
+    means = (shown_mean(own), shown_mean(plain), shown_mean([teachers[str(teacher)]["AP"]]))
+    return gap_closed(*means)
