@@ -29,8 +29,9 @@ ABOVE = {  # a room and the rooms that it must not import
     "checkpoints": {"methods", "training", "evaluation", "compare", "report", "cli"},
     "data": {"methods", "detectors", "training", "evaluation", "compare", "report", "cli"},
     "evaluation": {"methods", "learner", "training", "compare", "report", "analysis", "cli"},
-    "training": {"compare", "report", "analysis", "listing", "demo", "cli"},
-    "compare": {"report", "analysis", "figures", "listing", "demo", "cli"},
+    "training": {"compare", "report", "analysis", "diagnosis", "listing", "demo", "cli"},
+    "compare": {"report", "analysis", "diagnosis", "figures", "listing", "demo", "cli"},
+    "diagnosis": {"report", "analysis", "figures", "listing", "demo", "cli"},
     "figures": {
         "report",
         "analysis",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from understudy.config import Source
     from understudy.data import open_data
     from understudy.detectors import Detector, build_detector, open_detector
+    from understudy.diagnosis import Diagnosis
     from understudy.errors import RunError, UserError
     from understudy.learner import Learner
     from understudy.methods import METHODS
@@ -47,6 +48,7 @@ __all__ = [
     "build_detector",
     "build_methods",
     "distill",
+    "doctor",
     "functional",
     "import_checkpoint",
     "load_checkpoint",
@@ -140,6 +142,47 @@ def resume(run: "str | Path", methods: "Sequence[str]" = (), *, accept_changes: 
     from understudy.training import run as training
 
     return training.resume(Path(run), methods, accept_changes=accept_changes)
+
+
+def doctor(
+    config: "Source" = None,
+    *,
+    plain: "str | Path | None" = None,
+    images: int = 100,
+    steps: int = 30,
+    **overrides: Any,
+) -> "Diagnosis":
+    """Find what is wrong with a pair before it is trained, or why a run did not help, like ``understudy doctor``.
+
+    Args:
+        config: a YAML file, a mapping or a ``DistillConfig``, as in :func:`distill`, of a run that is planned; or the
+            folder of a run, whose log is explained. Nothing is written.
+        plain: the same student trained without a teacher: its run folder, or before training also a checkpoint.
+        images: validation images on which the teacher is measured.
+        steps: steps in which the student is trained on one batch.
+        overrides: config keys, as in :func:`train`.
+
+    Returns:
+        The findings; ``ok`` is whether none of them is fatal.
+
+    Raises:
+        UserError: the config has faults, or a path does not exist.
+    """
+    from pathlib import Path
+
+    from understudy.errors import UserError
+
+    beside = None if plain is None else Path(plain)
+    if isinstance(config, str | Path) and Path(config).is_dir():
+        if overrides:
+            raise UserError(f"{config} is a run folder, whose log is read: it takes no config keys.")
+        from understudy.diagnosis.afterwards import explain
+
+        return explain(Path(config), beside)
+    from understudy.config import load_config
+    from understudy.diagnosis.before import PairConfig, examine
+
+    return examine(load_config(PairConfig, config, overrides), beside, images=images, steps=steps)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from small_detectors import small
 from torchvision.ops import box_iou
 
 from understudy.data.records import DetectionData, Record, Records
+from understudy.detectors import Detector
 from understudy.detectors.anchor_fit import fit_of_boxes
 
 
@@ -54,6 +55,15 @@ def test_the_positives_are_those_that_training_has():
     assert fit.overlaps is not None
     assert torch.equal(fit.overlaps[:2], box_iou(first, anchors).amax(1))
     assert all(map(torch.equal, detector.lay_anchors((128, 128)), outputs.anchors))
+
+
+@pytest.mark.parametrize("family", ["retinanet", "fcos", "gfl", "faster_rcnn"])
+def test_anchors_are_laid_without_a_pass(family):
+    detector = small(family, classes=1)
+    expected = detector(torch.zeros(1, 3, 128, 256)).anchors
+    assert all(map(torch.equal, detector.lay_anchors((128, 256)), expected))
+    # As for a detector that says only what its first cells have:
+    assert all(map(torch.equal, Detector.lay_anchors(detector, (128, 256)), expected))
 
 
 def test_anchors_that_are_too_large_or_too_small_are_said_with_a_scale_that_fits():

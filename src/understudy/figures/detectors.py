@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from understudy.figures.style import INK, MUTED, distinct_colours, dress, legend_above
+from understudy.figures.charts import Curve, draw_curve
+from understudy.figures.style import INK, MUTED, ROLE_COLOURS, Style, dress, label, legend_of_styles, styles
 
 MOST_CLASSES = 12
 """Classes up to which a matrix states numbers and each curve has a colour of its own."""
@@ -26,7 +27,7 @@ def confusion_chart(classes: Sequence[str], counts: NDArray[np.integer]) -> Figu
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     axes.imshow(shares, cmap="Oranges", vmin=0, vmax=1)
-    names = [*classes, "background"]
+    names = [*map(label, classes), "background"]
     objects = [f"{name} ({total})" for name, total in zip(names[:-1], totals[:-1, 0], strict=True)]
     size = 8 if few else 5
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
@@ -51,19 +52,18 @@ def precision_recall_chart(curves: Mapping[str, tuple[NDArray[np.floating], NDAr
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
     if len(curves) <= MOST_CLASSES:
-        colours = distinct_colours(list(curves))
+        shown = styles(dict.fromkeys(curves, "distilled"))
         for name, (recall, precision) in curves.items():
-            axes.plot(recall, precision, color=colours[name], linewidth=2)
-        columns = 3
+            curve = Curve(name, shown[name], recall, precision)
+            draw_curve(axes, curve, width=1.8, marker=curve.style.marker, markersize=4.5, markevery=20)
     else:
         for recall, precision in curves.values():
             axes.plot(recall, precision, color=MUTED, linewidth=0.5, alpha=0.35)
         recall = next(iter(curves.values()))[0]
         mean = np.mean([precision for _, precision in curves.values()], axis=0)
-        name = f"mean of {len(curves)} classes"
-        colours, columns = distinct_colours([name]), 1
-        axes.plot(recall, mean, color=colours[name], linewidth=2.5)
+        shown = {f"mean of {len(curves)} classes": Style(ROLE_COLOURS["plain"])}
+        axes.plot(recall, mean, color=ROLE_COLOURS["plain"], linewidth=2.5)
     dress(axes, x_label="recall", y_label="precision", top=1.02, integers=False)
     axes.set_xlim(0, 1)
-    legend_above(figure, colours, columns=columns)
+    legend_of_styles(figure, shown)
     return figure

@@ -126,7 +126,7 @@ def build_methods(entries: Entries, student: Spec, teacher: Spec) -> tuple[list[
         misfits += misfit
     if misfits:
         faults.append(
-            f"available for the student {student.name} and the teacher {teacher.name}: {_serving(student, teacher)}"
+            f"available for the student {student.name} and the teacher {teacher.name}: {serving(student, teacher)}"
         )
     if faults:
         raise UserError.listing(SUMMARY, faults)
@@ -255,7 +255,7 @@ def _misfits(name: str, wanted: Collection[str], obstacles: Mapping[str, str]) -
     return lines
 
 
-def _serving(student: Spec, teacher: Spec) -> str:
+def serving(student: Spec, teacher: Spec) -> str:
     """List the methods that can compute something for a pair, with their default options."""
     found = []
     for name, method in METHODS.items():

@@ -32,7 +32,7 @@ from understudy.training.launching import is_first_process
 from understudy.training.loss_log import LogLosses
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import check_unchanged_data
-from understudy.training.teacher_cache import open_cache
+from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.term_notes import NoteTerms
 from understudy.training.validation import Validate
@@ -114,9 +114,9 @@ def assemble(
         check_unchanged_data(saved, train_data, len(loader), count)
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     teacher = parts.teacher.detector if parts.teacher else None
-    cached = isinstance(config, DistillConfig) and teacher is not None
-    cache = open_cache(config, parts.learner, teacher) if cached else None
-    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, cache)
+    distilled = isinstance(config, DistillConfig) and teacher is not None
+    teacher_pass = open_teacher(config, [parts.learner], teacher) if distilled else None
+    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, teacher_pass)
     facts, notes = _facts_and_notes(parts, unlabelled)
     facts["training_images"] = len(train_data)
     if is_first_process():

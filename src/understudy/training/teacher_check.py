@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ class CheckTeacher(L.Callback):
         self.teacher, self.config, self.data = teacher, config, data
         self.ids = match_classes(teacher.classes, data, config.data.aliases)
         self.known = [name for name, i in zip(data.classes, data.category_ids, strict=True) if i in self.ids]
-        self.sample = _sample(data, config.teacher_check)
+        self.sample = sample_of(data, config.teacher_check)
         self.found: dict[str, Any] = {}
         self.same_as: CheckTeacher | None = None
 
@@ -113,9 +113,7 @@ class CheckTeacher(L.Callback):
 
     def _ap(self, detections: Detections) -> float:
         """Return COCO's AP on the sample, averaged over the classes that the teacher knows; nan without objects."""
-        per_class = score(self.sample, detections).per_class
-        values = [value for name in self.known if not math.isnan(value := per_class[name])]
-        return sum(values) / len(values) if values else math.nan
+        return ap_of(self.sample, detections, self.known)
 
     def _remarks(self) -> Iterator[str]:
         """Describe the result, and everything about it that is suspicious."""
@@ -157,7 +155,14 @@ class CheckTeacher(L.Callback):
         return f"the {count} validation images" if count == whole else f"{count} of {whole} validation images"
 
 
-def _sample(data: DetectionData, count: int) -> DetectionData:
+def ap_of(data: DetectionData, detections: Detections, classes: Collection[str]) -> float:
+    """Return COCO's AP on some images, averaged over some classes; nan if these have no objects."""
+    per_class = score(data, detections).per_class
+    values = [value for name in classes if not math.isnan(value := per_class[name])]
+    return sum(values) / len(values) if values else math.nan
+
+
+def sample_of(data: DetectionData, count: int) -> DetectionData:
     """Return some images of a split, drawn by a seed of their own: any first part of them is a fair sample, too."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
     return replace(data, records=data.records.take(order[:count]))

@@ -1,0 +1,101 @@
+"""The whole examination of a pair: a healthy one, and faults that end it early."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import understudy
+from understudy.cli import main
+from understudy.errors import UserError
+
+
+def flat(keys: dict[str, Any]) -> list[str]:
+    """Write a config as arguments."""
+    written = {name: json.dumps(value, default=str) for name, value in keys.items()}
+    return [f"{name}={text.strip(chr(34))}" for name, text in written.items()]
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["doctor", *arguments])
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run
+
+
+def test_a_healthy_pair_passes_clean_and_nothing_is_written(keys, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*flat(keys), "--images", "12", "--steps", "10", "--json")
+    found = json.loads(out)
+    assert [each for each in found["findings"] if each["severity"] in ("fatal", "warning")] == []
+    assert (code, found["ok"], found["verdict"]) == (0, True, "No fault was found.")
+    checks = {each["check"] for each in found["findings"]}
+    assert checks >= {"data", "teacher's AP", "class names", "pixels", "image size", "levels", "anchors", "methods"}
+    assert checks >= {"cost", "terms", "weights", "capacity", "teacher is frozen", "teacher's lead"}
+    assert err.startswith("Examining the pair ...")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite(keys, planted, run):
+    def break_one(state):
+        next(value for value in state.values() if value.dim() > 1).fill_(float("nan"))
+
+    code, out, _ = run(*flat(keys | {"teacher": planted(break_one)}))
+    assert code == 1
+    assert out.startswith("fatal    teacher's weights: The weights in ")
+    assert "contains nan" in " ".join(out.split())
+    assert "Do not train like this: 1 fatal fault (teacher's weights)." in out
+
+
+def test_a_pair_that_is_refused(keys, planted):
+    found = understudy.doctor(keys | {"teacher": planted(classes=["a", "b", "c", "d"])}, images=8)
+    assert [each.check for each in found.findings if each.severity == "fatal"] == ["class names", "pair"]
+    assert "cannot be paired" in found.findings[-1].what
+    assert not found.ok
+
+
+def test_images_without_annotations_say_what_cannot_be_known(keys, tmp_path):
+    for number in range(3):
+        Image.effect_noise((96, 96), 60).convert("RGB").save(tmp_path / f"{number}.png")
+    found = understudy.doctor(keys | {"data": {"path": tmp_path, "shorter_side": 96, "longer_side": 96}})
+    assert found.findings[0].check == "ground truth"
+    assert "Not known without them: the teacher's AP and its lead, class names" in found.findings[0].what
+    assert [each.check for each in found.findings[1:]] == ["teacher's detections", "levels", "methods"]
+
+
+def test_a_data_set_that_cannot_be_read(keys, pictures, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(pictures, broken)
+    for file in broken.rglob("*.json"):
+        file.write_text("{")
+    found = understudy.doctor(keys | {"data": {"path": broken}})
+    assert [(each.check, each.severity) for each in found.findings] == [("data", "fatal")]
+
+
+def test_an_image_that_cannot_be_read(keys, pictures, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(pictures, broken)
+    for file in (file for file in broken.rglob("*") if file.suffix in (".png", ".jpg")):
+        file.write_bytes(file.read_bytes()[:200])
+    found = understudy.doctor(keys | {"data": keys["data"] | {"path": broken}}, images=8)
+    assert [(each.check, each.severity) for each in found.findings] == [("data", "warning"), ("run", "fatal")]
+
+
+def test_bad_input_is_one_message(keys, run, teacher, distilled):
+    with pytest.raises(UserError, match=r"do not exist:\n  - .*absent"):
+        understudy.doctor(keys | {"teacher": "absent"})
+    with pytest.raises(UserError, match="it takes no config keys"):
+        understudy.doctor(teacher, seed=1)
+    with pytest.raises(UserError, match="is a distilled run; expected a student that was trained without"):
+        understudy.doctor(keys, plain=distilled)
+    assert run()[0] == 2
+    code, _, err = run("a", "b", "c")
+    assert (code, "got a, b, c" in err) == (2, True)
+    code, out, _ = run(str(teacher))
+    assert (code, "No fault was found." in out) == (0, True)
