@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import yaml
 
-from understudy.config import DistillConfig, Source, TrainConfig, load_config
+from understudy.config import DistillConfig, Source, TrainConfig, flat, load_config
 from understudy.config.yaml_text import read_config
 from understudy.errors import UserError
 from understudy.methods.loading import is_own
@@ -151,7 +151,7 @@ class Plan:
     def differences(self, other: Self) -> list[str]:
         """Return the settings in which another plan differs, apart from rows and seeds, as lines."""
         found = []
-        mine, theirs = _flat(self.config), _flat(other.config)
+        mine, theirs = flat(self.config), flat(other.config)
         for key in sorted({*mine, *theirs}):
             if key not in _FREE and mine.get(key) != theirs.get(key):
                 found.append(f"{key}: {shown(mine.get(key))} in the study, {shown(theirs.get(key))} now")
@@ -267,13 +267,6 @@ def _faults_of_numbers(seeds: Sequence[int], steps: int | None, minutes: float |
     if minutes is not None and not 0 < minutes < 1e6:
         faults.append(f"minutes: expected a positive number, got {minutes:g}")
     return faults
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _text(value: Any) -> str:
