@@ -71,6 +71,65 @@ def test_nothing_heavy_is_imported(code):
     assert output.strip().endswith("HEAVY []")
 
 
+ARGUMENTS = {
+    "train": "run=r data=d",
+    "distill": "run=r data=d teacher=t",
+    "resume": "r",
+    "study": "folder --row frs",
+    "doctor": "r",
+    "check": "d",
+    "evaluate": "r",
+    "predict": "r d -o out",
+    "compare": "r",
+    "export": "r out",
+    "import": "weights.pth",
+    "demo": "",
+    "detectors": "fcos_resnet18",
+    "recipes": "check",
+    "swap": "t s",
+    "analyse richness": "t",
+    "analyse errors": "t",
+    "analyse entropy": "t",
+    "analyse ranks": "t s",
+    "analyse imitation": "t s",
+    "analyse regions": "-o out",
+    "analyse teachers": "t u -o out",
+    "analyse swap": "t s",
+}
+"""The shortest arguments of every command that needs PyTorch."""
+
+FIRST_OUTPUT = """
+import contextlib, io, json, sys
+from understudy.cli import main
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise SystemExit("torch")  # before a second has passed
+
+sys.meta_path.insert(0, Stop())
+said = {}
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main(command.split())
+        except SystemExit as stop:
+            said[command] = [stop.code, out.getvalue(), err.getvalue()]
+print(json.dumps(said))
+"""
+
+
+def test_every_command_says_something_before_it_imports_torch():
+    """The import takes seconds, and a command without output looks as if it hung, in a pipe, too."""
+    known = [*COMMANDS, *(f"analyse {name}" for name in ANALYSES)]
+    assert set(known) - set(ARGUMENTS) == {"config", "methods"}
+    commands = [f"{command} {arguments}".strip() for command, arguments in ARGUMENTS.items()]
+    script = [sys.executable, "-c", FIRST_OUTPUT, json.dumps(commands)]
+    said = json.loads(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+    assert [command for command in commands if said[command][0] != "torch" or not said[command][2]] == []
+    assert said["evaluate r"] == ["torch", "", "Loading PyTorch ...\n"]
+
+
 def test_help_answers_within_a_second():
     def seconds() -> float:
         start = time.perf_counter()

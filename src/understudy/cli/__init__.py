@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8, and lone surrogates
+            # For terminals that are not UTF-8, and lone surrogates; and line by line, in a pipe, too.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     if any("\0" in argument for argument in arguments):  # only from Python: a shell cannot pass it
         print("Error: an argument contains a null character, which no file name can.", file=sys.stderr)
         sys.exit(2)

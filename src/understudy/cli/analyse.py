@@ -18,6 +18,7 @@ from understudy.cli.app import (
     app,
     example,
     limits_given,
+    loading,
     not_an_option,
     report_drawn,
     show_result,
@@ -75,6 +76,7 @@ def richness(
 
     Richness is the highest class score of a cell, by which FRS weights its loss.
     """
+    loading()
     from understudy.analysis.richness import analyse_richness
 
     compute = lambda: analyse_richness(teacher, data, split=split, images=images, names=image or ())  # noqa: E731
@@ -102,6 +104,7 @@ def errors(
     The types are those of TIDE: duplicate, localisation, classification, both,
     background and missed. A second table has the AP50 that each type costs.
     """
+    loading()
     from understudy.analysis.errors import FIGURES, ORDERS, analyse_errors
 
     if by not in ORDERS:
@@ -129,6 +132,7 @@ def entropy(
     The regions are TP, FP, FN and TN: cells that the teacher detects, cells of
     objects, both or neither.
     """
+    loading()
     from understudy.analysis.entropy import analyse_entropy
 
     compute = lambda: analyse_entropy(  # noqa: E731
@@ -154,6 +158,7 @@ def ranks(
     is what rank mimicking teaches. Give students before and after
     distillation.
     """
+    loading()
     from understudy.analysis.ranks import analyse_ranks
 
     compute = lambda: analyse_ranks(teacher, students, data, split=split, images=images)  # noqa: E731
@@ -176,6 +181,7 @@ def imitation(
     In each cell, between students and teacher, by feature level. PFI weights
     the first by the second. Give students before and after distillation.
     """
+    loading()
     from understudy.analysis.imitation import analyse_imitation
 
     compute = lambda: analyse_imitation(teacher, students, data, split=split, images=images)  # noqa: E731
@@ -203,6 +209,7 @@ def regions(
     Each run has the same budget. Repeat the command after an interruption:
     finished runs are reused, others continue.
     """
+    loading()
     from understudy.analysis.regions import analyse_regions
 
     compute = lambda: analyse_regions(  # noqa: E731
@@ -239,6 +246,7 @@ def teachers(
     same student with each teacher first; repeat the command after an
     interruption.
     """
+    loading()
     from understudy.analysis.teachers import compare_teachers, train_with_teachers
 
     found = [Path(each) for each in paths if "=" not in each or Path(each).exists()]
@@ -273,6 +281,7 @@ def swap(
     The feature maps are used directly if the shapes match, and through the
     transforms that the method dist2 trained.
     """
+    loading()
     from understudy.analysis.swap import swap_test
 
     with redirect_stdout(sys.stderr):  # libraries print progress

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -136,6 +137,12 @@ class Drawn(Result, Protocol):
     def figures(self) -> "dict[str, Captioned]":
         """Return the figures by name."""
         ...
+
+
+def loading() -> None:
+    """Say on stderr that a command has begun, before it imports PyTorch for the first time, which takes seconds."""
+    if "torch" not in sys.modules and os.environ.get("LOCAL_RANK", "0") == "0":
+        print("Loading PyTorch ...", file=sys.stderr, flush=True)
 
 
 def show(renderable: "RenderableType") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import CheckpointPath, app, example
+from understudy.cli.app import CheckpointPath, app, example, loading
 
 
 @app.command(epilog=example("understudy export runs/student deploy"))
@@ -14,6 +14,7 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder.")],
 ) -> None:
     """Export a detector that needs only torch and torchvision."""
+    loading()
     from understudy import export as exporting
 
     exporting.export(checkpoint, folder)
@@ -61,6 +62,7 @@ def import_(
     code in the file is executed. Each assumption is printed with the option that
     changes it.
     """
+    loading()
     from understudy.checkpoints.importing import import_checkpoint, numbers_of, report, settings_of
 
     imported = import_checkpoint(

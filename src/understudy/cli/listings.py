@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import OVERRIDABLE, app, example, show
+from understudy.cli.app import OVERRIDABLE, app, example, loading, show
 from understudy.errors import UserError
 
 
@@ -23,6 +23,7 @@ def demo(
     Draws a data set, trains a plain and a distilled student, compares them and
     writes an HTML page.
     """
+    loading()
     from understudy.demo import run_demo
 
     table = run_demo(output, seed, train_teacher)
@@ -60,6 +61,8 @@ def detectors(
     ] = None,
 ) -> None:
     """List the detectors with their sizes, or show one in full."""
+    if name is not None:
+        loading()
     from understudy.listing import detectors as listing
 
     print(listing.table() if name is None else listing.explain(name, options or []))

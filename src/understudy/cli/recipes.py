@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.cli.app import app, example
+from understudy.cli.app import app, example, loading
 from understudy.errors import UserError
 
 
@@ -38,6 +38,7 @@ def recipes(
 
 
 def _check(names: list[str]) -> None:
+    loading()
     from understudy.analysis.recipe_check import check_recipes
 
     count = failed = 0

@@ -19,6 +19,7 @@ from understudy.cli.app import (
     app,
     example,
     limits_given,
+    loading,
     report_drawn,
     show_result,
 )
@@ -66,6 +67,7 @@ def evaluate(
     many objects are detected, confused and missed. The figures are the confusion
     matrix, and precision over recall.
     """
+    loading()
     from understudy import evaluation
 
     compute = partial(
@@ -118,6 +120,7 @@ def predict(
     """
     if not 0 <= score <= 1:
         raise UserError(f"--score: expected a number from 0 to 1, got {score:g}")
+    loading()
     from understudy.evaluation import prediction
 
     limits = limits_given(allow_outside, max_pixels)
@@ -154,6 +157,7 @@ def compare(
     imported teacher, is evaluated on the data of the runs. JSON also lists every
     key of the config in which compared runs differ.
     """
+    loading()
     from understudy.compare import table as results
     from understudy.files import check_writable, write_atomically
 

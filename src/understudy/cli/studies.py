@@ -15,6 +15,7 @@ from understudy.cli.app import (
     RecipeName,
     app,
     example,
+    loading,
     show_result,
     with_recipe,
 )
@@ -82,6 +83,7 @@ def study(
     """
     extends = row is not None or seeds is not None
     begins = bool(overrides or config or recipe or steps or minutes or teacher)
+    loading()
     from understudy.study.folder import StudyFolder
     from understudy.study.plan import Plan
     from understudy.study.rows import read_row

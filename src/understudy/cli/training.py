@@ -17,6 +17,7 @@ from understudy.cli.app import (
     app,
     example,
     limits_given,
+    loading,
     print_folder,
     show,
     with_recipe,
@@ -52,6 +53,7 @@ def check(
     It also compares the sizes of the boxes with the anchors of a detector, and
     finds images that two splits share. The exit code is 2 if there are faults.
     """
+    loading()
     from understudy.data import LIMITS
     from understudy.data.check import check_data
     from understudy.detectors.shape_fit import describe_boxes
@@ -81,7 +83,9 @@ def train(config: ConfigFile = None, recipe: RecipeName = None, overrides: Overr
     import understudy
     from understudy.config import TrainConfig, load_config
 
-    print_folder(understudy.train(load_config(TrainConfig, config, with_recipe(recipe, overrides))))
+    loaded = load_config(TrainConfig, config, with_recipe(recipe, overrides))
+    loading()
+    print_folder(understudy.train(loaded))
 
 
 @app.command(
@@ -111,7 +115,9 @@ def distill(
     import understudy
     from understudy.config import DistillConfig, load_config
 
-    print_folder(understudy.distill(load_config(DistillConfig, config, with_recipe(recipe, overrides), method or [])))
+    loaded = load_config(DistillConfig, config, with_recipe(recipe, overrides), method or [])
+    loading()
+    print_folder(understudy.distill(loaded))
 
 
 @app.command(epilog=example("understudy resume runs/student"))
@@ -136,4 +142,5 @@ def resume(
     """
     import understudy
 
+    loading()
     print_folder(understudy.resume(run, method or [], accept_changes=accept_changes))

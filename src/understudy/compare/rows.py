@@ -89,7 +89,7 @@ class Row:
 
         ``differences`` holds every key of the config in which it differs from ``compared_with``, with both values.
         """
-        other = self.compared_with
+        other, spread = self.compared_with, self.spread()
         return {
             "name": self.name,
             "role": self.role,
@@ -97,7 +97,7 @@ class Row:
             "folders": [str(run.folder) for run in self.runs],
             "seeds": [run.config.seed for run in self.runs],
             **{number: _none_if_nan(self.mean(number)) for number in ("AP", "AP50", "AP75", "APs", "APm", "APl")},
-            "AP_spread": self.spread(),
+            "AP_spread": None if spread is None else _none_if_nan(spread),
             "AP_of_runs": [_none_if_nan(value) for value in self.values()],
             "epochs": [run.epoch for run in self.runs],
             "train_seconds": [run.train_seconds for run in self.runs],
