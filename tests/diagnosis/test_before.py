@@ -97,5 +97,7 @@ def test_bad_input_is_one_message(keys, run, teacher, distilled):
     assert run()[0] == 2
     code, _, err = run("a", "b", "c")
     assert (code, "got a, b, c" in err) == (2, True)
+    code, _, err = run(str(teacher), "--steps", "3")
+    assert (code, "--images and --steps have no effect on a run folder" in err) == (2, True)
     code, out, _ = run(str(teacher))
     assert (code, "No fault was found." in out) == (0, True)
