@@ -148,8 +148,8 @@ def doctor(
     config: "Source" = None,
     *,
     plain: "str | Path | None" = None,
-    images: int = 100,
-    steps: int = 30,
+    images: int | None = None,
+    steps: int | None = None,
     **overrides: Any,
 ) -> "Diagnosis":
     """Find what is wrong with a pair before it is trained, or why a run did not help, like ``understudy doctor``.
@@ -158,8 +158,8 @@ def doctor(
         config: a YAML file, a mapping or a ``DistillConfig``, as in :func:`distill`, of a run that is planned; or the
             folder of a run, whose log is explained. Nothing is written.
         plain: the same student trained without a teacher: its run folder, or before training also a checkpoint.
-        images: validation images on which the teacher is measured.
-        steps: steps in which the student is trained on one batch.
+        images: validation images on which the teacher is measured; None: 100.
+        steps: steps in which the student is trained on one batch; None: 30.
         overrides: config keys, as in :func:`train`.
 
     Returns:
@@ -174,15 +174,16 @@ def doctor(
 
     beside = None if plain is None else Path(plain)
     if isinstance(config, str | Path) and Path(config).is_dir():
-        if overrides:
-            raise UserError(f"{config} is a run folder, whose log is read: it takes no config keys.")
+        if overrides or images is not None or steps is not None:
+            raise UserError(f"{config} is a run folder, whose log is read: it takes no config keys, images or steps.")
         from understudy.diagnosis.afterwards import explain
 
         return explain(Path(config), beside)
     from understudy.config import load_config
-    from understudy.diagnosis.before import PairConfig, examine
+    from understudy.diagnosis.before import IMAGES, STEPS, PairConfig, examine
 
-    return examine(load_config(PairConfig, config, overrides), beside, images=images, steps=steps)
+    pair = load_config(PairConfig, config, overrides)
+    return examine(pair, beside, images=IMAGES if images is None else images, steps=STEPS if steps is None else steps)
 
 
 def __getattr__(name: str) -> Any:

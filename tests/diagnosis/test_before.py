@@ -63,10 +63,10 @@ def test_a_pair_that_is_refused(keys, planted):
 def test_images_without_annotations_say_what_cannot_be_known(keys, tmp_path):
     for number in range(3):
         Image.effect_noise((96, 96), 60).convert("RGB").save(tmp_path / f"{number}.png")
-    found = understudy.doctor(keys | {"data": {"path": tmp_path, "shorter_side": 96, "longer_side": 96}})
+    found = understudy.doctor(keys | {"data": {"path": tmp_path, "shorter_side": 64, "longer_side": 64}})
     assert found.findings[0].check == "ground truth"
     assert "Not known without them: the teacher's AP and its lead, class names" in found.findings[0].what
-    assert [each.check for each in found.findings[1:]] == ["teacher's detections", "levels", "methods"]
+    assert [each.check for each in found.findings[1:]] == ["image size", "teacher's detections", "levels", "methods"]
 
 
 def test_a_data_set_that_cannot_be_read(keys, pictures, tmp_path):
@@ -97,5 +97,7 @@ def test_bad_input_is_one_message(keys, run, teacher, distilled):
     assert run()[0] == 2
     code, _, err = run("a", "b", "c")
     assert (code, "got a, b, c" in err) == (2, True)
+    code, _, err = run(str(teacher), "--steps", "3")
+    assert (code, "--images and --steps have no effect on a run folder" in err) == (2, True)
     code, out, _ = run(str(teacher))
     assert (code, "No fault was found." in out) == (0, True)

@@ -51,8 +51,13 @@ def doctor(
         Path | None,
         typer.Option(metavar="RUN", help="The student trained without a teacher: run folder or checkpoint."),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, metavar="N", help="Validation images for the teacher's AP.")] = 100,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training on one batch.")] = 30,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", show_default="100", help="Validation images for the teacher's AP."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default="30", help="Steps of training on one batch.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find what is wrong before training, or why a run did not help.
@@ -70,15 +75,17 @@ def doctor(
         tell = None if as_json else show
         if planned:
             from understudy.config import load_config
-            from understudy.diagnosis.before import PairConfig, examine
+            from understudy.diagnosis.before import IMAGES, STEPS, PairConfig, examine
 
-            keys = with_recipe(recipe, given)
-            result = examine(
-                load_config(PairConfig, config, keys, method or []), plain, images=images, steps=steps, tell=tell
-            )
+            pair = load_config(PairConfig, config, with_recipe(recipe, given), method or [])
+            result = examine(pair, plain, images=images or IMAGES, steps=steps or STEPS, tell=tell)
         else:
             from understudy.diagnosis.afterwards import explain
 
+            if images or steps:
+                raise UserError(
+                    "--images and --steps have no effect on a run folder, whose log is read: leave them out."
+                )
             result = explain(*_one_and_plain(runs, plain), tell=tell)
     show_result(result, as_json)
     if not result.ok:

@@ -84,6 +84,7 @@ def study(
     extends = row is not None or seeds is not None
     begins = bool(overrides or config or recipe or steps or minutes or teacher)
     loading()
+    loading()
     from understudy.study.folder import StudyFolder
     from understudy.study.plan import Plan
     from understudy.study.rows import read_row

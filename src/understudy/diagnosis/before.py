@@ -250,6 +250,15 @@ def _without_truth(config: DistillConfig, teacher: Checkpoint, data: DetectionDa
     )
     few = replace(data, records=data.records[:16])
     size = (config.data.shorter_side[-1], config.data.longer_side)
+    own = teacher.config.get("data", {}).get("shorter_side", [size[0]])[-1]
+    if own != size[0]:
+        yield Finding(
+            check="image size",
+            severity="warning",
+            what=f"{size[0]} pixels, and {own} in the teacher's own training",
+            why="Many teachers are good at their own size only. Whether this one is, is not known.",
+            remedy=f"data.shorter_side={own}",
+        )
     found = Trial.of(teacher, replace(few, classes=teacher.classes), size, 4).found
     count = int((found.scores >= 0.3).sum())
     yield Finding(

@@ -82,6 +82,8 @@ def method_findings(student: Spec, teacher: Spec) -> Finding:
         if not set(method.terms) - obstacles.keys():
             reasons.setdefault(next(iter(obstacles.values())), []).append(name)
     others = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    for role, spec in (("student", student), ("teacher", teacher)):
+        others = others.replace(f"the {role} {spec.name} ", f"the {role} ")
     return Finding(
         check="methods",
         severity="ok",

@@ -246,7 +246,7 @@ def capacity_findings(losses: Sequence[float], share: float) -> Iterator[Finding
         if steps >= 10 and min(losses[-3:]) > MUST_FALL * losses[0]:
             what, severity = f"the student does not even learn one batch: {what}", "warning"
         elif steps < 10:
-            what, severity = f"unknown: the time sufficed for {steps} steps on one batch", "note"
+            what, severity = f"unknown after only {steps} steps on one batch", "note"
     yield Finding(
         check="capacity",
         severity=severity,

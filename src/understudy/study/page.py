@@ -96,17 +96,8 @@ def study_section(result: StudyResult, styles: Mapping[str, Style]) -> Section:
 
 def difference_table(result: StudyResult) -> DataTable:
     """Return AP and its difference to the plain student."""
-    columns = (
-        "Row",
-        "AP",
-        "AP50",
-        "AP75",
-        "over seeds",
-        "over images",
-        "against none, as long",
-        "gap closed",
-        "verdict",
-    )
+    numbers = ("AP", "AP50", "AP75")
+    columns = ("Row", *numbers, "over seeds", "over images", "against none, as long", "gap closed", "verdict")
     rows = [DataRow(row.name, (*_aps(row, *numbers), *_differences(row))) for row in result.rows]
     return DataTable("Against the plain student, with 95 % intervals", columns, tuple(rows))
 
