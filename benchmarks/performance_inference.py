@@ -24,7 +24,8 @@ from understudy.data import DetectionData, Record, load_image, open_data
 from understudy.data.scenes import make_scenes
 from understudy.detectors.base import evaluating
 from understudy.evaluation import Detections, evaluate, loader_at_evaluation_size, score, to_original_pixels
-from understudy.evaluation.prediction import draw_detections, predict
+from understudy.evaluation.drawing import draw_detections
+from understudy.evaluation.prediction import predict
 
 ROUNDS = 5
 SCENES, SIZE = 200, 96

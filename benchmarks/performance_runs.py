@@ -25,7 +25,7 @@ from understudy.learner import Learner
 from understudy.outputs import Needs
 from understudy.training import run as runs
 from understudy.training.engine import Engine
-from understudy.training.together import distill_together
+from understudy.training.together import train_together
 
 IMAGES, BATCH, SIZE, ROUNDS = 48, 2, 128, 3
 EPOCH = IMAGES // BATCH
@@ -108,8 +108,8 @@ class Costs:
             "plain": lambda: steps_of(lambda: runs.train(load_config(TrainConfig, self.keys(1)))),
             "alone": lambda: steps_of(lambda: runs.distill(self.student(1))),
             "cached": lambda: steps_of(lambda: runs.distill(self.student(2, teacher_cache="memory")), EPOCH),
-            "3": lambda: steps_of(lambda: distill_together([self.student(1) for _ in range(3)])),
-            "5": lambda: steps_of(lambda: distill_together([self.student(1) for _ in range(5)])),
+            "3": lambda: steps_of(lambda: train_together([self.student(1) for _ in range(3)])),
+            "5": lambda: steps_of(lambda: train_together([self.student(1) for _ in range(5)])),
             "teacher": self.passes,
             "bare": self.bare_loop,
         }

@@ -175,11 +175,15 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     report = Report("3 images")
     calls = stand_in("data.check", "check_data", report)
     assert run("check", "photos", "--sheet", "sheet.png").out == "3 images\n"
-    assert calls == [(([Path("photos")], Path("sheet.png"), LIMITS), {"force": False})]
+    ((arguments, options),) = calls
+    assert (arguments, options["force"]) == (([Path("photos")], Path("sheet.png"), LIMITS), False)
+    described = {"detector": "retinanet_resnet50", "shorter_side": 800, "longer_side": 1333, "anchor_scale": None}
+    assert options["describe_boxes"].keywords == described
     report.ok = False
     assert run("check", "photos").code == 2
 
 
+SCORED = {"score_threshold": 0.3, "aliases": None}
 DEFAULTS = {"limits": None, "batch_size": 8, "workers": None, "precision": "32"}
 OPTIONS = {"limits": None, "batch_size": 4, "workers": 0, "precision": "bf16"}
 
@@ -197,8 +201,8 @@ def test_evaluate_prints_a_table_or_nothing_but_json(run, stand_in):
     assert run("evaluate", "runs/a").out == "AP 50.0\n"
     options = ["--batch-size", "4", "--workers", "0", "--precision", "bf16"]
     run("evaluate", "runs/a", "photos", "--split", "test", *options)
-    assert calls[0] == ((Path("runs/a"), None), {"split": None, **DEFAULTS})
-    assert calls[1] == ((Path("runs/a"), Path("photos")), {"split": "test", **OPTIONS})
+    assert calls[0] == ((Path("runs/a"), None), {"split": None, **DEFAULTS, **SCORED})
+    assert calls[1] == ((Path("runs/a"), Path("photos")), {"split": "test", **OPTIONS, **SCORED})
     understudy.evaluation.evaluate = talkative
     result = run("evaluate", "runs/a", "--json")
     assert json.loads(result.out) == {"coco": {"AP": 0.5, "APs": None}}

@@ -7,12 +7,13 @@ import pytest
 import torch
 from small_detectors import IMAGES, NAMES, SIZES, TARGETS, small
 
+from understudy.class_matching import match_names
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.learner import Learner
 from understudy.methods.loading import build_methods
 from understudy.outputs import Outputs, QueryOutputs, Spec, Truth, flatten_levels
-from understudy.pairing import Pairing, match_names, pair
+from understudy.pairing import Pairing, pair
 
 COCO = ("person", "bicycle", "car", "dog", "cat")
 STUDENT = Spec((6, 6, 6), (8, 16, 32), 2, 3, stage_channels=(3, 4), stage_strides=(8, 16), name="little")
@@ -59,6 +60,20 @@ def test_names_match_without_regard_to_case_blanks_and_order():
     assert match_names((" Person", "cat", "bus"), COCO) == [0, 4, None]
     assert match_names(("cat", "Cat"), ("Cat", "cat")) == [1, 0]  # where the case tells two apart, it does
     assert match_names((), COCO) == []
+
+
+def test_another_name_of_a_class_is_said():
+    pairing = pair(STUDENT, TEACHER, ("kitty", "unicorn", "person"), COCO, {"kitty": "cat"})
+    assert pairing.classes == ("kitty", "person")
+    assert pairing.note.startswith("classes matched under another name (student = teacher): kitty = cat; classes that")
+    assert pairing.facts()["classes_of_another_name"] == {"kitty": "cat"}
+    with pytest.raises(UserError, match=r"(?s)data\.aliases names classes that neither side has:.*- kity: no such cl"):
+        pair(STUDENT, TEACHER, ("kitty", "unicorn", "person"), COCO, {"kity": "cat"})
+
+
+def test_a_name_that_resembles_one_of_the_other_side_is_hinted_at():
+    note = pair(STUDENT, TEACHER, ("bicycles", "unicorn", "person"), COCO).note
+    assert note.endswith("If bicycles and bicycle are the same class: data.aliases='{bicycles: bicycle}'")
 
 
 def test_no_common_class_lists_both_label_spaces_and_similar_names():

@@ -234,6 +234,16 @@ class Needs:
         """Return whether any other part than these is read."""
         return self.parts is None or bool(self.parts.difference(parts))
 
+    @classmethod
+    def union(cls, needs: "Sequence[Needs]") -> "Needs":
+        """Return what serves all of several readers."""
+        parts, levels = [each.parts for each in needs], [each.levels for each in needs]
+        return cls(
+            None if None in parts else frozenset(part for each in parts for part in each or ()),
+            None if None in levels else tuple(sorted({level for each in levels for level in each or ()})),
+            tuple(sorted({number for each in needs for number in each.convolutions})),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:

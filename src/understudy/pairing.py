@@ -1,6 +1,5 @@
 """The common ground of two detectors: levels of equal stride and classes of the same name."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,12 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from understudy.class_matching import (
+    NO_ALIASES,
+    Aliases,
+    check_aliases,
+    hint_on,
+    match_names,
+    no_common_name,
+    renamed,
+    shown_pairs,
+)
 from understudy.errors import UserError
 from understudy.outputs import Outputs, QueryOutputs, Spec, Target, Truth, anchors_per_level
 from understudy.text import listed
-
-MOST_HINTS = 12
-"""Similar names that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,7 @@ class Pairing:
         unknown: classes of the student that the teacher lacks. Their objects take no part in the distillation.
         unused: classes of the teacher that the student lacks.
         dropped_strides: strides of the levels that only one of the two has.
+        renamed: pairs of names of the student and the teacher that are not spelled alike.
         whole_teacher: the teacher's record is compared with all its levels and stages.
     """
 
@@ -105,6 +112,7 @@ class Pairing:
     unused: tuple[str, ...]
     dropped_strides: tuple[int, ...]
     whole_teacher: bool
+    renamed: tuple[tuple[str, str], ...] = ()
 
     def student_record(self, outputs: Outputs) -> Outputs:
         """Reduce the student's record to the common ground."""
@@ -139,6 +147,8 @@ class Pairing:
     def note(self) -> str:
         """One line about the classes and levels that are not compared; empty if there are none."""
         parts: list[str] = []
+        if self.renamed:
+            parts.append(f"classes matched under another name (student = teacher): {shown_pairs(self.renamed)}")
         if self.unknown:
             parts.append(f"classes that the teacher lacks, learned from labels alone: {listed(self.unknown)}")
         if self.unused:
@@ -148,6 +158,8 @@ class Pairing:
                 f"levels are compared at strides {listed(self.student.strides)}, "
                 f"not at {listed(self.dropped_strides)}, which only one of the two has"
             )
+        if hint := hint_on(self.unknown, self.unused):
+            parts.append(hint.removesuffix("."))
         return "; ".join(parts)
 
     def facts(self) -> dict[str, Any]:
@@ -156,6 +168,7 @@ class Pairing:
             "strides": list(self.student.strides),
             "strides_of_one_only": list(self.dropped_strides),
             "classes": list(self.classes),
+            "classes_of_another_name": dict(self.renamed),
             "classes_unknown_to_the_teacher": list(self.unknown),
             "classes_of_the_teacher_not_used": list(self.unused),
         }
@@ -166,6 +179,7 @@ def pair(
     teacher: Spec,
     student_classes: Sequence[str] | None = None,
     teacher_classes: Sequence[str] | None = None,
+    aliases: Aliases = NO_ALIASES,
 ) -> Pairing:
     """Find the common ground of a student and a teacher: levels of equal stride and classes of the same name.
 
@@ -175,6 +189,7 @@ def pair(
         student_classes: names of the student's classes, by label. Order, case and surrounding blanks do not matter.
         teacher_classes: names of the teacher's classes. Without names both must have the same number of classes, which
             are then taken to be the same ones.
+        aliases: names of one class, the student's and the teacher's in either order, e.g. ``{"moped": "scooter"}``.
 
     Raises:
         UserError: these are no Specs, there is no common level or class, or the number of names is wrong.
@@ -200,7 +215,8 @@ def pair(
         raise UserError("pair() got the class names of only one detector: pass both, or neither.")
     else:
         faults += _wrong_names(student, student_classes) + _wrong_names(teacher, teacher_classes)
-    places = match_names(student_classes, teacher_classes)
+    check_aliases(aliases, student_classes, teacher_classes)
+    places = match_names(student_classes, teacher_classes, aliases)
     if all(place is None for place in places):
         faults += no_common_name("student", student_classes, "teacher", teacher_classes)
     if faults:
@@ -220,36 +236,11 @@ def pair(
         classes=tuple(student_classes[label] for label in known),
         unknown=tuple(name for name, place in zip(student_classes, places, strict=True) if place is None),
         unused=tuple(name for place, name in enumerate(teacher_classes) if place not in used),
+        renamed=tuple(renamed(student_classes, teacher_classes, places)),
         dropped_strides=tuple(sorted(set(student.strides) ^ set(teacher.strides))),
         whole_teacher=teacher_part.spec(teacher).strides == teacher.strides
         and teacher_part.spec(teacher).stage_strides == teacher.stage_strides,
     )
-
-
-def match_names(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
-    """Return the position of each name among others, None if it is not there; case and outer blanks do not matter.
-
-    Examples:
-        >>> match_names(["Cat", "cow"], ["dog", "cat"])
-        [1, None]
-    """
-    exact = {name: place for place, name in enumerate(others)}
-    alike = {_folded(name): place for place, name in enumerate(others) if name not in names}
-    return [exact.get(name, alike.get(_folded(name))) for name in names]
-
-
-def no_common_name(whose: str, names: Sequence[str], whose_others: str, others: Sequence[str]) -> list[str]:
-    """Describe two label spaces without a common name, and point out similar names."""
-    folded = {_folded(other): other for other in others}
-    close = [
-        f"{name!r} of the {whose} resembles {folded[match]!r} of the {whose_others}: if they are the same, rename one"
-        for name in names
-        for match in difflib.get_close_matches(_folded(name), folded, n=1)
-    ]
-    return [
-        f"no class of the same name: the {whose} has {listed(names)}; the {whose_others} has {listed(others)}",
-        *close[:MOST_HINTS],
-    ]
 
 
 def _selection(own: Spec, other: Spec, labels: Sequence[int] | None) -> Selection:
@@ -274,10 +265,6 @@ def _both(what: str, student: Spec, teacher: Spec) -> str:
     return (
         f"the student {student.name} has {getattr(student, what)}, the teacher {teacher.name} {getattr(teacher, what)}"
     )
-
-
-def _folded(name: str) -> str:
-    return name.strip().casefold()
 
 
 def _chosen(values: Sequence, places: Sequence[int]) -> tuple:

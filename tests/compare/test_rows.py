@@ -18,7 +18,7 @@ def test_roles_follow_from_the_configs_whatever_the_order(three):
     ]
     assert [row.gap_closed for row in table.rows] == [None, None, pytest.approx(0.5)]
     assert [verdict.gain for verdict in table.verdicts] == [pytest.approx(0.1)]
-    assert any(note.startswith("frs: there is only one run of plain and frs.") for note in table.notes)
+    assert "There is only one run of plain and frs" in table.verdicts[0].sentence
     as_json = json.loads(json.dumps(table.to_dict(), allow_nan=False))
     assert as_json["rows"][2]["gap_closed"] == pytest.approx(0.5)
     assert as_json["rows"][2]["parameters"] == 1_234_567
@@ -37,7 +37,8 @@ def test_seeds_are_one_row_with_mean_and_spread(tmp_path, printed):
     assert distilled.mean() == pytest.approx(0.39)
     assert distilled.spread() == pytest.approx(statistics.stdev([0.38, 0.41, 0.38]))
     assert distilled.gap_closed == pytest.approx((0.39 - 0.31) / (0.51 - 0.31))
-    assert not any("only one run" in note for note in table.notes)
+    assert table.verdicts[0].gains == pytest.approx((0.08, 0.09, 0.07))
+    assert "(+8.0 ±1.0 over 3 paired seeds)" in table.verdicts[0].sentence
     assert "39.0 ±1.7" in printed(table, 80)
     assert table.to_dict()["rows"][2]["seeds"] == [0, 1, 2]
 
@@ -48,6 +49,6 @@ def test_a_student_is_compared_with_the_plain_one_trained_like_it(tmp_path):
     equal = make_run(tmp_path / "equal", 0.3)
     frs = make_run(tmp_path / "frs", 0.4, teacher=teacher)
     table = summarise([teacher, long, equal, frs], measure_speed=False)
-    assert [row.name for row in table.rows] == ["teacher", "plain: long", "plain: equal", "frs"]
+    assert [row.name for row in table.rows] == ["teacher", "plain, schedule=2x", "plain, schedule=1x", "frs"]
     assert table.rows[-1].gap_closed == pytest.approx(0.5)
-    assert any("frs is compared with plain: equal" in note for note in table.notes)
+    assert any("frs is compared with plain, schedule=1x" in note for note in table.notes)

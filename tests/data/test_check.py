@@ -174,3 +174,31 @@ def test_real_photos_are_sound(shared: Path) -> None:
     assert report.ok
     assert report.splits["train"].objects == {"RBC": 2381, "WBC": 214, "Platelets": 209}
     assert list(report.splits) == ["train", "val", "test"]
+
+
+def test_images_that_train_and_val_share_are_warned_of(sound: Path) -> None:
+    """One file in both, and a copy of another."""
+    noise = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(sound / "b.png")
+    (sound / "copy.png").write_bytes((sound / "b.png").read_bytes())
+    rows = [image_row(1, "a.png", 200, 160), image_row(2, "copy.png", 200, 160)]
+    write(sound, "val", rows, [object_row(1, 1, [10, 10, 20, 20])])
+    report = check_data(sound)
+    assert [(fault.kind, fault.where, fault.what) for fault in report.warnings] == [
+        ("images in two splits", "train and val", "1, the first is a.png"),
+        ("same image in two splits", "train and val", "1, e.g. b.png and copy.png"),
+    ]
+
+
+def test_the_boxes_of_the_training_split_are_described(sound: Path) -> None:
+    seen = []
+
+    def describe(data):
+        seen.append((data.split, len(data.records.labels), data.classes))
+        return "a line", ["a misfit"]
+
+    report = check_data(sound, describe_boxes=describe)
+    assert seen == [("train", 4, ("cat",))]
+    assert "a line" in report.to_text()
+    assert [tuple(warning) for warning in report.warnings] == [("boxes do not fit the anchors", "train", "a misfit")]
+    assert report.to_dict()["boxes"] == "a line"

@@ -54,6 +54,7 @@ def test_the_positives_are_those_that_training_has():
     anchors = torch.cat([level.flatten(0, 2) for level in outputs.anchors])
     assert fit.overlaps is not None
     assert torch.equal(fit.overlaps[:2], box_iou(first, anchors).amax(1))
+    assert all(map(torch.equal, detector.lay_anchors((128, 128)), outputs.anchors))
 
 
 @pytest.mark.parametrize("family", ["retinanet", "fcos", "gfl", "faster_rcnn"])

@@ -13,7 +13,8 @@ from understudy.data import open_data
 from understudy.data.images import load_pixels
 from understudy.errors import UserError
 from understudy.evaluation import evaluate, score
-from understudy.evaluation.prediction import draw_detections, predict
+from understudy.evaluation.drawing import draw_detections, place_labels
+from understudy.evaluation.prediction import predict
 from understudy.networks import build_network
 
 
@@ -108,13 +109,46 @@ def test_one_image_and_the_threshold_of_the_drawing(checkpoint, folder, tmp_path
     assert not np.array_equal(pixels_of(tmp_path / "many" / "images" / "b.png"), original)
 
 
+def test_several_sources(checkpoint, folder, data_set, tmp_path):
+    """A folder, an image in it, and an image of another folder: each image once, below their common folder."""
+    other = save_image(tmp_path / "others" / "a.jpg")
+    rows = predict(checkpoint, [folder / "c.jpeg", folder, other], tmp_path / "out", workers=0)
+    files = ["photos/c.jpeg", "photos/a.jpg", "photos/b.png", "others/a.jpg"]
+    assert list(dict.fromkeys((row["image_id"], row["file_name"]) for row in rows)) == list(enumerate(files, start=1))
+    assert all((tmp_path / "out" / "images" / name).is_file() for name in files)
+    alone = predict(checkpoint, other, tmp_path / "alone", workers=0)
+    assert [row["bbox"] for row in rows if row["image_id"] == 4] == [row["bbox"] for row in alone]
+    with pytest.raises(UserError, match=r"(?s)Several sources must be images or folders.*set\n.*absent") as caught:
+        predict(checkpoint, [folder, data_set, tmp_path / "absent"], tmp_path / "none")
+    assert "photos" not in str(caught.value).partition(":")[2]
+
+
+def test_labels_do_not_cover_each_other():
+    """Sixty boxes in a crowd; the labels fit into the picture with room to spare."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 250, (60, 2))
+    boxes = np.hstack([corners, rng.uniform(10, 90, (60, 2))]).tolist()
+    placed = np.array(place_labels(boxes, [(50, 10)] * 60, (320, 320)))
+    assert placed.min() >= 0
+    assert placed.max() <= 320
+    sides = np.minimum(placed[:, None, 2:], placed[:, 2:]) - np.maximum(placed[:, None, :2], placed[:, :2])
+    assert (np.triu(sides.clip(0).prod(2), 1) == 0).all()
+    alone = place_labels([(100, 100, 50, 50)], [(30, 10)], (320, 320))
+    assert alone == [(100, 90, 130, 100)]  # above the box
+
+
+def test_where_there_is_no_room_labels_cover_the_least():
+    placed = place_labels([(0, 0, 20, 20)] * 5, [(20, 10)] * 5, (20, 20))
+    assert len(set(placed)) == 2  # both halves of the picture
+
+
 def test_a_data_set_keeps_its_ids_folders_and_class_order(checkpoint, data_set, tmp_path):
     rows = predict(checkpoint, data_set, tmp_path / "out")
     assert {row["file_name"] for row in rows} == {"x.jpg", "more/x.jpg"}
     assert {(row["category_id"], row["category"]) for row in rows} == {(20, "dog"), (30, "cat")}
     assert (tmp_path / "out" / "images" / "more" / "x.jpg").is_file()
     result = score(open_data(data_set, "val"), rows)
-    assert result.to_dict() == evaluate(checkpoint, data_set, split="val", device="cpu").to_dict()
+    assert result.coco == evaluate(checkpoint, data_set, split="val", device="cpu").coco
 
 
 def test_drawn_boxes_have_the_colour_of_their_class_and_end_at_the_border():

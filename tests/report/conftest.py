@@ -1,4 +1,4 @@
-"""Shared by the tests of the report: runs without folders, example images, and data with a fake detector."""
+"""Shared by the tests of the report: runs without folders, and data with a fake detector."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from understudy.analysis.richness import RichnessView
-from understudy.analysis.shown import Boxes
 from understudy.data import open_data
 from understudy.data.scenes import SCENE_CLASSES, make_scenes
 from understudy.outputs import Outputs, Spec
-from understudy.report import analyses, examples
-from understudy.report.examples import ExampleView
+from understudy.report import analyses
 from understudy.report.views import RunView
 
 
@@ -26,14 +24,6 @@ def run_view():
         return RunView(name, group or name, role, Path(name), result=result, config={"seed": 0}, **others)
 
     return run_view
-
-
-@pytest.fixture
-def example():
-    truth = Boxes(np.array([[4.0, 4, 20, 20]]), ("cat",))
-    found = Boxes(np.array([[5.0, 4, 20, 20], [30, 30, 40, 44]]), ("cat", "dog"), (0.9, 0.4))
-    image = np.full((48, 64, 3), 120, dtype=np.uint8)
-    return ExampleView(image, truth, np.array([[40.0, 4, 60, 20]]), {"teacher": found}, 0.3)
 
 
 @pytest.fixture
@@ -78,6 +68,5 @@ def drawn(tmp_path, monkeypatch):
         config = {"data": {"shorter_side": [32, side], "longer_side": 200}}
         return SimpleNamespace(detector=FakeDetector(), classes=SCENE_CLASSES, config=config)
 
-    monkeypatch.setattr(examples, "load_checkpoint", load)
     monkeypatch.setattr(analyses, "load_checkpoint", load)
     return open_data(make_scenes(tmp_path / "scenes", train=1, val=8, size=72, seed=0), "val")

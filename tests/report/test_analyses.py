@@ -14,26 +14,35 @@ def views(trained, distilled):
 
 
 def test_a_teacher_and_a_student_have_all_analyses(views, scenes):
-    found = view_analyses(views, open_data(scenes, "val"))
-    assert [title for title, _ in found.charts] == [
+    found = view_analyses(views, open_data(scenes, "val"), shown=1)
+    assert [section.title for section in found] == [
+        "Detections side by side",
         "Types of errors",
-        "Types of errors",
+        "Classes confused, and precision over recall",
         "Ranks of the anchors of each object",
         "Entropy of the teacher's features",
+        "Feature richness per level",
     ]
-    assert all(captioned.caption for _, captioned in found.charts)
-    assert found.remarks[0] == "The analyses are on 4 validation images, evenly spread, at the image size of frs."
-    assert len(found.richness) > 0
+    assert all(chart.caption for section in found for chart in section.charts)
+    assert len(found[0].pictures) == 1
+    assert "on 4 images" in found[1].charts[0].caption
+    assert found[2].sentences[0].startswith("Detections of frs on 4 validation images")
+    assert "objects are detected" in found[2].charts[0].caption
+    assert len(found[2].charts) == 2
+    assert len(found[-1].pictures) > 0
 
 
 def test_an_analysis_that_the_pair_does_not_permit_is_left_out_with_the_reason(views, scenes, confident):
     other = RunView("other", "other", "teacher", confident("retinanet_resnet18"), result={})
-    found = view_analyses([other, views[1]], open_data(scenes, "val"))
-    assert "Ranks of the anchors of each object" not in dict(found.charts)
-    assert any("cannot compare these with other" in remark for remark in found.remarks)
+    found = {section.title: section for section in view_analyses([other, views[1]], open_data(scenes, "val"), shown=1)}
+    assert "Ranks of the anchors of each object" not in found
+    assert any("cannot compare these with other" in note for note in found["Analyses that are missing"].notes)
 
 
-def test_without_a_teacher_there_are_errors_alone(views, scenes):
-    found = view_analyses(views[1:], open_data(scenes, "val"))
-    assert {title for title, _ in found.charts} == {"Types of errors"}
-    assert found.richness == ()
+def test_without_a_teacher_there_are_detections_and_errors_alone(views, scenes):
+    found = view_analyses(views[1:], open_data(scenes, "val"), shown=1)
+    assert [section.title for section in found] == [
+        "Detections side by side",
+        "Types of errors",
+        "Classes confused, and precision over recall",
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from data_sets import write_voc
 
 import understudy
 from understudy.cli import main
-from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.config import DataConfig, DistillConfig, TrainConfig, load_config
+from understudy.data import open_data
 from understudy.errors import UserError
-from understudy.training.assembly import assemble, resolve_config
+from understudy.training.assembly import _used, assemble, resolve_config
 from understudy.training.folder import RunFolder
 from understudy.training.trainer import make_trainer
 
@@ -105,6 +107,29 @@ def test_images_without_objects_are_left_out_on_request(tiny, some_empty, tmp_pa
     run = understudy.train(keys, run=tmp_path / "all")
     assert "skip_empty" not in capsys.readouterr().err
     assert len((run / "losses.csv").read_text().splitlines()) == 1 + 8
+
+
+def test_a_smaller_limit_uses_a_part_of_the_images_of_a_larger_one(scenes):
+    data = open_data(scenes)
+    used = [set(_used(DataConfig(path="unused", limit=limit), data)[0].records.image_ids()) for limit in (2, 5, 8, 100)]
+    assert [len(each) for each in used] == [2, 5, 8, 8]
+    assert used[0] < used[1] < used[2]
+    records = _used(DataConfig(path="unused", limit=5), data)[0].records
+    assert records.image_ids() == sorted(used[1])  # in the order of the file
+
+
+def test_a_run_with_a_limit_says_and_records_it(tiny, trained, some_empty, unlabelled, tmp_path, capsys):
+    keys = {**tiny, "data.path": some_empty, "data.skip_empty": True, "data.limit": 4, "schedule.epochs": 1}
+    keys |= {"data.unlabelled": some_empty}  # the other images take part without their labels
+    run = understudy.distill(keys, teacher=trained, run=tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "data.limit: 4 of 5 training images are used" in said
+    recorded = json.loads((run / "environment.json").read_text())
+    assert (recorded["training_images"], recorded["unlabelled_images"]) == (4, 4)
+    assert load_config(DistillConfig, run / "config.yaml").data.limit == 4
+    data = open_data(some_empty)
+    with pytest.raises(UserError, match=r"data\.limit=1: none of these training images has an object to train on"):
+        _used(DataConfig(path="unused", limit=1), replace(data, records=data.records[:3]))
 
 
 def test_a_data_set_without_objects_is_an_error_with_and_without_the_empty_images(tiny, scenes, tmp_path):

@@ -178,6 +178,16 @@ def test_another_teacher_is_accepted_only_on_purpose(edited, trained, tmp_path, 
     assert [(one["step"], one["notes"]) for one in resumed] == [(5, [note])]
 
 
+def test_other_classes_in_common_with_the_teacher_are_accepted_only_on_purpose(stopped, tmp_path):
+    """As of a version that matched fewer names."""
+    run = shutil.copytree(stopped, tmp_path / "run")
+    written = json.loads((run / "environment.json").read_text())
+    written["pairing"]["classes"].pop()
+    (run / "environment.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match="  - classes in common with the teacher\n  - restore"):
+        understudy.resume(run)
+
+
 def test_other_versions_are_said(stopped, tmp_path, capsys, monkeypatch):
     run = shutil.copytree(stopped, tmp_path / "run")
     written = json.loads((run / "environment.json").read_text())

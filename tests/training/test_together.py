@@ -6,13 +6,14 @@ import signal
 import time
 
 import pytest
-from training_runs import assert_same, at_step, crash, saved_step
+from training_runs import assert_same, at_step, crash, ctrl_c, saved_step
 
 import understudy
-from understudy.config import DistillConfig, load_config
+from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.detectors import Detector
 from understudy.errors import RunError, UserError
-from understudy.training.together import distill_together
+from understudy.files import read_rows
+from understudy.training.together import train_together
 
 STUDENTS = {
     "frs": {"methods": {"frs": {"ramp_steps": 0}}},
@@ -51,7 +52,7 @@ def test_students_together_equal_students_alone(configs, alone, monkeypatch, cap
         return forward(self, *arguments, needs=needs, **more)
 
     monkeypatch.setattr(Detector, "forward", counted)
-    found = distill_together(configs("together"))
+    found = train_together(configs("together"))
     for run, other in zip(found, alone, strict=True):
         assert_same(run, other)
     assert len(passes) == 8  # one for each step
@@ -67,7 +68,7 @@ def test_ctrl_c_stops_and_saves_all_and_each_is_resumed_alone(configs, alone, tm
         time.sleep(0.2)
 
     with at_step(5, stop_and_wait), pytest.raises(KeyboardInterrupt) as stop:
-        distill_together(configs("stopped")[:2])
+        train_together(configs("stopped")[:2])
     for name, other in zip(list(STUDENTS)[:2], alone[:2], strict=True):
         run = tmp_path / "stopped" / name
         assert f"understudy resume {run}" in str(stop.value)
@@ -75,13 +76,61 @@ def test_ctrl_c_stops_and_saves_all_and_each_is_resumed_alone(configs, alone, tm
         assert_same(understudy.resume(run), other)
 
 
+def test_interrupted_runs_go_on_together_from_different_steps(configs, alone, tiny, trained, tmp_path):
+    runs = [tmp_path / "apart" / name for name in STUDENTS]
+    for config, step in zip(configs("apart")[:2], (5, 2), strict=True):
+        with at_step(step, ctrl_c), pytest.raises(KeyboardInterrupt):
+            understudy.distill(config)
+    third = configs("apart")[2]
+    found = train_together([*runs[:2], third])
+    assert found == runs
+    for run, other in zip(runs, alone, strict=True):
+        assert_same(run, other)
+
+
+def test_a_plain_student_takes_the_same_batches(configs, alone, tiny, tmp_path):
+    values = {**tiny, "data.workers": 1}
+    plain = load_config(TrainConfig, values, {"run": tmp_path / "plain"})
+    found = train_together([plain, configs("taught")[0]])
+    assert_same(found[0], understudy.train(values, run=tmp_path / "plain alone"))
+    assert_same(found[1], alone[0])
+
+
+def test_students_share_a_cache(configs, tiny, trained, tmp_path, monkeypatch):
+    passes, forward = [], Detector.forward
+
+    def counted(self, *arguments, needs=None, **more):
+        passes.extend([needs] if needs is not None else [])
+        return forward(self, *arguments, needs=needs, **more)
+
+    cached = {"teacher_cache": "memory", "data.flip": 0.0}
+    alone = understudy.distill({**tiny, **cached, **STUDENTS["frs"]}, teacher=trained, run=tmp_path / "alone")
+    monkeypatch.setattr(Detector, "forward", counted)
+    found = train_together(configs("cached", **cached)[:2])
+    assert len(passes) == 4  # of the first epoch
+    for name in ("frs_feature", "frs_class"):
+        own, other = ([float(row[name]) for row in read_rows(run / "losses.csv")] for run in (found[0], alone))
+        assert own == pytest.approx(other, rel=2e-3)
+
+
 def test_a_run_that_fails_does_not_stop_the_others(configs, alone):
     crashes = iter([crash])
     with at_step(5, lambda: next(crashes, int)()):  # the first run that comes to it
-        found = distill_together(configs("failing")[:2])
+        found = train_together(configs("failing")[:2])
     assert isinstance(found[0], ZeroDivisionError)
     for run, other in zip(found[1:], alone[1:2], strict=True):
         assert_same(run, other)
+
+
+def test_a_run_that_stops_early_leaves_the_others_to_go_on(configs, tmp_path, capsys):
+    """The first of the students, whose AP stays 0, stops after its second evaluation of three."""
+    first, second = configs("early", **{"schedule.patience": 1, "schedule.epochs": 3})[:2]
+    optimizer = first.optimizer.model_copy(update={"lr": 1e-12})
+    runs = train_together([first.model_copy(update={"optimizer": optimizer}), second])
+    assert [len(read_rows(run / "metrics.csv")) for run in runs] == [2, 3]
+    assert "frs: stopped early after epoch 2 of 3" in capsys.readouterr().err
+    alone = {"run": tmp_path / "alone", "data": second.data.model_copy(update={"workers": 0})}
+    assert_same(runs[1], understudy.distill(second.model_copy(update=alone)))
 
 
 def test_an_image_that_cannot_be_read_ends_every_run_with_the_same_message(configs, scenes, tmp_path, capsys):
@@ -89,7 +138,7 @@ def test_an_image_that_cannot_be_read_ends_every_run_with_the_same_message(confi
     for image in (copy / "images").iterdir():
         if image.name.startswith("train"):
             image.write_bytes(image.read_bytes()[:200])
-    found = distill_together(configs("damaged", **{"data.path": copy})[:2])
+    found = train_together(configs("damaged", **{"data.path": copy})[:2])
     assert [type(error) for error in found] == [RunError, RunError]
     assert str(found[0]) == str(found[1])
     assert "understudy check" in str(found[0])
@@ -99,8 +148,8 @@ def test_an_image_that_cannot_be_read_ends_every_run_with_the_same_message(confi
 
 
 def test_no_student_is_refused():
-    with pytest.raises(UserError, match="distill_together got no config"):
-        distill_together([])
+    with pytest.raises(UserError, match="train_together got no run"):
+        train_together([])
 
 
 def test_runs_that_cannot_share_are_refused_with_all_reasons(configs, tmp_path):
@@ -108,7 +157,12 @@ def test_runs_that_cannot_share_are_refused_with_all_reasons(configs, tmp_path):
     second = second.model_copy(update={"batch_size": 4, "run": first.run})
     third = third.model_copy(update={"teacher_cache": "memory", "devices": 2})
     with pytest.raises(UserError) as stop:
-        distill_together([first, second, third])
-    for reason in ("batch_size differs: 2, 4, 2", "two runs have the same folder", "devices=1", "teacher_cache=off"):
+        train_together([first, second, third])
+    for reason in (
+        "batch_size differs: 2, 4, 2",
+        "two runs have the same folder",
+        "devices=1",
+        "teacher_cache differs",
+    ):
         assert reason in str(stop.value)
     assert not (tmp_path / "refused").exists()

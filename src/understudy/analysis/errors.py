@@ -16,7 +16,7 @@ from understudy.analysis.models import Device, Model, note_data, note_unknown, o
 from understudy.analysis.tide import BACKGROUND, FOREGROUND, KINDS, Costs, Detections, Judged, Objects, costs, judge
 from understudy.data import Batch, DetectionData, Record, load_image
 from understudy.errors import UserError
-from understudy.evaluation import BATCH_SIZE, Detection, detections_of_batch, match_classes
+from understudy.evaluation import BATCH_SIZE, Detection, aliases_of, detections_of_batch, match_classes
 from understudy.figures import Captioned, Cell
 from understudy.outputs import Outputs
 from understudy.text import percent
@@ -34,18 +34,30 @@ CAPTIONS = 8
 """Detections of a picture that have a caption, the best: more would hide the image."""
 
 COLOURS = {
-    "correct": "#1ba37a",
-    "localisation": "#4cc9f0",
-    "classification": "#f72585",
-    "both": "#c77dff",
-    "duplicate": "#ffb000",
-    "background": "#e0651a",
-    "missed": "#b9bec7",
+    "correct": "#59ec84",
+    "localisation": "#0f9aee",
+    "classification": "#a20f5d",
+    "both": "#5919f0",
+    "duplicate": "#fefd41",
+    "background": "#9a4601",
+    "missed": "#e4e6ea",
 }
+"""Of the types in pictures; they differ for red-green blind readers, too."""
 
 MODEL_COLOURS = (figures.ROLE_COLOURS["teacher"], *figures.STUDENT_COLOURS)
 
 FIGURES = ("errors", "errors_cost", "errors_images")
+
+WORDS = {
+    "correct": "correct",
+    "localisation": "poor localisation",
+    "classification": "wrong class",
+    "both": "wrong class and place",
+    "duplicate": "duplicate",
+    "background": "background",
+    "missed": "missed",
+}
+"""What pictures call the types."""
 
 _SHORT: dict[str, str] = dict(zip(KINDS, KINDS, strict=True)) | {
     "classification": "class",
@@ -178,7 +190,9 @@ class Errors:
 
     def __init__(self, models: Sequence[Model], data: DetectionData):
         self.models, self.data = models, data
-        self.category_ids = [match_classes(model.checkpoint.classes, data) for model in models]
+        self.category_ids = [
+            match_classes(model.checkpoint.classes, data, aliases_of(model.checkpoint)) for model in models
+        ]
         self.rows: dict[str, dict[int, list[Detection]]] = {model.name: {} for model in models}
         self.notes = [note_data(data), *note_unknown(models, data, "their objects count as missed.")]
 
@@ -192,6 +206,22 @@ class Errors:
                 for row in found.rows():
                     by_image[row["image_id"]].append(row)
 
+    @property
+    def walked(self) -> dict[int, Record]:
+        """The images that all models have seen, by id."""
+        seen = set.intersection(*(set(rows) for rows in self.rows.values()))
+        return {record.image_id: record for record in self.data.records if record.image_id in seen}
+
+    def judged(self, score: float) -> dict[str, dict[int, tuple[Detections, Judged]]]:
+        """Return the detections of at least a score, and the verdict on each, by model and image."""
+        return {
+            model: {
+                i: (found := self._detections(rows[i]).above(score), judge(_objects(record), found))
+                for i, record in self.walked.items()
+            }
+            for model, rows in self.rows.items()
+        }
+
     def result(self, score: float = SCORE, shown: int = SHOWN, order: Order = "difference") -> ErrorsResult:
         """Judge the detections of the batches so far.
 
@@ -200,33 +230,49 @@ class Errors:
             shown: number of images to draw, the hardest.
             order: the hardest images are those in whose errors the models differ most, or with most errors.
         """
-        walked = self.rows[self.models[0].name]
-        by_id = {record.image_id: record for record in self.data.records if record.image_id in walked}
-        truth = {i: _objects(record) for i, record in by_id.items()}
-        found = {name: {i: self._detections(rows) for i, rows in by.items()} for name, by in self.rows.items()}
-        judged = {
-            name: {i: (one := each.above(score), judge(truth[i], one)) for i, each in by.items()}
-            for name, by in found.items()
-        }
+        truth = {i: _objects(record) for i, record in self.walked.items()}
+        judged = self.judged(score)
         models = []
-        for model in self.models:
-            images = [(truth[i], each, judge(truth[i], each)) for i, each in found[model.name].items()]
-            models.append(_summary(model.name, [each for _, each in judged[model.name].values()], costs(images)))
-        errors = {i: [_errors(judged[model.name][i][1]) for model in self.models] for i in truth}
+        for name, rows in self.rows.items():
+            found = {i: self._detections(rows[i]) for i in truth}
+            images = [(truth[i], each, judge(truth[i], each)) for i, each in found.items()]
+            models.append(_summary(name, [each for _, each in judged[name].values()], costs(images)))
+        errors = {i: [_errors(judged[name][i][1]) for name in judged] for i in truth}
         hardest = sorted(errors, key=lambda i: _hardness(errors[i], order))[:shown]
-        classes = self.data.classes
         return ErrorsResult(
-            images=len(by_id),
+            images=len(truth),
             objects=sum(int((~each.ignore).sum()) for each in truth.values()),
             score=score,
             models=tuple(models),
-            shown=tuple(
-                tuple(_cells(by_id[i], truth[i], {model.name: judged[model.name][i] for model in self.models}, classes))
-                for i in hardest
-            ),
-            shown_names=tuple(by_id[i].path.name for i in hardest),
+            shown=tuple(self.pictures(i, judged) for i in hardest),
+            shown_names=tuple(self.walked[i].path.name for i in hardest),
             notes=tuple(self.notes),
         )
+
+    def pictures(
+        self,
+        image_id: int,
+        judged: Mapping[str, Mapping[int, tuple[Detections, Judged]]],
+        unlabelled: Sequence[Sequence[float]] = (),
+    ) -> tuple[Cell, ...]:
+        """Draw an image with its ground truth, then with the detections of every model, coloured by type of error.
+
+        Args:
+            image_id: of an image that was walked.
+            judged: from :meth:`judged`.
+            unlabelled: boxes xyxy of known objects outside the label set, dashed in the ground truth.
+        """
+        record, classes = self.walked[image_id], self.data.classes
+        pixels = load_image(record.path, (record.width, record.height)).permute(1, 2, 0).mul(255).round().byte().numpy()
+        truth = _objects(record)
+        real = ~truth.ignore
+        names = [classes[label] for label in truth.labels[real]]
+        others = np.array(unlabelled, dtype=float).reshape(-1, 4)
+        drawn = figures.detection_picture(
+            pixels, truth.boxes[real], names, ["#ffffff"] * len(names), dashed_boxes=others
+        )
+        models = (_cell(name, pixels, truth, *each[image_id], classes) for name, each in judged.items())
+        return Cell("ground truth", record.path.name, drawn), *models
 
     def _detections(self, rows: Sequence[Detection]) -> Detections:
         label_of = {category: label for label, category in enumerate(self.data.category_ids)}
@@ -299,37 +345,30 @@ def _summary(name: str, judged: Sequence[Judged], found: Costs) -> ModelErrors:
     return ModelErrors(name, counts["correct"], {kind: counts[kind] for kind in KINDS}, ap50, cost)
 
 
-def _cells(
-    record: Record, truth: Objects, judged: Mapping[str, tuple[Detections, Judged]], classes: Sequence[str]
-) -> list[Cell]:
-    """Return the pictures of one image: its ground truth, then the detections of every model."""
-    pixels = load_image(record.path, (record.width, record.height)).permute(1, 2, 0).mul(255).round().byte().numpy()
-    real = ~truth.ignore
-    names = [classes[label] for label in truth.labels[real]]
-    white = ["#ffffff"] * len(names)
-    cells = [Cell("ground truth", record.path.name, figures.detection_picture(pixels, truth.boxes[real], names, white))]
-    for model, (detections, verdict) in judged.items():
-        drawn = [number for number, kind in enumerate(verdict.kinds) if kind != "ignored"]
-        kinds = [verdict.kinds[number] for number in drawn]
-        captions = [
-            f"{classes[detections.labels[number]]} {detections.scores[number]:.2f}" if place < CAPTIONS else ""
-            for place, number in enumerate(drawn)
-        ]
-        picture = figures.detection_picture(
-            pixels,
-            detections.boxes[drawn],
-            captions,
-            [COLOURS[kind] for kind in kinds],
-            dashed_boxes=truth.boxes[verdict.missed],
-            dashed_colour=COLOURS["missed"],
-        )
-        cells.append(Cell(model, _words(kinds, int(verdict.missed.sum())), picture))
-    return cells
+def _cell(
+    model: str, pixels: np.ndarray, truth: Objects, detections: Detections, verdict: Judged, classes: Sequence[str]
+) -> Cell:
+    """Return the picture of a model's detections on one image (H, W, 3)."""
+    drawn = [number for number, kind in enumerate(verdict.kinds) if kind != "ignored"]
+    kinds = [verdict.kinds[number] for number in drawn]
+    captions = [
+        f"{classes[detections.labels[number]]} {detections.scores[number]:.2f}" if place < CAPTIONS else ""
+        for place, number in enumerate(drawn)
+    ]
+    picture = figures.detection_picture(
+        pixels,
+        detections.boxes[drawn],
+        captions,
+        [COLOURS[kind] for kind in kinds],
+        dashed_boxes=truth.boxes[verdict.missed],
+        dashed_colour=COLOURS["missed"],
+    )
+    return Cell(model, _words(kinds, int(verdict.missed.sum())), picture)
 
 
 def _words(kinds: Sequence[str], missed: int) -> str:
     counts = Counter(kinds) + Counter({"missed": missed})
-    return ", ".join(f"{counts[kind]} {_SHORT.get(kind, kind)}" for kind in ("correct", *KINDS) if counts[kind])
+    return ", ".join(f"{counts[kind]} {WORDS[kind]}" for kind in ("correct", *KINDS) if counts[kind])
 
 
 def _percent(value: float | None) -> str:

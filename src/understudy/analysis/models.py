@@ -11,13 +11,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, load_checkpoint
+from understudy.class_matching import match_names
 from understudy.data import Batch, DetectionData, Records, as_paths
 from understudy.detectors import Detector
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
-from understudy.evaluation import choose_device, loader_at_evaluation_size, match_classes, open_split, with_progress
+from understudy.evaluation import (
+    aliases_of,
+    choose_device,
+    loader_at_evaluation_size,
+    match_classes,
+    open_split,
+    with_progress,
+)
 from understudy.outputs import Outputs, Target
-from understudy.pairing import match_names
 from understudy.text import closest, listed
 
 Device = torch.device | str | None
@@ -52,8 +59,9 @@ class Model:
         Raises:
             UserError: there is no class in common.
         """
-        match_classes(self.checkpoint.classes, data)
-        places = match_names(data.classes, self.checkpoint.classes)
+        aliases = aliases_of(self.checkpoint)
+        match_classes(self.checkpoint.classes, data, aliases)
+        places = match_names(data.classes, self.checkpoint.classes, aliases)
         return tuple(-1 if place is None else place for place in places)
 
     def unknown(self, data: DetectionData) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from understudy.analysis.models import Model
 from understudy.errors import UserError
+from understudy.evaluation import aliases_of
 from understudy.outputs import Spec
 from understudy.pairing import Pairing, pair
 
@@ -28,7 +29,7 @@ def pair_models(
     for student in students:
         specs = student.detector.spec, teacher.detector.spec
         try:
-            found = pair(*specs, student.checkpoint.classes, teacher.checkpoint.classes)
+            found = pair(*specs, student.checkpoint.classes, teacher.checkpoint.classes, aliases_of(student.checkpoint))
         except UserError as error:
             faults.append(f"{student.name}: {error}".replace("\n  - ", " "))
             continue

@@ -111,7 +111,7 @@ class RanksResult:
         curves = [
             Curve(
                 f"{each.student} (mean {each.kendall:.2f})" if each.kendall is not None else each.student,
-                colours[each.student],
+                figures.Style(colours[each.student]),
                 middles,
                 100 * np.array(each.histogram),
             )

@@ -22,6 +22,7 @@ from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.evaluation import (
     Backend,
+    aliases_of,
     choose_device,
     detect_all,
     loader_at_evaluation_size,
@@ -126,7 +127,7 @@ def swap_test(
     """
     device = choose_device(device)
     theirs, own = load_checkpoint(teacher), load_checkpoint(_last(Path(student)))
-    pairing = pair(own.detector.spec, theirs.detector.spec, own.classes, theirs.classes)
+    pairing = pair(own.detector.spec, theirs.detector.spec, own.classes, theirs.classes, aliases_of(own))
     method = _trained_method(own, pairing)
     ways = {name: ways for name in ALL2ALL if any(ways := (_straight(name, pairing), _transformed(name, method)))}
     if not ways:
@@ -136,7 +137,10 @@ def swap_test(
 
     def measured(detector: Any, classes: Sequence[str], what: str) -> float:
         found = detect_all(
-            on_device(detector, device), with_progress(loader, what), device, match_classes(classes, opened)
+            on_device(detector, device),
+            with_progress(loader, what),
+            device,
+            match_classes(classes, opened, aliases_of(own)),
         )
         return score(opened, found, backend).coco["AP"]
 

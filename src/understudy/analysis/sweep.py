@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.config import DistillConfig, TrainConfig, flat, load_config
 from understudy.errors import UserError
 from understudy.reading import read_yaml
 from understudy.text import shown
@@ -78,19 +77,11 @@ def _other_run(config: TrainConfig) -> list[str]:
     folder = RunFolder(config.run)
     if not folder.config.exists():
         return []
-    wanted = _flat(resolve_config(config).model_dump(mode="json"))
-    found = _flat(read_yaml(folder.config, "config file"))
+    wanted = flat(resolve_config(config).model_dump(mode="json"))
+    found = flat(read_yaml(folder.config, "config file"))
     # The config of a run holds all options of its methods, of which a new config states some.
     return [
         f"{config.run}: {key} is {shown(found.get(key))}, not {shown(value)}"
         for key, value in wanted.items()
         if key not in MAY_DIFFER and found.get(key) != value
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested values to dotted keys; empty sections are left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

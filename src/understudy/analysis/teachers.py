@@ -10,8 +10,9 @@ from rich.table import Table
 
 from understudy import figures
 from understudy.analysis.sweep import plain_config, refuse_keys, run_all
+from understudy.compare.differences import differences
 from understudy.compare.rows import rows_of
-from understudy.compare.runs import Run, differences, read_runs, read_teacher, teachers_of
+from understudy.compare.runs import Run, read_runs, read_teacher, same_images, teachers_of
 from understudy.config import DistillConfig, Source, load_config
 from understudy.errors import UserError
 from understudy.figures import Captioned
@@ -157,7 +158,7 @@ def compare_teachers(runs: Sequence[Path]) -> TeachersResult:
     rows = []
     for run, named in taught:
         teacher = known.get(run.folder)
-        if teacher is None or teacher.measured_on != run.measured_on:
+        if teacher is None or not same_images(teacher, run):
             teacher = read[named] = read.get(named) or read_teacher(run)
         rows.append(
             TaughtRun(

@@ -13,7 +13,7 @@ import typer
 from understudy.cli.app import app
 
 # isort: off
-from understudy.cli import training, doctor, results, analyse, checkpoints, listings, recipes  # noqa: F401 - in the order of `--help`
+from understudy.cli import training, doctor, studies, results, analyse, checkpoints, listings, recipes  # noqa: F401 - in the order of `--help`
 
 
 @app.callback(invoke_without_command=True)

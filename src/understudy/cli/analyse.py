@@ -1,11 +1,9 @@
 """Commands that look into trained detectors: figures and tables about a teacher and its students."""
 
-import json
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import Annotated
 
 import typer
 
@@ -14,18 +12,17 @@ from understudy.cli.app import (
     AllowOutside,
     ConfigFile,
     MaxPixels,
+    Output,
     Overrides,
-    Result,
+    ReplaceFiles,
     app,
     example,
     limits_given,
     not_an_option,
+    report_drawn,
     show_result,
 )
 from understudy.errors import UserError
-
-if TYPE_CHECKING:
-    from understudy.figures import Captioned
 
 analyse = typer.Typer(
     name="analyse",
@@ -35,14 +32,6 @@ analyse = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(analyse)
-
-
-class Drawn(Result, Protocol):
-    """A result with figures."""
-
-    def figures(self) -> "dict[str, Captioned]":
-        """Return the figures by name."""
-        ...
 
 
 Teacher = Annotated[Path, typer.Argument(metavar="TEACHER", help="Run folder or checkpoint.")]
@@ -60,11 +49,6 @@ Images = Annotated[
 Names = Annotated[
     list[str] | None, typer.Option("--image", metavar="NAME", help="Image to use, by file name; may be repeated.")
 ]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FOLDER", help="Also write figures (PNG, SVG) and numbers (JSON) here."),
-]
-ReplaceFiles = Annotated[bool, typer.Option("--force", help="Replace files of an earlier analysis.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only; AP is from 0 to 1.")]
 Threshold = Annotated[float, typer.Option(min=0, max=1, help="Class score above which a cell counts as detected.")]
 Methods = Annotated[
@@ -74,25 +58,6 @@ Methods = Annotated[
 RunsFolder = Annotated[
     Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the runs, figures and numbers.")
 ]
-
-
-def _report(
-    compute: Callable[[], Drawn], names: tuple[str, ...], output: Path | None, force: bool, as_json: bool
-) -> None:
-    """Compute a result, print it, and write its figures; the first name is that of its JSON file."""
-    from understudy import figures
-    from understudy.files import write_atomically
-
-    if output:
-        figures.refuse_existing(output, [f"{names[0]}.json", *figures.file_names(names)], force=force)
-    with redirect_stdout(sys.stderr):  # libraries print progress
-        result = compute()
-    show_result(result, as_json)
-    if output:
-        written = figures.write_figures(output, result.figures())
-        write_atomically(output / f"{names[0]}.json", (json.dumps(result.to_dict(), indent=2) + "\n").encode())
-        if not as_json:
-            print(f"\nFigures: {', '.join(str(file) for file in written if file.suffix == '.png')}")
 
 
 @analyse.command(epilog=example("understudy analyse richness runs/teacher -o figures"))
@@ -113,7 +78,7 @@ def richness(
     from understudy.analysis.richness import analyse_richness
 
     compute = lambda: analyse_richness(teacher, data, split=split, images=images, names=image or ())  # noqa: E731
-    _report(compute, ("richness",), output, force, as_json)
+    report_drawn(compute, ("richness",), output, force, as_json)
 
 
 @analyse.command(epilog=example("understudy analyse errors runs/teacher runs/plain runs/frs -o figures"))
@@ -144,7 +109,7 @@ def errors(
     compute = lambda: analyse_errors(  # noqa: E731
         models, data, split=split, images=images, names=image or (), shown=shown, order=ORDERS[by], score=score
     )
-    _report(compute, FIGURES, output, force, as_json)
+    report_drawn(compute, FIGURES, output, force, as_json)
 
 
 @analyse.command(epilog=example("understudy analyse entropy runs/teacher -o figures"))
@@ -169,7 +134,7 @@ def entropy(
     compute = lambda: analyse_entropy(  # noqa: E731
         teacher, data, split=split, images=images, threshold=threshold, limit=limit
     )
-    _report(compute, ("entropy",), output, force, as_json)
+    report_drawn(compute, ("entropy",), output, force, as_json)
 
 
 @analyse.command(epilog=example("understudy analyse ranks runs/teacher runs/plain runs/rm -o figures"))
@@ -192,7 +157,7 @@ def ranks(
     from understudy.analysis.ranks import analyse_ranks
 
     compute = lambda: analyse_ranks(teacher, students, data, split=split, images=images)  # noqa: E731
-    _report(compute, ("ranks",), output, force, as_json)
+    report_drawn(compute, ("ranks",), output, force, as_json)
 
 
 @analyse.command(epilog=example("understudy analyse imitation runs/teacher runs/plain runs/pfi -o figures"))
@@ -214,7 +179,7 @@ def imitation(
     from understudy.analysis.imitation import analyse_imitation
 
     compute = lambda: analyse_imitation(teacher, students, data, split=split, images=images)  # noqa: E731
-    _report(compute, ("imitation", "imitation_cells"), output, force, as_json)
+    report_drawn(compute, ("imitation", "imitation_cells"), output, force, as_json)
 
 
 @analyse.command(
@@ -243,7 +208,7 @@ def regions(
     compute = lambda: analyse_regions(  # noqa: E731
         output, config, overrides or [], method or [], regions=region or [], say=_say
     )
-    _report(compute, ("regions",), output, force, as_json)
+    report_drawn(compute, ("regions",), output, force, as_json)
 
 
 @analyse.command(
@@ -284,7 +249,7 @@ def teachers(
         raise UserError("With a config, students are trained: name the folder of their runs, --output FOLDER.")
     else:
         compute = lambda: train_with_teachers(found, output, config, keys, method or [], say=_say)  # noqa: E731
-    _report(compute, ("teachers", "teachers_size"), output, force, as_json)
+    report_drawn(compute, ("teachers", "teachers_size"), output, force, as_json)
 
 
 @app.command(hidden=True, epilog=example("understudy analyse swap runs/teacher runs/student"))

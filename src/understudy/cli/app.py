@@ -3,6 +3,8 @@
 import contextlib
 import json
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from understudy.data import Limits
+    from understudy.figures import Captioned
 
 
 class Commands(TyperGroup):
@@ -108,6 +111,13 @@ def limits_given(allow_outside: bool, max_pixels: int | None) -> "Limits | None"
     return Limits(max_pixels or LIMITS.max_pixels, allow_outside) if allow_outside or max_pixels else None
 
 
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Also write figures (PNG, SVG) and numbers (JSON) here."),
+]
+ReplaceFiles = Annotated[bool, typer.Option("--force", help="Replace files of an earlier analysis.")]
+
+
 class Result(Protocol):
     """A result that is shown as a table or as JSON."""
 
@@ -117,6 +127,14 @@ class Result(Protocol):
 
     def __rich__(self) -> "RenderableType":
         """Return its table."""
+        ...
+
+
+class Drawn(Result, Protocol):
+    """A result with figures."""
+
+    def figures(self) -> "dict[str, Captioned]":
+        """Return the figures by name."""
         ...
 
 
@@ -136,6 +154,31 @@ def show_result(result: Result, as_json: bool) -> None:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         show(result)
+
+
+def report_drawn(
+    compute: Callable[[], Drawn],
+    names: tuple[str, ...],
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    json_name: str | None = None,
+) -> None:
+    """Compute a result, print it, and write its figures, and its JSON file under the first name or its own."""
+    name = json_name or names[0]
+    if output:
+        from understudy import figures
+        from understudy.files import write_atomically
+
+        figures.refuse_existing(output, [f"{name}.json", *figures.file_names(names)], force=force)
+    with redirect_stdout(sys.stderr):  # libraries print progress
+        result = compute()
+    show_result(result, as_json)
+    if output:
+        written = figures.write_figures(output, result.figures())
+        write_atomically(output / f"{name}.json", (json.dumps(result.to_dict(), indent=2) + "\n").encode())
+        if not as_json:
+            print(f"\nFigures: {', '.join(str(file) for file in written if file.suffix == '.png')}")
 
 
 def print_folder(run: Path) -> None:

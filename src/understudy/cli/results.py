@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,10 +14,12 @@ from understudy.cli.app import (
     CheckpointPath,
     Force,
     MaxPixels,
+    Output,
+    ReplaceFiles,
     app,
     example,
     limits_given,
-    show,
+    report_drawn,
     show_result,
 )
 from understudy.errors import UserError
@@ -44,33 +47,62 @@ def evaluate(
     batch_size: BatchSize = 8,
     workers: Workers = None,
     precision: Precision = "32",
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NAME", help="Two names of one class, of detector and data; may be repeated."),
+    ] = None,
+    score: Annotated[
+        float, typer.Option(min=0, max=1, help="Lowest score of a detection in the confusion matrix.")
+    ] = 0.3,
+    output: Output = None,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Evaluate a detector with the metrics of COCO and VOC.
 
-    Prints COCO's 12 metrics and VOC's AP50, then AP and AP50 per class.
+    Prints COCO's 12 metrics and VOC's AP50, then AP and AP50 per class, and how
+    many objects are detected, confused and missed. The figures are the confusion
+    matrix, and precision over recall.
     """
     from understudy import evaluation
 
-    with redirect_stdout(sys.stderr):  # libraries print progress
-        result = evaluation.evaluate(
-            checkpoint,
-            data,
-            split=split,
-            limits=limits_given(allow_outside, max_pixels),
-            batch_size=batch_size,
-            workers=workers,
-            precision=precision,
-        )
-    show_result(result, as_json)
+    compute = partial(
+        evaluation.evaluate,
+        checkpoint,
+        data,
+        split=split,
+        limits=limits_given(allow_outside, max_pixels),
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        score_threshold=score,
+        aliases=_aliases(alias),
+    )
+    report_drawn(compute, ("confusion", "precision_recall"), output, force, as_json, json_name="evaluation")
 
 
-@app.command(epilog=example("understudy predict runs/student holiday.jpg -o found"))
+def _aliases(pairs: list[str] | None) -> dict[str, str] | None:
+    """Read pairs of names; None if there are none."""
+    wrong = [pair for pair in pairs or [] if not all(pair.partition("=")[::2])]
+    if wrong:
+        raise UserError(f"--alias {wrong[0]}: expected NAME=NAME, e.g. --alias moped=scooter")
+    return dict(pair.split("=", 1) for pair in pairs) if pairs else None
+
+
+@app.command(
+    epilog=example(
+        "understudy predict runs/student holiday.jpg -o found",
+        "understudy predict runs/student a.jpg b.jpg more -o found --score 0.5",
+    )
+)
 def predict(
     checkpoint: CheckpointPath,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Image, folder of images or data set.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE", help="Image, folder of images or data set; several images and folders."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Output folder.")],
     score: Annotated[float, typer.Option(help="Lowest score of a drawn box, 0 to 1.")] = 0.3,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split, if SOURCE is a data set.")] = "val",
@@ -91,7 +123,7 @@ def predict(
     limits = limits_given(allow_outside, max_pixels)
     detections = prediction.predict(
         checkpoint,
-        source,
+        sources if len(sources) > 1 else sources[0],
         output,
         score,
         split=split,
@@ -109,23 +141,33 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows of the table as CSV.")
+    ] = None,
+    as_json: AsJson = False,
     force: Force = False,
 ) -> None:
     """Compare finished runs.
 
     Prints AP, size and speed, and the share of the gap to the teacher that each
     distilled student closes. A checkpoint without a run folder, such as an
-    imported teacher, is evaluated on the data of the runs.
+    imported teacher, is evaluated on the data of the runs. JSON also lists every
+    key of the config in which compared runs differ.
     """
     from understudy.compare import table as results
-    from understudy.files import check_writable
+    from understudy.files import check_writable, write_atomically
 
-    if html:
-        check_writable(html, force)
+    for file in (html, csv):
+        if file:
+            check_writable(file, force)
     with redirect_stdout(sys.stderr):  # libraries print progress
         table = results.summarise(runs)
-    show(table)
+    show_result(table, as_json)
+    said = sys.stderr if as_json else sys.stdout
+    if csv:
+        write_atomically(csv, table.to_csv().encode())
+        print(f"\nRows: {csv}", file=said)
     if html:
         from understudy.report import report_on
 
-        print(f"\nPage: {report_on(html, table, force=force)}")
+        print(f"\nPage: {report_on(html, table, force=force)}", file=said)

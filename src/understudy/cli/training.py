@@ -1,5 +1,6 @@
 """Commands that check data and train detectors."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,18 +31,40 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
     ] = None,
+    detector: Annotated[
+        str, typer.Option(metavar="NAME", help="Detector whose anchors the boxes are compared with.")
+    ] = "retinanet_resnet50",
+    anchor_scale: Annotated[
+        float | None, typer.Option(metavar="X", show_default=False, help="Its detector.anchor_scale.")
+    ] = None,
+    shorter_side: Annotated[
+        int, typer.Option(min=32, max=32768, metavar="N", help="data.shorter_side of the training.")
+    ] = 800,
+    longer_side: Annotated[
+        int, typer.Option(min=32, max=32768, metavar="N", help="data.longer_side of the training.")
+    ] = 1333,
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
     force: Force = False,
 ) -> None:
     """Check a data set and report all faults at once.
 
-    The exit code is 2 if there are faults.
+    It also compares the sizes of the boxes with the anchors of a detector, and
+    finds images that two splits share. The exit code is 2 if there are faults.
     """
     from understudy.data import LIMITS
     from understudy.data.check import check_data
+    from understudy.detectors.shape_fit import describe_boxes
 
-    report = check_data(data, sheet, limits_given(allow_outside, max_pixels) or LIMITS, force=force)
+    boxes = partial(
+        describe_boxes,
+        detector=detector,
+        shorter_side=shorter_side,
+        longer_side=longer_side,
+        anchor_scale=anchor_scale,
+    )
+    limits = limits_given(allow_outside, max_pixels) or LIMITS
+    report = check_data(data, sheet, limits, force=force, describe_boxes=boxes)
     show(report)
     if not report.ok:
         raise typer.Exit(2)

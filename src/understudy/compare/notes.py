@@ -4,15 +4,18 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from understudy.compare.differences import differences, unnamed
 from understudy.compare.recipes import recipe_notes
 from understudy.compare.rows import Row, plain_candidates
-from understudy.compare.runs import differences
 from understudy.config import DistillConfig
 from understudy.data import shown_location
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
 from understudy.reading import number_in, read_rows
-from understudy.text import percent
+from understudy.text import listed, percent
 from understudy.training.folder import RunFolder
+
+MOST = 8
+"""Most differences in data and budget that a note names."""
 
 
 def notes_on(rows: Sequence[Row]) -> list[str]:
@@ -23,6 +26,7 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
         _checkpoint_notes(rows),
         _partner_notes(rows),
         _budget_notes(rows),
+        _early_stop_notes(rows),
         _seed_notes(rows),
         _gradient_notes(rows),
         recipes,
@@ -36,6 +40,13 @@ def _ap_note(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         f"AP in percent, at the best epoch of each run, on the {images} images of {split!r} in {shown_location(data)}."
     )
+    runs = [run for row in rows for run in row.runs]
+    unknown = [run.folder for run in runs if not run.evaluation.data_digest]
+    if unknown and len(runs) > 1:
+        yield (
+            f"{listed(unknown, 3)}: an earlier version did not record the content of the validation images, so "
+            "they are compared by path."
+        )
 
 
 def _checkpoint_notes(rows: Sequence[Row]) -> Iterator[str]:
@@ -69,12 +80,14 @@ def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
 def _budget_notes(rows: Sequence[Row]) -> Iterator[str]:
     """List differences in data and budget between each run and the run that it is compared with."""
     for row in rows:
-        other = row.plain or row.teacher or rows[0]
-        found = differences(row.runs[0], other.runs[0])
-        if not found:
+        other = row.compared_with or rows[0]
+        found, rest = differences(row.runs[0], other.runs[0]), unnamed(row.runs[0], other.runs[0])
+        settings = [f"{what} ({mine} and {theirs})" for what, (mine, theirs) in found.items()]
+        more = len(settings[MOST:]) + len(rest)
+        if not settings and not rest:
             continue
-        settings = ", ".join(f"{what} ({mine} and {theirs})" for what, (mine, theirs) in found.items())
-        note = f"{row.name} and {other.name} differ in {settings}."
+        counted = f"{more} {'more ' if settings else ''}key{'s' if more > 1 else ''} of the config (--json lists them)"
+        note = f"{row.name} and {other.name} differ in {', '.join([*settings[:MOST], *([counted] if more else [])])}."
         if "validation images" in found:
             note += " AP on different images cannot be compared."
         elif row.plain:
@@ -82,17 +95,21 @@ def _budget_notes(rows: Sequence[Row]) -> Iterator[str]:
         yield note
 
 
+def _early_stop_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Name the runs that stopped early, whose budgets differ."""
+    for row in rows:
+        if stops := [f"{run.stopped_after}" for run in row.runs if run.stopped_after]:
+            schedule = row.config.schedule
+            yield (
+                f"{row.name} stopped early (schedule.patience={schedule.patience}), after epoch {', '.join(stops)} of "
+                f"{schedule.epochs}."
+            )
+
+
 def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Explain ±, and name the verdicts that are based on a single run."""
+    """Explain ±."""
     if any(len(row.runs) > 1 for row in rows):
         yield "± is the standard deviation over runs that differ in the seed only."
-    for row in rows:
-        sides = [side.name for side in (row.plain, row) if len(side.runs) == 1] if row.plain else []
-        if sides:
-            yield (
-                f"{row.name}: there is only one run of {' and '.join(sides)}. AP also varies with the seed: confirm "
-                "small differences with further seeds."
-            )
 
 
 def _gradient_notes(rows: Sequence[Row]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from understudy.compare.rows import Row
-from understudy.config import DistillConfig, TrainConfig
+from understudy.config import DistillConfig, TrainConfig, flat
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.recipes import Recipe, read_recipe, recipe_names, teachers
@@ -86,7 +86,7 @@ def _differences(row: Row, config: DistillConfig, recipe: Recipe) -> list[str]:
 def _unequal(config: DistillConfig, recipe: Recipe) -> Iterator[tuple[str, Any, Any]]:
     """Yield the keys of a recipe that a run sets to another value, with its value and the recipe's."""
     mine = config.model_dump(mode="json") | {"batch_size": _images_per_step(config)}
-    for key, value in _leaves(recipe.config):
+    for key, value in flat(recipe.config).items():
         if (own := _value_at(mine, key)) != value and key not in ("data.train", "data.val"):
             yield key, own, value
 
@@ -106,15 +106,6 @@ def _family(detector: str) -> str | None:
 def _images_per_step(config: TrainConfig) -> int | None:
     devices = config.devices
     return config.batch_size * devices * config.num_nodes if isinstance(devices, int) else None
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dicts with their dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _value_at(values: Any, key: str) -> Any:

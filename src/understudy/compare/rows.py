@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, get_args
 
-from understudy.compare.runs import Role, Run, differences, teachers_of
-from understudy.compare.verdict import Verdict, gap_closed, judge
+from understudy.compare.differences import config_differences, differences
+from understudy.compare.names import distinct_names
+from understudy.compare.runs import Role, Run, same_data, teachers_of
+from understudy.compare.verdict import Verdict, gap_closed, judge, shown_mean
 from understudy.config import DistillConfig, TrainConfig
 
 
@@ -16,7 +18,8 @@ class Row:
     """Runs of one experiment, which differ in the seed only.
 
     Attributes:
-        name: in the table: "teacher", "plain", or the methods of distillation.
+        name: in the table, unique: "teacher", "plain", or the methods of distillation, and what tells rows of the same
+            name apart.
         role: teacher, plain student, or distilled student.
         runs: one for each seed.
         plain: the plain student that a distilled one is compared with, if it is among the runs.
@@ -55,7 +58,12 @@ class Row:
         """The share of the gap to the teacher that a distilled student closes; None if not defined."""
         if self.plain is None or self.teacher is None:
             return None
-        return gap_closed(self.mean(), self.plain.mean(), self.teacher.mean())
+        return gap_closed(*(shown_mean(row.values()) for row in (self, self.plain, self.teacher)))
+
+    @property
+    def compared_with(self) -> Self | None:
+        """The row that its budget is compared with: of a distilled student the plain one, or else its teacher."""
+        return self.plain or self.teacher
 
     @property
     def verdict(self) -> Verdict | None:
@@ -65,17 +73,30 @@ class Row:
         teacher = self.teacher.values() if self.teacher else None
         if self.plain is None:
             return judge(self.name, self.values(), None, teacher)
-        return judge(self.name, self.values(), self.plain.values(), teacher, plain_name=self.plain.name)
+        plain = self._in_the_order_of_my_seeds(self.plain)
+        values = plain or self.plain.values()
+        return judge(self.name, self.values(), values, teacher, plain_name=self.plain.name, paired=plain is not None)
+
+    def _in_the_order_of_my_seeds(self, other: Self) -> list[float] | None:
+        """Return the AP of another row's runs in the order of this row's seeds; None if the seeds are not the same."""
+        of_seed = {run.config.seed: run.evaluation.coco["AP"] for run in other.runs if run.kind != "imported"}
+        seeds = [run.config.seed for run in self.runs]
+        paired = len(set(seeds)) == len(seeds) == len(other.runs) and of_seed.keys() == set(seeds)
+        return [of_seed[seed] for seed in seeds] if paired else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as plain JSON: ``AP``, ``AP50`` and ``AP75`` are means, lists have one value per run."""
+        """Return the row as plain JSON: COCO's numbers are means, lists have one value per run.
+
+        ``differences`` holds every key of the config in which it differs from ``compared_with``, with both values.
+        """
+        other = self.compared_with
         return {
             "name": self.name,
             "role": self.role,
             "detector": self.config.detector.name,
             "folders": [str(run.folder) for run in self.runs],
             "seeds": [run.config.seed for run in self.runs],
-            **{number: _none_if_nan(self.mean(number)) for number in ("AP", "AP50", "AP75")},
+            **{number: _none_if_nan(self.mean(number)) for number in ("AP", "AP50", "AP75", "APs", "APm", "APl")},
             "AP_spread": self.spread(),
             "AP_of_runs": [_none_if_nan(value) for value in self.values()],
             "epochs": [run.epoch for run in self.runs],
@@ -84,6 +105,8 @@ class Row:
             "images_per_second": self.images_per_second,
             "speed_ratio": self.speed_ratio,
             "gap_closed": self.gap_closed,
+            "compared_with": other and other.name,
+            "differences": config_differences(self.runs[0], other.runs[0]) if other else {},
         }
 
 
@@ -91,16 +114,22 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """Group runs by experiment: teachers first, then plain students, then distilled ones with their partners."""
     teachers = teachers_of(runs)
     taught_by = {teacher.folder for teacher in teachers.values()}
-    groups: dict[tuple[Role, str], list[Run]] = {}
+    groups: list[tuple[tuple[Role, str], list[Run]]] = []
     for run in runs:
         role: Role = "teacher" if run.folder in taught_by else "plain"
         experiment = run.experiment
         if isinstance(run.config, DistillConfig):
             role = "distilled"
             teacher = teachers.get(run.folder)
-            experiment += teacher.experiment if teacher else str(run.config.teacher)
-        groups.setdefault((role, experiment), []).append(run)
-    rows = _with_distinct_names([Row(_name(group[0], role), role, tuple(group)) for (role, _), group in groups.items()])
+            experiment += f"{teacher.experiment} {teacher.trained_on}" if teacher else str(run.config.teacher)
+        key = role, experiment
+        group = next((members for other, members in groups if other == key and same_data(members[0], run)), None)
+        if group is None:
+            groups.append((key, [run]))
+        else:
+            group.append(run)
+    names = distinct_names([_name(members[0], role) for (role, _), members in groups], [runs[0] for _, runs in groups])
+    rows = [Row(name, role, tuple(runs)) for name, ((role, _), runs) in zip(names, groups, strict=True)]
     teacher_rows, plain_rows, distilled_rows = ([row for row in rows if row.role == role] for role in get_args(Role))
     paired = [
         replace(
@@ -131,15 +160,6 @@ def _name(run: Run, role: Role) -> str:
     if not isinstance(run.config, DistillConfig):
         return role
     return " + ".join([*run.config.methods, *(["inherit"] if run.config.inherit else [])])
-
-
-def _with_distinct_names(rows: Sequence[Row]) -> list[Row]:
-    """Add the name of the first folder to rows of the same name and detector."""
-    shown = [(row.name, row.config.detector.name) for row in rows]
-    return [
-        replace(row, name=f"{row.name}: {row.runs[0].folder.resolve().name}") if shown.count(pair) > 1 else row
-        for row, pair in zip(rows, shown, strict=True)
-    ]
 
 
 def _none_if_nan(value: float) -> float | None:

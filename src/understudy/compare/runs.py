@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from understudy.data import as_paths, shown_location
 from understudy.errors import UserError
 from understudy.evaluation import Evaluation, evaluate
 from understudy.reading import read_json
+from understudy.training.fingerprints import split_digest
 from understudy.training.folder import RunFolder
 
 Role = Literal["teacher", "plain", "distilled"]
@@ -25,8 +26,8 @@ Place = tuple[str | list[str], str]
 _NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every", "recipe"}
 """Keys in which the configs of one experiment may differ."""
 
-_NOT_OF_THE_RESULT_IN_DATA = ("workers", "max_pixels", "allow_outside")
-"""The same in the section ``data``."""
+_NOT_OF_THE_RESULT_IN_DATA = ("path", "workers", "max_pixels", "allow_outside")
+"""The same in the section ``data``; its images are compared by :func:`same_data`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Run:
         epoch: the best epoch; None if unknown.
         train_seconds: duration of the training; None if unknown.
         measured_on: data set and split of the evaluation.
+        trained_digest: digest of the training images and their annotations; None if unknown.
+        stopped_after: the epoch after which it stopped early; None if it did not.
         kind: ``"checkpoint"``: without a run folder, and evaluated for the comparison. ``"imported"``: so is this, and
             its config states the detector and the image size only.
     """
@@ -53,10 +56,17 @@ class Run:
     train_seconds: float | None
     measured_on: Place
     kind: Literal["run", "checkpoint", "imported"] = "run"
+    trained_digest: str | None = None
+    stopped_after: int | None = None
+
+    @property
+    def trained_on(self) -> str:
+        """The training images: their digest, or their place if that is not known."""
+        return self.trained_digest or f"{shown_location(self.config.data.path)} {self.config.data.train}"
 
     @property
     def experiment(self) -> str:
-        """Everything in the config that decides the result, except the seed and the teacher, as text.
+        """Everything in the config that decides the result, except seed, teacher and place of the data, as text.
 
         A checkpoint without a run folder is an experiment of its own.
         """
@@ -94,14 +104,17 @@ def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -
                 faults.append(str(error))
         seen.add(path.resolve())
     checkpoints = [path for path in dict.fromkeys(paths) if path.is_file()]
-    places = [run.measured_on for run in runs.values()]
-    places = [place for number, place in enumerate(places) if place not in places[:number]]
+    measured = list(runs.values())
+    distinct = [
+        run for number, run in enumerate(measured) if not any(same_images(run, other) for other in measured[:number])
+    ]
+    places = [run.measured_on for run in distinct]
     if checkpoints and len(places) != 1 and not faults:
         faults.append(_no_common_data(checkpoints, places))
     if not faults:
         for path in checkpoints:
             try:
-                runs[path] = _evaluated(path, places[0], device)
+                runs[path] = _evaluated(path, distinct[0], device)
             except UserError as error:
                 faults.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if faults:
@@ -139,33 +152,52 @@ def read_teacher(run: Run, device: torch.device | str | None = None) -> Run:
     folder = named.parent if named.name in ("best.ckpt", "last.ckpt") else named
     if not named.exists():
         raise UserError(f"The teacher of {run.folder}, {named}, is not there. If it was moved, give its new path, too.")
-    if RunFolder(folder).result.is_file() and (found := _read_run(folder)).measured_on == run.measured_on:
+    if RunFolder(folder).result.is_file() and same_images(found := _read_run(folder), run):
         return found
-    return _evaluated(named, run.measured_on, device)
+    return _evaluated(named, run, device)
 
 
-def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the known settings of data and budget in which two runs differ, with both values."""
-    mine, theirs = _budget(one), _budget(other)
-    if "imported" in (one.kind, other.kind):
-        mine = {what: mine[what] for what in ("validation images", "shorter side", "longer side")}
-    return {what: (mine[what], theirs[what]) for what in mine if mine[what] != theirs[what]}
+def same_images(one: Run, other: Run) -> bool:
+    """Return whether two runs were evaluated on the same images: by content, or by path if that is not recorded."""
+    digests = one.evaluation.data_digest, other.evaluation.data_digest
+    return digests[0] == digests[1] if all(digests) else one.measured_on == other.measured_on
+
+
+def same_data(one: Run, other: Run) -> bool:
+    """Return whether two runs were trained and evaluated on the same images; compared as by :func:`same_images`."""
+    return same_images(one, other) and same_training_images(one, other)
+
+
+def same_training_images(one: Run, other: Run) -> bool:
+    """Return whether two runs have the same training images; compared as by :func:`same_images`."""
+    used = [(run.config.data.limit, run.config.data.skip_empty) for run in (one, other)]  # of a part there is no digest
+    if one.trained_digest and other.trained_digest and used[0] == used[1]:
+        return one.trained_digest == other.trained_digest
+    places = [
+        ([path.resolve() for path in as_paths(run.config.data.path)], run.config.data.train) for run in (one, other)
+    ]
+    return places[0] == places[1]
 
 
 def _read_run(folder: Path) -> Run:
     files = RunFolder.open(folder)
     if not files.result.is_file():
         raise UserError(f"{folder} is not finished: it has no result.json. Finish it: `understudy resume {folder}`")
-    result, config = read_json(files.result), files.read_config()
+    result, config, facts = read_json(files.result), files.read_config(), files.read_environment()
     try:
+        evaluation = Evaluation.from_dict(result)
+        if not evaluation.data_digest and "measured_on" not in result:  # of a version that did not record it there
+            evaluation = replace(evaluation, data_digest=split_digest(facts, "data.val") or "")
         return Run(
             folder=folder,
             config=config,
-            evaluation=Evaluation.from_dict(result),
+            evaluation=evaluation,
             parameters=result["parameters"],
             epoch=result["epoch"],
             train_seconds=result["train_seconds"],
             measured_on=_measured_on(config, result),
+            trained_digest=split_digest(facts, "data.train"),
+            stopped_after=(result.get("stopped_early") or {}).get("epoch"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, UserError):
@@ -173,11 +205,13 @@ def _read_run(folder: Path) -> Run:
         raise UserError(f"{folder}: its result.json is damaged ({error!r})") from error
 
 
-def _evaluated(file: Path, place: Place, device: torch.device | str | None) -> Run:
-    """Evaluate a checkpoint without a run folder on the data set and split of the runs beside it."""
-    path, split = place
+def _evaluated(file: Path, beside: Run, device: torch.device | str | None) -> Run:
+    """Evaluate a checkpoint without a run folder on the data set and split of a run beside it."""
+    path, split = beside.measured_on
     checkpoint = load_checkpoint(file)
     imported = "detector" not in checkpoint.config
+    names = {*checkpoint.classes, *beside.evaluation.per_class}
+    aliases = {name: other for name, other in beside.config.data.aliases.items() if {name, other} <= names}
     if imported:
         build = checkpoint.meta["build"]
         detector = {key: build[key] for key in DetectorConfig.model_fields if build.get(key) is not None}
@@ -190,11 +224,11 @@ def _evaluated(file: Path, place: Place, device: torch.device | str | None) -> R
     return Run(
         folder=file,
         config=config,
-        evaluation=evaluate(file, path, split=split, device=device),
+        evaluation=evaluate(file, path, split=split, device=device, aliases=aliases or None),
         parameters=sum(parameter.numel() for parameter in checkpoint.detector.parameters()),
         epoch=checkpoint.meta.get("epoch"),
         train_seconds=None,
-        measured_on=place,
+        measured_on=beside.measured_on,
         kind="imported" if imported else "checkpoint",
     )
 
@@ -219,34 +253,3 @@ def _measured_on(config: TrainConfig, result: Mapping[str, Any]) -> Place:
     path, split = result.get("measured_on") or (config.data.path, config.data.val)
     paths = [str(each.resolve()) for each in as_paths(path)]
     return paths[0] if len(paths) == 1 else paths, split
-
-
-def _budget(run: Run) -> dict[str, Any]:
-    """Collect the settings that two runs must share for a fair comparison."""
-    config = run.config
-    data, optimizer, schedule = config.data, config.optimizer, config.schedule
-    measured_path, measured_split = run.measured_on
-    return {
-        "training images": f"{shown_location([path.resolve() for path in as_paths(data.path)])} {data.train}",
-        "validation images": f"{shown_location(measured_path)} {measured_split}",
-        "shorter side": data.shorter_side,
-        "mode of the shorter side": data.shorter_side_mode,
-        "longer side": data.longer_side,
-        "flip": data.flip,
-        "grouping by aspect ratio": data.group_by_aspect,
-        "images without objects": "left out" if data.skip_empty else "used",
-        "unlabelled images per step": data.unlabelled_batch or 0,
-        "epochs": schedule.epochs,
-        "schedule": schedule.name if schedule.drops is None else f"{schedule.name} with drops at {schedule.drops}",
-        "warm-up": [schedule.warmup, schedule.warmup_steps, schedule.warmup_factor],
-        "batch size": config.batch_size,
-        "devices": config.devices,
-        "machines": config.num_nodes,
-        "optimizer": optimizer.name,
-        "learning rate": optimizer.lr,
-        "weight decay": optimizer.weight_decay,
-        "factors of biases": [optimizer.bias_lr_mult, optimizer.bias_decay_mult],
-        "largest norm of the gradient": optimizer.clip_norm,
-        "precision": config.precision,
-        "epochs between evaluations": config.evaluate_every,
-    }

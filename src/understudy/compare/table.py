@@ -1,5 +1,7 @@
 """The table of runs: AP, size, speed and the gap closed, with the verdicts and notes below it."""
 
+import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,6 +71,19 @@ class Table:
             "notes": list(self.notes),
             "speed": self.speed,
         }
+
+    def to_csv(self) -> str:
+        """Return one line per row: the values of :meth:`to_dict` that are numbers or texts; lists are left out."""
+        text = io.StringIO()
+        lines = [
+            {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+            | {"runs": len(row["folders"]), "gain": verdict.gain if verdict else None}
+            for row, verdict in ((row.to_dict(), row.verdict) for row in self.rows)
+        ]
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue()
 
     def __rich__(self) -> Group:
         """Return the table for a terminal of at least 80 columns, with verdicts and notes below it."""

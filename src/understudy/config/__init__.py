@@ -13,6 +13,7 @@ from understudy.config.keys import (
     TrainConfig,
 )
 from understudy.config.merging import Source, dump_config, load_config
+from understudy.config.paths import flat
 
 __all__ = [
     "DataConfig",
@@ -24,5 +25,6 @@ __all__ = [
     "TrainConfig",
     "commented_yaml",
     "dump_config",
+    "flat",
     "load_config",
 ]

@@ -155,6 +155,11 @@ class DataConfig(Section):
     skip_empty: bool = Field(
         False, description="Whether to leave out training images without objects, as mmdet's `filter_empty_gt`."
     )
+    limit: PositiveInt | None = Field(
+        None,
+        description="Number of training images to use: the first ones of a fixed random order, so that a smaller limit "
+        "uses a part of the images of a larger one; `val` is not affected; null: all.",
+    )
     workers: Annotated[int, Field(ge=0, le=256)] = Field(
         2, description="Number of processes that load images; 0: load them in the training process."
     )
@@ -164,6 +169,11 @@ class DataConfig(Section):
     allow_outside: bool = Field(
         False,
         description="Whether the data set may use files outside its folder: by links, or by paths in its files.",
+    )
+    aliases: dict[str, Text] = Field(
+        {},
+        description="Other names of classes, to match them with a teacher's or another data set's, as in `{moped: "
+        "scooter}`; VOC's and COCO's names of one class match without it.",
     )
     unlabelled: FilePath | None = Field(
         None,
@@ -310,6 +320,11 @@ class ScheduleConfig(Section):
     )
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = Field(
         0.001, description="Learning rate at the start of the warm-up, relative to the one after it."
+    )
+    patience: PositiveInt | None = Field(
+        None,
+        description="Number of evaluations without a higher AP on `data.val` after which the run stops; null: it never "
+        "stops early.",
     )
 
     @classmethod

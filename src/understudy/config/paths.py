@@ -2,7 +2,7 @@
 
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -16,6 +16,18 @@ def path_of(key: str) -> tuple[str, ...]:
     """Split a dotted key; a user's own method, ``methods.package.module:Class``, is one part."""
     own = re.fullmatch(r"methods\.([^:]+:[^.]+)(.*)", key)
     return ("methods", own[1], *own[2].split(".")[1:]) if own else tuple(key.split("."))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key; empty sections are left out.
+
+    >>> flat({"data": {"flip": 0.5}, "methods": {}, "seed": 0})
+    {'data.flip': 0.5, 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def field_at(cls: type[Section], path: Sequence[str | int]) -> FieldInfo | None:

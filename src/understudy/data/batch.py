@@ -45,6 +45,7 @@ class Batch:
         original_sizes: (h, w) of each image file.
         image_ids: the data set's own ids.
         labelled: which images have ground truth. These come first; the targets of the others are empty.
+        keys: of the images in a cache of the teacher's outputs; empty without one.
     """
 
     drawn: Tensor | list[Pixels]
@@ -53,6 +54,7 @@ class Batch:
     original_sizes: list[tuple[int, int]]
     image_ids: list[int]
     labelled: list[bool]
+    keys: tuple[str, ...] = ()
 
     @property
     def images(self) -> Tensor:

@@ -4,12 +4,12 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
-from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from understudy.data.contact_sheet import draw_contact_sheet
 from understudy.data.dataset import (
     Location,
+    Readers,
     add_faults_of_content,
     different_classes,
     find_splits,
@@ -30,15 +31,20 @@ from understudy.data.dataset import (
     shown_location,
 )
 from understudy.data.drafts import SplitDraft
+from understudy.data.duplicates import Look, look_of, pairs_of_splits, shared_looks
 from understudy.data.images import UnreadableImage, is_rotated, load_pixels, open_image
 from understudy.data.limits import LIMITS, Limits
-from understudy.data.records import Fault, Format, Record, Records
+from understudy.data.records import DetectionData, Fault, Format, Record, Records
 from understudy.errors import UserError
 from understudy.files import check_writable
 
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels: COCO's limits of small, medium and large objects
 _AT_ONCE = 256  # images that are given to the threads; a task for each of a million would fill the memory
 _CLIP_TOLERANCE = 1.0  # pixels that a box may extend over the border without a warning (rounding, counting from 0)
+
+
+Inspection = tuple[list[Fault], list[Fault], Look | None]
+"""Faults and warnings of one image, and its look; None if it cannot be read."""
 
 
 @dataclass(slots=True)
@@ -71,6 +77,7 @@ class CheckReport:
         faults: problems that prevent a run, stop it midway, or lose objects.
         warnings: properties to know about; a run handles them.
         contact_sheet: the PNG that was drawn, or None.
+        boxes: a line on the sizes of the boxes beside the anchors of a detector; empty if it was not asked for.
     """
 
     path: str
@@ -79,6 +86,7 @@ class CheckReport:
     faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
     contact_sheet: Path | None = None
+    boxes: str = ""
 
     @property
     def ok(self) -> bool:
@@ -109,12 +117,14 @@ class CheckReport:
             },
             "faults": [fault._asdict() for fault in self.faults],
             "warnings": [warning._asdict() for warning in self.warnings],
+            "boxes": self.boxes or None,
             "contact_sheet": None if self.contact_sheet is None else str(self.contact_sheet),
         }
 
     def __rich__(self) -> Group:
         head = Text.assemble((self.path, "bold"), f": {self.format.upper()}")
         parts: list[Text | Table] = [head, self._split_table(), self._class_table()]
+        parts += [Text(self.boxes)] if self.boxes else []
         for title, style, found in (("fault", "red", self.faults), ("warning", "yellow", self.warnings)):
             parts.append(Text(_count(len(found), title), style=f"bold {style if found else 'green'}"))
             parts += [Text(f"  {line}") for line in shortened(found)]
@@ -144,7 +154,12 @@ class CheckReport:
 
 
 def check_data(
-    path: Location, contact_sheet: Path | str | None = None, limits: Limits = LIMITS, *, force: bool = False
+    path: Location,
+    contact_sheet: Path | str | None = None,
+    limits: Limits = LIMITS,
+    *,
+    force: bool = False,
+    describe_boxes: Callable[[DetectionData], tuple[str, list[str]]] | None = None,
 ) -> CheckReport:
     """Read every image of every split of a data set, and report every fault.
 
@@ -153,6 +168,8 @@ def check_data(
         contact_sheet: a .png file for a sample of the images with their boxes and class names.
         limits: as in `open_data`.
         force: whether the sheet may replace an existing file.
+        describe_boxes: returns a line and warnings on the boxes of the training split, e.g. of
+            :func:`understudy.detectors.shape_fit.describe_boxes`.
 
     Raises:
         UserError: the path does not exist, its format is not known, or the sheet exists or cannot be written.
@@ -165,7 +182,7 @@ def check_data(
     format, found = find_splits(path, limits=limits)
     report = CheckReport(shown_location(path), format)
     drafts: dict[str, SplitDraft] = {}
-    for name, read in found.items():
+    for name, read in _with_status(found):
         try:
             drafts[name] = read()
         except UserError as error:
@@ -176,11 +193,25 @@ def check_data(
         report.faults += named(name, draft.faults + draft.left_out)
         report.warnings += named(name, _classes_without_objects(draft))
     _compare_splits(drafts, report)
+    trained = next((name for name in drafts if name.rpartition("/")[2] == "train"), next(iter(drafts), ""))
+    if describe_boxes and trained and len(drafts[trained].records):
+        draft = drafts[trained]
+        data = DetectionData(draft.classes, draft.category_ids, draft.records, format, draft.source, trained)
+        report.boxes, misfits = describe_boxes(data)
+        report.warnings += [Fault("boxes do not fit the anchors", trained, misfit) for misfit in misfits]
     usable = _inspect_images(drafts, report, limits)
     if sheet is not None:
         draw_contact_sheet(usable, {name: draft.classes for name, draft in drafts.items()}, sheet, limits)
         report.contact_sheet = sheet
     return report
+
+
+def _with_status(found: Readers) -> Iterator[tuple[str, Callable[[], SplitDraft]]]:
+    """Iterate over the splits to read; a terminal shows which one is read, since a large file takes a while."""
+    console = Console(stderr=True)
+    for name, read in found.items():
+        with console.status(Text(f"reading the annotations of {name}")) if console.is_terminal else nullcontext():
+            yield name, read
 
 
 def _summary(draft: SplitDraft) -> SplitSummary:
@@ -209,9 +240,7 @@ def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
     for name in drafts:
         report.faults += different_classes(name, drafts)
     files = {name: set(draft.records.paths()) for name, draft in drafts.items()}
-    for one, other in combinations(files, 2):
-        if "trainval" in one + other:
-            continue  # trainval contains train and val on purpose
+    for one, other in pairs_of_splits(files):
         if shared := sorted(files[one] & files[other]):
             what = f"{len(shared)}, the first is {Path(shared[0]).name}"
             report.warnings.append(Fault("images in two splits", f"{one} and {other}", what))
@@ -220,6 +249,8 @@ def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
 def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport, limits: Limits) -> dict[str, Records]:
     """Decode every image of every split, report its faults, and return the usable images of each split."""
     usable: dict[str, list[int]] = {name: [] for name in drafts}
+    looks: dict[str, dict[str, Look]] = {name: {} for name in drafts}
+    several = len(pairs_of_splits(drafts)) > 0
     shown = track(
         _inspected(drafts, limits),
         "reading images",
@@ -230,41 +261,44 @@ def _inspect_images(drafts: dict[str, SplitDraft], report: CheckReport, limits: 
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of broken metadata, which is checked here
-        for name, place, (faults, notes) in shown:
+        for name, place, path, (faults, notes, look) in shown:
             report.faults += named(name, faults)
             report.warnings += named(name, notes)
             if not faults:
                 usable[name].append(place)
+            if look and several:
+                looks[name][path] = look
+    report.warnings += shared_looks(looks)
     return {name: drafts[name].records.take(places) for name, places in usable.items()}
 
 
-def _inspected(
-    drafts: dict[str, SplitDraft], limits: Limits
-) -> Iterator[tuple[str, int, tuple[list[Fault], list[Fault]]]]:
-    """Yield the split and the place of every image, with its faults and warnings; a few images are read ahead."""
+def _inspected(drafts: dict[str, SplitDraft], limits: Limits) -> Iterator[tuple[str, int, str, Inspection]]:
+    """Yield split, place and path of every image, with what was found; a few images are read ahead."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, draft in drafts.items():
             for first in range(0, len(draft.records), _AT_ONCE):
                 places = range(len(draft.records))[first : first + _AT_ONCE]
-                found = pool.map(partial(_inspect, limits=limits), map(draft.records.__getitem__, places))
-                yield from ((name, place, each) for place, each in zip(places, found, strict=True))
+                records = [draft.records[place] for place in places]
+                found = pool.map(partial(_inspect, limits=limits), records)
+                for place, record, each in zip(places, records, found, strict=True):
+                    yield name, place, str(record.path), each
 
 
-def _inspect(record: Record, limits: Limits) -> tuple[list[Fault], list[Fault]]:
-    """Return the faults and the warnings of one image and its boxes."""
+def _inspect(record: Record, limits: Limits) -> Inspection:
+    """Return the faults and the warnings of one image and its boxes, and its look."""
     name = record.path.name
     if not record.path.exists():
-        return [Fault("image missing", name, f"{record.path} does not exist")], []
+        return [Fault("image missing", name, f"{record.path} does not exist")], [], None
     notes = _box_notes(record)
     stated = record.width, record.height
     try:
         with open_image(record.path, limits.max_pixels) as image:
             size, mode, rotated = image.size, image.mode, is_rotated(image)
-        load_pixels(record.path, max_pixels=limits.max_pixels)
+        look = look_of(load_pixels(record.path, max_pixels=limits.max_pixels))
     except UnreadableImage as error:
-        return [Fault("image unreadable", name, str(error))], notes
+        return [Fault("image unreadable", name, str(error))], notes, None
     except Exception as error:  # metadata that Pillow cannot parse
-        return [Fault("image unreadable", name, f"the metadata is damaged ({error})")], notes
+        return [Fault("image unreadable", name, f"the metadata is damaged ({error})")], notes, None
     if rotated:
         used = "rotated, like the annotated size" if size != stated else "as stored"
         notes.append(Fault("EXIF rotation", name, f"viewers rotate the image; its pixels are used {used}"))
@@ -273,8 +307,8 @@ def _inspect(record: Record, limits: Limits) -> tuple[list[Fault], list[Fault]]:
         notes.append(Fault(depth, name, f"mode {mode}, converted to RGB in 0..1"))
     if size != stated and not (rotated and size == stated[::-1]):
         what = f"the file has {size[0]}x{size[1]} pixels; the annotation states {stated[0]}x{stated[1]}"
-        return [Fault("size mismatch", name, what)], notes
-    return [], notes
+        return [Fault("size mismatch", name, what)], notes, look
+    return [], notes, look
 
 
 def _box_notes(record: Record) -> list[Fault]:

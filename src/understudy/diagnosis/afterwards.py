@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 
 from understudy.checkpoints import read_checkpoint
-from understudy.compare.runs import differences, read_runs
+from understudy.compare.differences import differences
+from understudy.compare.runs import read_runs
 from understudy.config import DistillConfig
 from understudy.data import Limits, open_data
 from understudy.detectors import build_detector

@@ -8,6 +8,7 @@ from understudy.evaluation.coco import Backend
 from understudy.evaluation.detections import (
     BATCH_SIZE,
     Precision,
+    aliases_of,
     choose_device,
     default_workers,
     detect_all,
@@ -31,6 +32,7 @@ __all__ = [
     "Detections",
     "Evaluation",
     "Precision",
+    "aliases_of",
     "choose_device",
     "default_workers",
     "detect_all",

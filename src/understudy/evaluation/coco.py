@@ -3,7 +3,7 @@
 import contextlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +34,11 @@ _COCO_NUMBERS = {  # name: array, thresholds, index of (all, small, medium, larg
 
 def coco_numbers(
     classes: Sequence[str], images: int, objects: Objects, found: Found, backend: Backend = "auto"
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Compute COCO's 12 numbers, and the AP of each class by name; 0..1, nan if not defined.
+) -> tuple[dict[str, float], dict[str, float], dict[str, list[float]]]:
+    """Compute COCO's 12 numbers, and by the name of each class its AP and its precision at IoU 0.50; 0..1.
+
+    The precision is the best at a recall of at least 0, 0.01, ..., 1. Numbers that are not defined are nan, curves of
+    classes without objects are left out.
 
     Args:
         classes: of the split.
@@ -47,10 +50,8 @@ def coco_numbers(
     Raises:
         UserError: the library is unknown or not installed.
     """
-    coco_class, eval_class = _library(backend)
-    index = _from_arrays if hasattr(coco_class, "from_arrays") else _from_rows
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        run = eval_class(*index(coco_class, classes, images, objects, found), "bbox")
+        run = _indexed(classes, images, objects, found, backend)
         run.evaluate()
         run.accumulate()
     precision, recall = run.eval["precision"], run.eval["recall"][:, None]  # (T, 101 or 1, K, 4 areas, 3 maxima)
@@ -60,7 +61,31 @@ def coco_numbers(
         for name, (array, ious, area, most) in _COCO_NUMBERS.items()
     }
     per_class = {name: _mean_of_valid(precision[:, :, k, 0, 2]) for k, name in enumerate(classes)}
-    return numbers, per_class
+    curves = {name: precision[0, :, k, 0, 2].tolist() for k, name in enumerate(classes)}
+    return numbers, per_class, {name: curve for name, curve in curves.items() if min(curve) > -1}
+
+
+def match_images(
+    classes: Sequence[str], images: int, objects: Objects, found: Found, backend: Backend = "auto"
+) -> list[Mapping[str, Any]]:
+    """Match detections with objects of all sizes at COCO's ten thresholds; arguments and errors as above.
+
+    Returns:
+        For each image and class with objects or detections: ``image_id`` and ``category_id``, which count from 1,
+        ``dtScores`` (D), ``dtMatches`` and ``dtIgnore`` (10, D), and ``gtIgnore``.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = _indexed(classes, images, objects, found, backend)
+        run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = run.params.areaRng[:1], ["all"], [100]
+        run.evaluate()
+    return [each for each in run.evalImgs if each]
+
+
+def _indexed(classes: Sequence[str], images: int, objects: Objects, found: Found, backend: Backend) -> Any:
+    """Return the library's evaluation, ready to run."""
+    coco_class, eval_class = _library(backend)
+    index = _from_arrays if hasattr(coco_class, "from_arrays") else _from_rows
+    return eval_class(*index(coco_class, classes, images, objects, found), "bbox")
 
 
 def _library(backend: Backend) -> tuple[Any, Any]:

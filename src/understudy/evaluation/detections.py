@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint
+from understudy.class_matching import NO_ALIASES, Aliases, match_names, no_common_name
 from understudy.data import Batch, DetectionData, Limits, evaluation_loader, open_data
 from understudy.data.dataset import Location
 from understudy.detectors import Detector
@@ -20,7 +21,6 @@ from understudy.detectors.base import evaluating
 from understudy.errors import UserError
 from understudy.evaluation.arrays import Detections
 from understudy.outputs import Outputs
-from understudy.pairing import match_names, no_common_name
 
 BATCH_SIZE = 8
 """Images of a batch by default; more gained little on a CPU."""
@@ -114,15 +114,15 @@ def gather_detections(detections: Detections) -> Detections:
     return detections.at(detections.image_ids.argsort(kind="stable"))
 
 
-def match_classes(classes: Sequence[str], data: DetectionData) -> tuple[int | None, ...]:
+def match_classes(classes: Sequence[str], data: DetectionData, aliases: Aliases = NO_ALIASES) -> tuple[int | None, ...]:
     """Return, for each label of a detector, the data set's category id of the class of that name, or None.
 
-    Classes are matched by name; order, case and surrounding blanks have no effect. A few classes in common are enough.
+    Classes are matched by name, see :func:`~understudy.class_matching.match_names`. A few classes in common are enough.
 
     Raises:
         UserError: there is no class in common.
     """
-    places = match_names(classes, data.classes)
+    places = match_names(classes, data.classes, aliases)
     if all(place is None for place in places):
         raise UserError.listing(
             "The detector cannot be used on this data set:",
@@ -186,6 +186,11 @@ def limits_of(checkpoint: Checkpoint) -> Limits:
     """Return the limits in the config of a checkpoint; those of an older version have none."""
     settings = data_section(checkpoint.config)
     return Limits(**{key: settings[key] for key in ("max_pixels", "allow_outside") if key in settings})
+
+
+def aliases_of(checkpoint: Checkpoint) -> Aliases:
+    """Return the aliases of classes in the config of a checkpoint; those of an older version have none."""
+    return data_section(checkpoint.config).get("aliases", NO_ALIASES)
 
 
 def loader_at_evaluation_size(

@@ -4,16 +4,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from understudy.checkpoints import load_checkpoint
+from understudy.class_matching import Aliases, check_aliases, match_names, renamed
 from understudy.data import DetectionData, Limits
 from understudy.data.dataset import Location
+from understudy.data.digests import digest_of_split
 from understudy.evaluation.arrays import Detection, Detections, Found, Objects
 from understudy.evaluation.coco import Backend, coco_numbers
+from understudy.evaluation.confusion import SCORE, confusion_matrix
 from understudy.evaluation.detections import (
     BATCH_SIZE,
     Precision,
+    aliases_of,
     choose_device,
     default_workers,
     detect_all,
@@ -38,6 +43,8 @@ def evaluate(
     workers: int | None = None,
     precision: Precision = "32",
     backend: Backend = "auto",
+    score_threshold: float = SCORE,
+    aliases: Aliases | None = None,
 ) -> Evaluation:
     """Evaluate a trained detector on a data set, at the image size that it was trained for.
 
@@ -52,6 +59,9 @@ def evaluate(
         workers: processes that load images; by default see :func:`.default_workers`.
         precision: of the arithmetic.
         backend: see :func:`score`.
+        score_threshold: lowest score of a detection that counts for the confusion matrix, 0..1.
+        aliases: other names of classes, the detector's and the data set's in either order; by default those of the
+            training run.
 
     Raises:
         UserError: the checkpoint or the data set cannot be read, they have no class in common, or the device does not
@@ -59,22 +69,39 @@ def evaluate(
     """
     loaded = load_checkpoint(checkpoint)
     opened = open_split(loaded, data, split, limits)
-    category_ids = match_classes(loaded.classes, opened)
+    if aliases is None:
+        aliases = aliases_of(loaded)
+    else:
+        check_aliases(aliases, loaded.classes, opened.classes, "--alias")
+    places = match_names(loaded.classes, opened.classes, aliases)
+    category_ids = match_classes(loaded.classes, opened, aliases)
     device = choose_device(device)
     workers = default_workers(len(opened)) if workers is None else workers
     loader = loader_at_evaluation_size(opened, loaded.config, batch_size=batch_size, workers=workers)
     detector, batches = on_device(loaded.detector, device), with_progress(loader, "evaluating")
     found = detect_all(detector, batches, device, category_ids, precision)
     return replace(
-        score(opened, found, backend),
+        score(opened, found, backend, detailed=True, score_threshold=score_threshold),
+        checkpoint=str(checkpoint),
+        data=str(opened.source),
+        split=opened.split,
         unknown_classes=tuple(
             name for name, i in zip(opened.classes, opened.category_ids, strict=True) if i not in category_ids
         ),
         unused_classes=tuple(name for name, i in zip(loaded.classes, category_ids, strict=True) if i is None),
+        renamed_classes=tuple(renamed(loaded.classes, opened.classes, places)),
+        data_digest=digest_of_split(opened),
     )
 
 
-def score(data: DetectionData, detections: Detections | Sequence[Detection], backend: Backend = "auto") -> Evaluation:
+def score(
+    data: DetectionData,
+    detections: Detections | Sequence[Detection],
+    backend: Backend = "auto",
+    *,
+    detailed: bool = False,
+    score_threshold: float = SCORE,
+) -> Evaluation:
     """Compute COCO's and VOC's numbers for detections on a split.
 
     Args:
@@ -83,6 +110,8 @@ def score(data: DetectionData, detections: Detections | Sequence[Detection], bac
         detections: arrays, or rows of COCO's results format, in any order of images. For COCO's numbers the 100 best
             per image and class count.
         backend: the library that computes COCO's numbers; both give the same.
+        detailed: whether the evaluation has the confusion matrix and the curves of precision over recall.
+        score_threshold: lowest score of a detection that counts for the confusion matrix, 0..1.
 
     Raises:
         UserError: the library is not installed, or a detection has an image or a category that the split lacks.
@@ -90,6 +119,16 @@ def score(data: DetectionData, detections: Detections | Sequence[Detection], bac
     if not isinstance(detections, Detections):
         detections = Detections.of_rows(detections)
     objects, found = Objects.of(data), Found.of(data, detections)
-    coco, per_class = coco_numbers(data.classes, len(data), objects, found, backend)
+    coco, per_class, curves = coco_numbers(data.classes, len(data), objects, found, backend)
     voc, voc_per_class = voc_numbers(data.classes, objects, found)
-    return Evaluation(coco, per_class, voc, voc_per_class, images=len(data))
+    counts = np.bincount(objects.labels[~objects.ignore], minlength=len(data.classes)).tolist()
+    return Evaluation(
+        coco,
+        per_class,
+        voc,
+        voc_per_class,
+        images=len(data),
+        objects=dict(zip(data.classes, counts, strict=True)),
+        confusion=confusion_matrix(data.classes, objects, found, score_threshold) if detailed else None,
+        curves=curves if detailed else None,
+    )

@@ -5,17 +5,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
+from PIL import Image
 
 from understudy.checkpoints import Checkpoint, load_checkpoint
-from understudy.data import Batch, DetectionData, Limits, Record, Records, UnreadableImage, open_data, splits
+from understudy.class_matching import match_names, renamed, shown_pairs
+from understudy.data import Batch, DetectionData, Limits, Record, Records, UnreadableImage, as_paths, open_data, splits
 from understudy.data.images import SUFFIXES, shown_size
 from understudy.detectors import Detector
 from understudy.errors import UserError
@@ -23,6 +22,7 @@ from understudy.evaluation.arrays import Detection
 from understudy.evaluation.detections import (
     BATCH_SIZE,
     Precision,
+    aliases_of,
     choose_device,
     default_workers,
     detections_of_batch,
@@ -32,29 +32,20 @@ from understudy.evaluation.detections import (
     on_device,
     with_progress,
 )
+from understudy.evaluation.drawing import draw_detections
 from understudy.evaluation.pictures import Picture, Pictures, batch_of
 from understudy.files import write_atomically
 from understudy.text import listed
 
 logger = logging.getLogger(__name__)
 
-_COLOURS = (
-    "#e6194b",
-    "#4363d8",
-    "#3cb44b",
-    "#f58231",
-    "#911eb4",
-    "#008080",
-    "#f032e6",
-    "#9a6324",
-    "#808000",
-    "#000075",
-)
+Sources = Path | str | Sequence[Path | str]
+"""An image, a folder of images or a data set; or several images and folders of images."""
 
 
 def predict(
     checkpoint: Path | str,
-    source: Path | str,
+    source: Sources,
     output: Path | str,
     score_threshold: float = 0.3,
     *,
@@ -72,7 +63,7 @@ def predict(
 
     Args:
         checkpoint: a checkpoint or a run folder (its best checkpoint).
-        source: an image, a folder of images, or a data set.
+        source: an image, a folder of images, or a data set; or several images and folders of images.
         output: a new or empty folder.
         score_threshold: lowest score of a detection that is drawn, 0..1.
         split: the split of a data set.
@@ -83,9 +74,9 @@ def predict(
         precision: of the arithmetic.
 
     Returns:
-        The rows of ``detections.json``. For a folder of images, ``image_id`` is the position of the file name in sorted
-        order, from 1, and boxes refer to the image turned upright by its EXIF orientation. For a data set, ids and
-        orientation are the data set's own, and classes that it lacks are left out and logged.
+        The rows of ``detections.json``. For images, ``image_id`` is their number, from 1, in the order of the sources
+        and of the sorted file names of each folder, and boxes refer to the image turned upright by its EXIF data.
+        For a data set, ids and orientation are the data set's own, and classes that it lacks are left out and logged.
 
     Raises:
         UserError: the checkpoint cannot be read; there are no images, or unreadable ones (all are listed); a data set
@@ -98,11 +89,15 @@ def predict(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not an empty folder. Choose another one: --output FOLDER.")
     loaded = load_checkpoint(checkpoint)
-    data, faults = _open_source(Path(source), split, loaded, limits or limits_of(loaded))
+    sources = as_paths(source)
+    data, faults = _open_sources(sources, split, loaded, limits or limits_of(loaded))
     images = len(data) + len(faults)
-    category_ids = match_classes(loaded.classes, data)
+    aliases = aliases_of(loaded)
+    category_ids = match_classes(loaded.classes, data, aliases)
+    if pairs := renamed(loaded.classes, data.classes, match_names(loaded.classes, data.classes, aliases)):
+        logger.warning("Classes matched under another name (detector = data set): %s", shown_pairs(pairs))
     if unused := [name for name, number in zip(loaded.classes, category_ids, strict=True) if number is None]:
-        logger.warning("%s lacks these classes of the detector; they are left out: %s", source, listed(unused))
+        logger.warning("%s lacks these classes of the detector; they are left out: %s", sources[0], listed(unused))
 
     device = choose_device(device)
     detector = on_device(loaded.detector, device)
@@ -153,47 +148,36 @@ def _detect(detector: Detector, batch: Batch, category_ids: Sequence[int | None]
     return {image_id: found.at(found.image_ids == image_id).rows() for image_id in batch.image_ids}
 
 
-def draw_detections(
-    image: Tensor, detections: Sequence[Detection], names: Mapping[int, str], score_threshold: float = 0.0
-) -> Image.Image:
-    """Draw detections on an image, each box with its class and score, the highest scores on top.
-
-    >>> cat = {"image_id": 1, "category_id": 1, "bbox": [20, 40, 60, 40], "score": 0.9}
-    >>> draw_detections(torch.zeros(3, 100, 120), [cat], {1: "cat"}).size
-    (120, 100)
-
-    Args:
-        image: (3, H, W) float in 0..1, or uint8.
-        detections: rows of COCO's results format, in pixels of this image.
-        names: category id to class name; the order decides the colours.
-        score_threshold: lowest score of a detection that is drawn, 0..1.
-    """
-    picture = to_pil_image(image)
-    pencil = ImageDraw.Draw(picture)
-    shorter = min(picture.size)
-    line, font = max(1, round(shorter / 250)), ImageFont.load_default(size=max(10, shorter / 40))
-    colours = {category: _COLOURS[i % len(_COLOURS)] for i, category in enumerate(names)}
-    shown = [row for row in detections if row["score"] >= score_threshold]
-    for row in sorted(shown, key=lambda row: row["score"]):
-        x, y, width, height = row["bbox"]
-        colour, text = colours[row["category_id"]], f"{names[row['category_id']]} {row['score']:.2f}"
-        # Boxes are edges, Pillow's corners are the outermost pixels: the last is one before the right edge.
-        pencil.rectangle((x, y, max(x + width - 1, x), max(y + height - 1, y)), outline=colour, width=line)
-        left, _, right, bottom = pencil.textbbox((0, 0), text, font=font)
-        # The label is above the box, moved inwards if it would leave the picture.
-        text_x = min(max(x, 0), max(picture.width - right, 0))
-        text_y = min(max(y - bottom, 0), max(picture.height - bottom, 0))
-        pencil.rectangle((text_x + left, text_y, text_x + right, text_y + bottom), fill=colour)
-        pencil.text((text_x, text_y), text, fill="white", font=font)
-    return picture
-
-
-def _open_source(source: Path, split: str, detector: Checkpoint, limits: Limits) -> tuple[DetectionData, list[str]]:
+def _open_sources(
+    sources: Sequence[Path], split: str, detector: Checkpoint, limits: Limits
+) -> tuple[DetectionData, list[str]]:
     """Open a data set; or images, as a split with the detector's classes and without objects.
 
     Returns:
         The split, and what is wrong with the images that cannot be in it.
     """
+    if not sources:
+        raise UserError("No images to predict on: expected at least one SOURCE.")
+    if len(sources) == 1:
+        return _open_source(sources[0], split, detector, limits)
+    files, faults = [], []
+    for source in sources:
+        found = [source] if source.is_file() and source.suffix.lower() in SUFFIXES else _images_in(source)
+        files += found
+        faults += [] if found else [str(source)]
+    if faults:
+        raise UserError.listing(
+            "Several sources must be images or folders with images directly in them (predict on a data set alone). "
+            "These are not:",
+            faults,
+        )
+    once: dict[Path, Path] = {}
+    for file in files:  # a file may be in two sources
+        once.setdefault(file.resolve(), file)
+    return _as_split(list(once.values()), sources[0], detector, limits)
+
+
+def _open_source(source: Path, split: str, detector: Checkpoint, limits: Limits) -> tuple[DetectionData, list[str]]:
     if source.is_file() and source.suffix.lower() in SUFFIXES:
         return _as_split([source], source, detector, limits)
     try:

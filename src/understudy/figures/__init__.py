@@ -4,7 +4,17 @@ Figures are built without ``pyplot``, so they leave no global state. Charts use 
 replaces them by the page's text colours, so that they fit its light and its dark mode.
 """
 
-from understudy.figures.charts import Curve, bar_chart, cloud_chart, curve_chart, loss_charts, point_chart
+from understudy.figures.charts import (
+    Curve,
+    bar_chart,
+    cloud_chart,
+    curve_chart,
+    difference_chart,
+    loss_charts,
+    point_chart,
+    running_mean,
+)
+from understudy.figures.detectors import confusion_chart, precision_recall_chart
 from understudy.figures.pictures import HEAT_FLOOR, Cell, detection_picture, heat_picture, sheet
 from understudy.figures.style import (
     CLASS_COLOURS,
@@ -12,7 +22,9 @@ from understudy.figures.style import (
     MORE_COLOURS,
     ROLE_COLOURS,
     STUDENT_COLOURS,
+    Style,
     distinct_colours,
+    styles,
 )
 from understudy.figures.writing import Captioned, as_image, as_svg, file_names, refuse_existing, write_figures
 
@@ -26,18 +38,24 @@ __all__ = [
     "Captioned",
     "Cell",
     "Curve",
+    "Style",
     "as_image",
     "as_svg",
     "bar_chart",
     "cloud_chart",
+    "confusion_chart",
     "curve_chart",
     "detection_picture",
+    "difference_chart",
     "distinct_colours",
     "file_names",
     "heat_picture",
     "loss_charts",
     "point_chart",
+    "precision_recall_chart",
     "refuse_existing",
+    "running_mean",
     "sheet",
+    "styles",
     "write_figures",
 ]

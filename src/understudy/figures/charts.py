@@ -1,51 +1,119 @@
 """Charts: lines, bars and points over axes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from understudy.figures.style import INK, MUTED, dress, legend, legend_above
+from understudy.figures.style import INK, MUTED, Style, dress, label, legend, legend_above, legend_of_styles
 
 Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One line of a chart.
+    """One line of a chart, with a band around it if it is the mean of several runs.
 
     Attributes:
         name: its entry in the legend; lines of the same name share one.
-        colour: a hex colour, legible on white and on black.
+        style: colours that are legible on white and on black, line and marker.
         x, y: (P,) the points; a y that is not finite leaves a gap.
+        low, high: (P,) the lower and the upper edge of the band; empty: no band.
     """
 
     name: str
-    colour: str
+    style: Style
     x: Array
     y: Array
+    low: Array = field(default_factory=lambda: np.empty(0))
+    high: Array = field(default_factory=lambda: np.empty(0))
 
 
-def curve_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, integers: bool = True) -> Figure:
-    """Draw lines with a marker at every point, over an axis that begins at zero, with a legend.
+def curve_chart(
+    curves: Sequence[Curve],
+    *,
+    x_label: str,
+    y_label: str,
+    integers: bool = True,
+    markers: bool = True,
+    top: float | None = None,
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw lines and their bands over an axis that begins at zero, with a legend.
 
     Args:
         curves: the lines.
         x_label: of the horizontal axis, with its unit.
         y_label: of the vertical axis, with its unit.
         integers: the horizontal axis counts something.
+        markers: mark every point; otherwise about eight points of a line.
+        top: upper end of the vertical axis; None: that of the curves.
+        levels: heights of thin horizontal lines for comparison, by name.
     """
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    named: set[str] = set()
     for curve in curves:
-        label = "" if curve.name in named else curve.name
-        named.add(curve.name)
-        axes.plot(curve.x, curve.y, color=curve.colour, label=label, linewidth=2, marker="o", markersize=4)
-    dress(axes, x_label=x_label, y_label=y_label, integers=integers)
-    legend(axes)
+        every = 1 if markers else max(1, len(curve.x) // 8)
+        draw_curve(axes, curve, width=2, marker=curve.style.marker, markersize=4.5, markevery=every)
+    for name, height in (levels or {}).items():
+        axes.axhline(height, color=MUTED, linewidth=1.2)
+        words = f"{label(name)}: {height:.1f}"
+        axes.annotate(
+            words,
+            (0.01, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+            color=MUTED,
+        )
+    dress(axes, x_label=x_label, y_label=y_label, top=top, integers=integers)
+    legend_of_styles(figure, {curve.name: curve.style for curve in curves})
+    return figure
+
+
+def draw_curve(axes: Axes, curve: Curve, *, width: float, **line: Any) -> None:
+    """Draw a line and the band around it."""
+    style = curve.style
+    line |= {"color": style.colour, "linestyle": style.dash, "linewidth": width, "label": label(curve.name)}
+    axes.plot(curve.x, curve.y, **line)
+    if curve.low.size:
+        axes.fill_between(curve.x, curve.low, curve.high, color=style.colour, alpha=0.16, linewidth=0)
+
+
+def difference_chart(
+    names: Sequence[str], series: Mapping[str, Sequence[float]], styles: Mapping[str, Style], *, x_label: str
+) -> Figure:
+    """Draw differences as points right and left of a line at zero, a line of the chart for each name.
+
+    Args:
+        names: top to bottom, N of them.
+        series: by its name in the legend, N differences; one that is not finite has no point.
+        styles: of each series.
+        x_label: of the horizontal axis, with its unit.
+    """
+    figure = Figure(figsize=(8, 0.26 * len(names) + 1.3), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(names))
+    for name, values in series.items():
+        style = styles[name]
+        axes.scatter(values, places, color=style.colour, marker=style.marker, s=36, zorder=3, alpha=0.9)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(places, [label(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(x_label, color=INK)
+    axes.tick_params(colors=MUTED, labelsize=8)
+    axes.tick_params(axis="y", labelcolor=INK, length=0)
+    axes.set_axisbelow(True)
+    axes.grid(color=MUTED, alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    legend_of_styles(figure, {name: styles[name] for name in series})
     return figure
 
 
@@ -80,14 +148,14 @@ def bar_chart(
         labels = [f"{height:{form}}" if np.isfinite(height) else "" for height in heights]
         axes.bar_label(bars, labels, fontsize=7, color=INK, padding=2)
     if line:
-        axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=line[0])
+        axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=label(line[0]))
     dress(axes, x_label=x_label, y_label=y_label)
     low = min((float(value) for values in series.values() for value in values if np.isfinite(value)), default=0.0)
     if low < 0:
         axes.set_ylim(bottom=low - 0.1 * (axes.get_ylim()[1] - low))  # room for the label below the bar
         axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.margins(y=0.12)
-    axes.set_xticks(range(len(groups)), groups)
+    axes.set_xticks(range(len(groups)), [label(group) for group in groups])
     named = {name: colours[name] for name in series if len(series) > 1}
     if named:
         legend_above(figure, named)
@@ -117,9 +185,9 @@ def point_chart(
     axes = figure.add_subplot()
     axes.scatter([x for _, x, _ in points], [y for _, _, y in points], color=colour, s=46, zorder=3)
     for name, x, y in points:
-        axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8, color=INK)
+        axes.annotate(label(name), (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8, color=INK)
     if line:
-        axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=line[0])
+        axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=label(line[0]))
     dress(axes, x_label=x_label, y_label=y_label, integers=False)
     axes.set_ylim(auto=True)
     axes.margins(0.18)
@@ -159,28 +227,28 @@ def cloud_chart(
 
 
 def loss_charts(terms: Mapping[str, Sequence[Curve]]) -> Figure:
-    """Draw a small chart for each loss: logged values faint, their running mean on top, axes from zero.
+    """Draw a small chart for each loss, its axis from zero: logged values faint or a band, their running mean on top.
 
     Args:
-        terms: by the name of the loss (at least one), a curve for each run that has it.
+        terms: by the name of the loss (at least one), a curve for each row that has it.
     """
     columns = min(3, len(terms))
     rows = -(-len(terms) // columns)
     figure = Figure(figsize=(9.6, 2.4 * rows + 0.5), layout="constrained")
-    seen: dict[str, str] = {}
     for number, (term, curves) in enumerate(terms.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
         for curve in curves:
-            axes.plot(curve.x, curve.y, color=curve.colour, linewidth=0.6, alpha=0.3)
-            axes.plot(curve.x, running_mean(curve.y), color=curve.colour, linewidth=1.8)
-            seen[curve.name] = curve.colour
+            if not curve.low.size:
+                axes.plot(curve.x, curve.y, color=curve.style.colour, linewidth=0.6, alpha=0.3)
+            smooth = [running_mean(values) for values in (curve.y, curve.low, curve.high)]
+            draw_curve(axes, Curve(curve.name, curve.style, curve.x, *smooth), width=1.8)
         # The first values are often ten times the rest and would flatten everything after them.
         values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
         top = _readable_top(values)
         dress(axes, x_label="step" if number > len(terms) - columns else "", y_label="", top=top)
         cut = " (first values above the frame)" if values.size and top < values.max() else ""
-        axes.set_title(f"{term}{cut}", fontsize=9, color=INK, loc="left")
-    legend_above(figure, seen)
+        axes.set_title(f"{label(term, 40)}{cut}", fontsize=9, color=INK, loc="left")
+    legend_of_styles(figure, {curve.name: curve.style for curves in terms.values() for curve in curves})
     return figure
 
 

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from understudy.figures.style import INK, legend_above
+from understudy.figures.style import INK, any_letters, label, legend_above
 
 Array = NDArray[np.floating]
 
@@ -61,13 +61,12 @@ def detection_picture(
     """
     figure, axes, scale = _canvas(image.shape[0], image.shape[1], width)
     axes.imshow(image, extent=_extent(image.shape[0] * scale, image.shape[1] * scale), interpolation="bicubic")
-    outline = [withStroke(linewidth=3.2, foreground="black", alpha=0.55)]
     for box, caption, colour in reversed(list(zip(boxes, captions, colours, strict=True))):
-        _frame(axes, box * scale, colour, outline)
+        _frame(axes, box * scale, colour, _outline(colour))
         if caption:
             _tag(axes, box * scale, caption, colour, height=image.shape[0] * scale, width=image.shape[1] * scale)
     for box in () if dashed_boxes is None else dashed_boxes:
-        _frame(axes, box * scale, dashed_colour, outline, style="--")
+        _frame(axes, box * scale, dashed_colour, _outline(dashed_colour), style="--")
     return figure
 
 
@@ -130,14 +129,16 @@ def sheet(rows: Sequence[Sequence[Cell]], colours: Mapping[str, str] | None = No
 
 
 def _title(cell: Cell, letters: int) -> str:
-    return "\n".join([cell.head, *textwrap.wrap(cell.words, letters)])
+    lines = [cell.head, *textwrap.wrap(cell.words, letters)]
+    return "\n".join(label(line, letters) for line in lines)
 
 
 def _drawn(figure: Figure) -> NDArray[np.uint8]:
     """Draw a picture at twice its size: (H, W, 3)."""
     figure.set_dpi(2 * _DPI)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with any_letters():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -154,6 +155,15 @@ def _extent(height: float, width: float) -> tuple[float, float, float, float]:
     return (0, width, height, 0)
 
 
+def _is_dark(colour: str) -> bool:
+    return bool(np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.45)
+
+
+def _outline(colour: str) -> list:
+    """Return a faint outline that sets a line off from any image: white around dark colours, black around others."""
+    return [withStroke(linewidth=3.2, foreground="white" if _is_dark(colour) else "black", alpha=0.55)]
+
+
 def _frame(
     axes: Axes, box: Array, colour: str, effects: list, *, style: Literal["-", "--"] = "-", linewidth: float = 1.8
 ) -> None:
@@ -167,9 +177,9 @@ def _frame(
 def _tag(axes: Axes, box: Array, caption: str, colour: str, *, height: float, width: float) -> None:
     """Draw a caption above its box, or inside if there is no room above, always within the picture."""
     line, letter = 20, 9.2  # height of a line and width of a letter, about, in pixels
+    caption = label(caption, max(8, int((width - 4) / letter)))
     x = float(np.clip(box[0], 0, max(0.0, width - letter * len(caption) - 4)))
     y = float(np.clip(box[1] if box[1] >= line else box[1] + line, line, height))
-    dark = np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.45
     patch = {"facecolor": colour, "edgecolor": "none", "pad": 1.2, "alpha": 0.88}
-    ink = "white" if dark else "black"
+    ink = "white" if _is_dark(colour) else "black"
     axes.text(x + 2, y - 3, caption, color=ink, fontsize=10.5, family="DejaVu Sans", va="bottom", bbox=patch)

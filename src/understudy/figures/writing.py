@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from understudy.errors import UserError
-from understudy.figures.style import INK, MUTED
+from understudy.figures.style import INK, MUTED, any_letters
 from understudy.files import write_atomically
 
 
@@ -63,16 +64,21 @@ def write_figures(folder: Path, figures: Mapping[str, Captioned]) -> list[Path]:
         for suffix in ("png", "svg"):
             buffer = io.BytesIO()
             metadata = {"Date": None, "Creator": None} if suffix == "svg" else {}
-            figure.savefig(buffer, format=suffix, dpi=150, facecolor="white", metadata=metadata)
+            with any_letters():
+                figure.savefig(buffer, format=suffix, dpi=150, facecolor="white", metadata=metadata)
             files.append(folder / f"{name}.{suffix}")
             write_atomically(files[-1], buffer.getvalue())
     return files
 
 
 def as_svg(figure: Figure) -> str:
-    """Return the figure as an SVG element in the page's text colours."""
+    """Return the figure as an SVG element in the page's text colours.
+
+    Its text stays text, so that it can be searched and the reader's fonts draw every script.
+    """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.fonttype": "none"}), any_letters():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
@@ -85,5 +91,6 @@ def as_svg(figure: Figure) -> str:
 def as_image(figure: Figure) -> str:
     """Return the figure as a JPEG in a ``data:`` URL for an ``<img>``."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_jpg(buffer, pil_kwargs={"quality": 85})
+    with any_letters():
+        FigureCanvasAgg(figure).print_jpg(buffer, pil_kwargs={"quality": 85})
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

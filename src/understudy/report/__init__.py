@@ -1,6 +1,6 @@
 """The HTML page about a few runs. :func:`report_on` writes it; the modules of this package make its parts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,29 @@ import torch
 
 from understudy.compare.table import Table
 from understudy.data import Limits, open_data
+from understudy.figures import Captioned
 from understudy.files import check_writable
 from understudy.report.analyses import view_analyses
-from understudy.report.examples import view_examples
-from understudy.report.page import write_report
-from understudy.report.views import RunView, one_of_each_role, view_run, view_runs
+from understudy.report.page import comparison_sections, loss_sections, write_report
+from understudy.report.sections import DataRow, DataTable, Entry, Section
+from understudy.report.views import RunView, shown_runs, view_run, view_runs
 
-__all__ = ["RunView", "report_on", "view_analyses", "view_examples", "view_run", "view_runs", "write_report"]
+__all__ = [
+    "Captioned",
+    "DataRow",
+    "DataTable",
+    "Entry",
+    "RunView",
+    "Section",
+    "comparison_sections",
+    "loss_sections",
+    "report_on",
+    "shown_runs",
+    "view_analyses",
+    "view_run",
+    "view_runs",
+    "write_report",
+]
 
 
 def report_on(
@@ -23,20 +39,24 @@ def report_on(
     *,
     title: str = "Teacher and students compared",
     facts: Mapping[str, Any] | None = None,
+    verdicts: Sequence[str] | None = None,
+    sections: Sequence[Section] = (),
     images: int = 6,
     device: str | torch.device = "cpu",
     force: bool = False,
 ) -> Path:
-    """Write the page about a comparison; the best checkpoints are run on a few validation images for it.
+    """Write the page about a comparison; a few best checkpoints are run on a sample of validation images for it.
 
-    Types of errors are shown for one run of each role; the teacher's feature richness, entropy and ranks if it is among
-    the runs.
+    Detections and types of errors are shown for the best distilled row, its plain student and its teacher; the
+    teacher's feature richness, entropy and ranks if it is among the runs.
 
     Args:
         page: the HTML file to write.
         table: the comparison, from :func:`understudy.compare.table.summarise`.
         title: of the page.
         facts: further facts to show.
+        verdicts: sentences at the top of the page; None: the verdicts of the table.
+        sections: further sections, which follow the verdict.
         images: number of validation images to show.
         device: on which the detectors run.
         force: whether the page may replace an existing file.
@@ -49,19 +69,16 @@ def report_on(
     """
     check_writable(page, force)
     runs = view_runs(table)
-    shown = one_of_each_role(runs)
     first = table.rows[0].runs[0]
     data = open_data(*first.measured_on, Limits.of(first.config.data))
-    analyses = view_analyses(shown, data, device=device)
     write_report(
         page,
         runs,
         title=title,
         facts=facts or {},
         table=table,
-        examples=view_examples(shown, data, count=images, device=device),
-        richness=analyses.richness,
-        analyses=analyses.charts,
-        remarks=analyses.remarks,
+        verdicts=verdicts,
+        sections=sections,
+        analyses=view_analyses(shown_runs(table, runs), data, shown=images, device=device),
     )
     return page

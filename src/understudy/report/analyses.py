@@ -1,45 +1,47 @@
-"""The analyses on the page: errors, ranks and entropy on a sample of validation images, and the teacher's richness."""
+"""The analyses on the page: detections, errors, ranks and entropy on validation images, and the teacher's richness."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from understudy.analysis.entropy import Entropy
 from understudy.analysis.errors import Errors
 from understudy.analysis.models import Device, Model, sample, walk
 from understudy.analysis.ranks import Ranks
-from understudy.analysis.richness import Richness, RichnessView, telling_images
+from understudy.analysis.richness import Richness, richness_by_place, richness_cells, telling_images
 from understudy.checkpoints import load_checkpoint
-from understudy.data import DetectionData
+from understudy.data import DetectionData, Records
 from understudy.errors import UserError
-from understudy.figures import Captioned
+from understudy.evaluation import score
+from understudy.figures import HEAT_FLOOR
+from understudy.report.examples import detections_section
+from understudy.report.sections import DataRow, DataTable, Entry, Section
 from understudy.report.views import RunView
 
 IMAGES, SECONDS = 48, 30.0
 """Images of the sample at most, and the time after which no further image is taken."""
 
 RICHNESS_IMAGES = 16
+SHOWN_RICHNESS = 4  # images with masks; the means are over all images
 
 
-@dataclass(frozen=True)
-class Analyses:
-    """The charts of the page with the titles of their sections, the teacher's richness, and remarks."""
+def view_analyses(
+    runs: Sequence[RunView], data: DetectionData, *, shown: int = 6, device: Device = "cpu"
+) -> list[Section]:
+    """Analyse a teacher and its students on a sample of images; bounded in images and in time.
 
-    charts: tuple[tuple[str, Captioned], ...]
-    richness: tuple[RichnessView, ...]
-    remarks: tuple[str, ...]
-
-
-def view_analyses(runs: Sequence[RunView], data: DetectionData, *, device: Device = "cpu") -> Analyses:
-    """Analyse a teacher and its students on a sample of images, in one walk; bounded in images and in time.
-
-    All detectors get images of the first student's size. An analysis that these detectors do not permit is left out,
-    with a remark.
+    Ranks and entropy compare cells, so all detectors get images of the first student's size for them. Detections and
+    errors are those of every detector at its own size; if the sizes are equal, one walk serves all. An analysis that
+    these detectors do not permit is left out, with a remark.
 
     Args:
         runs: at most one teacher, and students.
         data: the validation images.
+        shown: number of images whose detections are drawn.
         device: on which the detectors run.
+
+    Returns:
+        The sections of the page, those of detections and errors first.
 
     Raises:
         UserError: a checkpoint cannot be read.
@@ -60,23 +62,89 @@ def view_analyses(runs: Sequence[RunView], data: DetectionData, *, device: Devic
     errors = made(lambda: Errors(list(models.values()), few))
     ranks = made(lambda: Ranks(teacher, students, few)) if teacher and students else None
     entropy = made(lambda: Entropy(teacher, few)) if teacher else None
-    found = [each for each in (errors, ranks, entropy) if each]
-    if found:
-        like = (students or list(models.values()))[0]
-        count = walk(list(models.values()), few, found, like=like, device=device, seconds=SECONDS)
-        remarks.insert(
-            0, f"The analyses are on {count} validation images, evenly spread, at the image size of {like.name}."
-        )
-    charts: list[tuple[str, Captioned]] = []
-    if errors:
-        drawn = errors.result(shown=0).figures()
-        charts += [("Types of errors", drawn["errors"]), ("Types of errors", drawn["errors_cost"])]
+    _walk_all(list(models.values()), few, errors, [each for each in (ranks, entropy) if each], students, device)
+    sections = []
+    if errors and errors.walked:
+        sections = [detections_section(errors, runs, data, shown), _errors_section(errors)]
+        sections += [_classes_section(errors, run.name) for run in runs[-1:] if run.role != "teacher"]
     if ranks:
-        charts += [("Ranks of the anchors of each object", ranks.result().figures()["ranks"])]
+        size = () if _one_size(models.values()) else (f"At the image size of {students[0].name}.",)
+        chart = ranks.result().figures()["ranks"]
+        sections.append(Section("Ranks of the anchors of each object", charts=[chart], notes=size))
     if entropy:
-        charts += [("Entropy of the teacher's features", entropy.result().figures()["entropy"])]
-    views: tuple[RichnessView, ...] = ()
+        sections.append(Section("Entropy of the teacher's features", charts=[entropy.result().figures()["entropy"]]))
     if teacher and (richness := made(lambda: Richness(teacher, telling_images(data, RICHNESS_IMAGES)))):
         walk([teacher], richness.data, [richness], device=device)
-        views = tuple(richness.views)
-    return Analyses(tuple(charts), views, tuple(remarks))
+        sections.append(richness_section(richness.views))
+    if remarks:
+        sections.append(Section("Analyses that are missing", notes=tuple(dict.fromkeys(remarks)), listed=True))
+    return sections
+
+
+def _walk_all(
+    models: Sequence[Model],
+    data: DetectionData,
+    errors: Errors | None,
+    others: Sequence[Any],
+    students: Sequence[Model],
+    device: Device,
+) -> None:
+    """Run the models on the images: once if they share an image size."""
+    like = (students or models)[0]
+    if _one_size(models) and (errors or others):
+        walk(models, data, [*([errors] if errors else []), *others], like=like, device=device, seconds=SECONDS)
+        return
+    if errors:
+        for size in dict.fromkeys(model.size for model in models):
+            group = [model for model in models if model.size == size]
+            walk(group, data, [errors], device=device, seconds=SECONDS)
+    if others:
+        walk(models, data, others, like=like, device=device, seconds=SECONDS)
+
+
+def _one_size(models: Iterable[Model]) -> bool:
+    return len({model.size for model in models}) == 1
+
+
+def _errors_section(errors: Errors) -> Section:
+    drawn = errors.result(shown=0).figures()
+    return Section("Types of errors", charts=[drawn["errors"], drawn["errors_cost"]])
+
+
+def _classes_section(errors: Errors, student: str) -> Section:
+    """Return the confusion matrix and precision over recall of a student on the images that were walked."""
+    walked = errors.walked
+    rows = [row for i in walked for row in errors.rows[student][i]]
+    data = replace(errors.data, records=Records.of(list(walked.values())))
+    drawn = score(data, rows, detailed=True).figures()
+    sentence = f"Detections of {student} on {len(walked)} validation images, evenly spread over the split."
+    return Section("Classes confused, and precision over recall", sentences=(sentence,), charts=list(drawn.values()))
+
+
+def richness_section(views: Sequence[Any]) -> Section:
+    """Return the section of a teacher's feature richness: masks and levels of some images, and means over all."""
+    unlabelled = any(len(view.unlabelled) for view in views)
+    places = richness_by_place(views)
+    rows = tuple(DataRow(place, (Entry.of(value, ".2f"),)) for place, value in places.items())
+    count = len(views)
+    means = DataTable(
+        f"Mean richness over {count} image{'' if count == 1 else 's'}, at each pixel the highest over the levels",
+        ("place", "richness"),
+        rows,
+    )
+    return Section(
+        "Feature richness per level",
+        sentences=(
+            "Feature richness is the teacher's highest class score in each cell of each feature level. FRS imitates "
+            "the teacher in proportion to it, inside and outside the labelled boxes. Bright cells are rich. A mask of "
+            "the labelled boxes (second from the left) leaves out everything bright outside the white frames"
+            + (", including unlabelled look-alikes (dashed)." if unlabelled else "."),
+        ),
+        tables=(means,) if rows else (),
+        pictures=[richness_cells(view) for view in views[:SHOWN_RICHNESS]],
+        notes=(
+            'Levels from fine to coarse; at "stride 8" a cell is 8 pixels wide. Each map is scaled to its peak, or to '
+            f'{HEAT_FLOOR} if the peak is lower. "Outside" is the share of a level\'s richness outside all labelled '
+            "boxes; low scores in many cells add up.",
+        ),
+    )

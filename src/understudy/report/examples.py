@@ -1,103 +1,88 @@
-"""Validation images with their ground truth and the detections of several runs."""
+"""Detections side by side, on the validation images on which plain and distilled student differ most."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torchvision.ops import box_iou
-
-from understudy.analysis.shown import Boxes, shown_image
-from understudy.checkpoints import load_checkpoint
-from understudy.data import Batch, DetectionData
+from understudy.analysis.errors import COLOURS, SCORE, WORDS, Errors
+from understudy.analysis.tide import BACKGROUND, FOREGROUND, Judged
+from understudy.data import DetectionData
 from understudy.data.scenes import read_unlabelled
-from understudy.detectors import Detector
-from understudy.evaluation import loader_at_evaluation_size
+from understudy.report.sections import Section
 from understudy.report.views import RunView
+from understudy.text import listed
 
-Array = NDArray[np.floating]
 
+def detections_section(errors: Errors, runs: Sequence[RunView], data: DetectionData, count: int = 6) -> Section:
+    """Return the detections of all runs on some of the images that they walked, coloured by type of error.
 
-@dataclass(frozen=True, slots=True)
-class ExampleView:
-    """One validation image with its ground truth and the detections of each run.
-
-    Attributes:
-        image: (H, W, 3) uint8, as the first detector receives it.
-        truth: the labelled objects.
-        unlabelled: (U, 4) xyxy of known objects outside the label set.
-        detections: by the name of the run, those above the threshold, best first.
-        score_threshold: 0..1.
+    Args:
+        errors: of the same runs, after the walk.
+        runs: at most one of each role.
+        data: the validation images.
+        count: number of images.
     """
-
-    image: NDArray[np.uint8]
-    truth: Boxes
-    unlabelled: Array
-    detections: Mapping[str, Boxes]
-    score_threshold: float
-
-
-@torch.no_grad()
-def view_examples(
-    runs: Sequence[RunView],
-    data: DetectionData,
-    *,
-    count: int = 6,
-    score_threshold: float = 0.3,
-    device: str | torch.device = "cpu",
-) -> list[ExampleView]:
-    """Run the best checkpoint of each run on the first images of a data set.
-
-    The first images are taken regardless of the result, so that they represent the rest.
-
-    Raises:
-        UserError: the checkpoint of a run cannot be read.
-    """
-    few = replace(data, records=data.records[:count])
+    judged = errors.judged(SCORE)
+    scores = {name: {i: tally(verdict) for i, (_, verdict) in by_image.items()} for name, by_image in judged.items()}
+    chosen = choose_images(scores, {run.role: run.name for run in runs}, count)
     unlabelled = read_unlabelled(data.source)
-    examples: list[ExampleView] = []
-    for run in runs:
-        checkpoint = load_checkpoint(run.folder)
-        detector = checkpoint.detector.to(device).eval()
-        for number, batch in enumerate(loader_at_evaluation_size(few, checkpoint.config)):
-            if number == len(examples):
-                image, truth, others = shown_image(batch, data, unlabelled)
-                examples.append(ExampleView(image, truth, others, {}, score_threshold))
-            example = examples[number]
-            found = _detect(detector, batch.to(device), checkpoint.classes, score_threshold)
-            height, width = batch.image_sizes[0]
-            shown_height, shown_width = example.image.shape[:2]
-            scale = np.array([shown_width / width, shown_height / height] * 2)
-            found = replace(found, boxes=found.boxes * scale)
-            examples[number] = replace(example, detections={**example.detections, run.name: found})
-    return examples
+    dashed = any(i in unlabelled for i in chosen)
+    return Section(
+        "Detections side by side",
+        sentences=(_how_chosen(runs, scores, len(chosen)),),
+        legend={WORDS[kind] + (" (dashed)" if kind == "missed" else ""): colour for kind, colour in COLOURS.items()},
+        pictures=[errors.pictures(i, judged, unlabelled.get(i, ())) for i in chosen],
+        notes=(
+            f"Detections with a score of at least {SCORE:g}; the colour is the type of error (TIDE, ECCV 2020). "
+            f"Correct: right class and an IoU (intersection over union) of at least {FOREGROUND:g}. Background: an IoU "
+            f"of at most {BACKGROUND:g} with every object."
+            + (" Dashed in the ground truth: objects outside the label set, unlabelled." if dashed else ""),
+        ),
+    )
 
 
-def count_found(detections: Boxes, truth: Boxes, iou_threshold: float = 0.5) -> int:
-    """Count the objects that are detected: right class, an IoU of at least the threshold, each object once.
+def tally(verdict: Judged) -> int:
+    """Return the number of objects found minus the number of false detections on an image."""
+    false = sum(kind not in ("correct", "ignored") for kind in verdict.kinds)
+    return verdict.kinds.count("correct") - false
 
-    >>> cat = Boxes(np.array([[0.0, 0.0, 10.0, 10.0]]), ("cat",))
-    >>> count_found(cat, truth=cat)
-    1
+
+def choose_images(scores: Mapping[str, Mapping[int, int]], by_role: Mapping[str, str], count: int) -> list[int]:
+    """Choose the images on which two students differ most: half in favour of each, as far as there are such.
+
+    >>> choose_images({"p": {1: 0, 2: 5, 3: 2}, "d": {1: 4, 2: 0, 3: 2}}, {"plain": "p", "distilled": "d"}, count=2)
+    [1, 2]
+
+    Args:
+        scores: by name of the run and id of the image, found objects minus false detections.
+        by_role: the name of the run of each role. Without a plain or a distilled run, those images come first on which
+            all runs together are worst.
+        count: number of images.
     """
-    overlaps = box_iou(torch.from_numpy(detections.boxes).double(), torch.from_numpy(truth.boxes).double())
-    free = set(range(len(truth.names)))
-    for overlap, name in zip(overlaps.tolist(), detections.names, strict=True):
-        candidates = [(overlap[other], other) for other in free if truth.names[other] == name]
-        best, other = max(candidates, default=(0.0, -1))
-        if best >= iou_threshold:
-            free.remove(other)
-    return len(truth.names) - len(free)
+    images = next(iter(scores.values()))
+    if not {"plain", "distilled"} <= by_role.keys():
+        return sorted(images, key=lambda i: sum(each[i] for each in scores.values()))[:count]
+    lead = {i: scores[by_role["distilled"]][i] - scores[by_role["plain"]][i] for i in images}
+    order = sorted(images, key=lambda i: -abs(lead[i]))
+    better = [i for i in order if lead[i] > 0]
+    worse = [i for i in order if lead[i] < 0]
+    equal = [i for i in order if lead[i] == 0]
+    worse = worse[: max(count // 2, count - len(better))]
+    better = better[: count - len(worse)]
+    return [*better, *worse, *equal][:count]
 
 
-def _detect(detector: Detector, batch: Batch, classes: Sequence[str], score_threshold: float) -> Boxes:
-    """Return the detections of a batch of one above a score, best first, in pixels of the padded batch."""
-    found = detector.detect(detector(batch.images, batch.image_sizes), batch.image_sizes)[0]
-    order = found["scores"].argsort(descending=True)
-    order = order[found["scores"][order] >= score_threshold]
-    return Boxes(
-        boxes=found["boxes"][order].cpu().numpy(),
-        names=tuple(classes[label] for label in found["labels"][order].tolist()),
-        scores=tuple(found["scores"][order].tolist()),
+def _how_chosen(runs: Sequence[RunView], scores: Mapping[str, Mapping[int, int]], count: int) -> str:
+    by_role = {run.role: run.name for run in runs}
+    walked = next(iter(scores.values()))
+    shown = f"{count} of {len(walked)} validation images, which are evenly spread over the split."
+    if not {"plain", "distilled"} <= by_role.keys():
+        names = listed([run.name for run in runs])
+        return f"{shown} Shown are those with the fewest objects found minus false detections, over {names}."
+    distilled, plain = by_role["distilled"], by_role["plain"]
+    leads = [scores[distilled][i] - scores[plain][i] for i in walked]
+    better, worse = sum(lead > 0 for lead in leads), sum(lead < 0 for lead in leads)
+    return (
+        f"{shown} Shown are those on which {distilled} and {plain} differ most in the number of objects found minus "
+        f"false detections: first those in favour of {distilled}, then those in favour of {plain}, half and half as "
+        f"far as there are such. Of all {len(walked)}, {better} are in favour of {distilled}, {worse} of {plain}, and "
+        f"{len(walked) - better - worse} of neither."
     )

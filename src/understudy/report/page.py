@@ -1,24 +1,23 @@
-"""The page: verdicts, tables, charts and images in one HTML file that needs no other."""
+"""The page: verdicts, and sections of tables, charts and pictures, in one HTML file that needs no other."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from understudy import figures
-from understudy.analysis.richness import RichnessView, richness_by_place, richness_cells
-from understudy.analysis.shown import Boxes
 from understudy.compare.table import Table
-from understudy.figures import MORE_COLOURS, ROLE_COLOURS, Captioned, Curve
+from understudy.figures import Captioned, Style
 from understudy.files import write_atomically
-from understudy.report.examples import ExampleView, count_found
-from understudy.report.tables import class_table, results_table, term_tables
+from understudy.report.curves import ap_chart, loss_chart, share_chart
+from understudy.report.sections import Section
+from understudy.report.tables import change_table, changes, part_tables, results_table, term_tables
 from understudy.report.views import RunView
+from understudy.text import printable
 
-_SHOWN_RICHNESS = 4  # images with masks; the means are over all images
+SHOWN_CHANGES = 24
+"""Sizes and classes in the chart of changes at most: half of them the largest gains, half the largest losses."""
 
 
 def write_report(
@@ -28,12 +27,13 @@ def write_report(
     title: str,
     facts: Mapping[str, Any],
     table: Table,
-    examples: Sequence[ExampleView] = (),
-    richness: Sequence[RichnessView] = (),
-    analyses: Sequence[tuple[str, Captioned]] = (),
-    remarks: Sequence[str] = (),
+    verdicts: Sequence[str] | None = None,
+    sections: Sequence[Section] = (),
+    analyses: Sequence[Section] = (),
 ) -> None:
-    """Write one self-contained HTML page about a few runs: no script, no network access, no second file.
+    """Write one self-contained HTML page about a few runs: no network access, no second file.
+
+    Its only script sorts the tables; without it the page is complete.
 
     Args:
         page: the file to write; its folder is created if needed.
@@ -41,34 +41,22 @@ def write_report(
         title: of the page.
         facts: further facts that are needed to repeat or judge the runs; values are text, numbers or lists of them.
         table: the comparison of the runs, from :func:`understudy.compare.table.summarise`.
-        examples: images with detections, from :func:`understudy.report.examples.view_examples`.
-        richness: of the teacher, from :func:`understudy.report.analyses.view_analyses`.
-        analyses: further charts, each with the title of its section; a title is shown once.
-        remarks: on analyses, among others why one is missing.
+        verdicts: sentences at the top; None: the verdicts of the table.
+        sections: further sections, which follow the verdict.
+        analyses: sections that follow the numbers, from :func:`understudy.report.analyses.view_analyses`.
     """
-    colours = _group_colours(runs)
     environment = Environment(
-        loader=PackageLoader("understudy.report", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("understudy.report", "."), autoescape=True, undefined=StrictUndefined, finalize=_as_text
     )
     environment.trim_blocks = environment.lstrip_blocks = True
+    styles = row_styles(runs)
     html = environment.get_template("page.html.j2").render(
         title=title,
-        verdicts=[verdict.sentence for verdict in table.verdicts],
-        runs=[_run_section(run, colours[run.group]) for run in runs],
-        table=results_table(table, colours),
-        ap_chart=_ap_chart(runs, colours),
-        loss_chart=_loss_chart(runs, colours),
-        term_tables=term_tables(runs),
-        class_table=class_table(runs),
-        examples=_example_rows(examples),
-        score_threshold=examples[0].score_threshold if examples else None,
-        richness=[_pictures(richness_cells(view)) for view in richness[:_SHOWN_RICHNESS]],
-        places=[(place, f"{value:.2f}") for place, value in richness_by_place(richness).items()],
-        richness_images=len(richness),
-        analyses=[(title, figures.as_svg(each.figure), each.caption) for title, each in analyses],
-        remarks=list(dict.fromkeys(remarks)),
-        heat_floor=figures.HEAT_FLOOR,
-        has_unlabelled=any(len(view.unlabelled) for view in (*examples, *richness)),
+        verdicts=[verdict.sentence for verdict in table.verdicts] if verdicts is None else verdicts,
+        sections=[*sections, *comparison_sections(runs, table), *analyses, *loss_sections(runs)],
+        runs=[_run_section(run, styles[run.group].colour) for run in runs],
+        as_svg=figures.as_svg,
+        as_image=figures.as_image,
         facts=_flat(facts),
         commands=list(dict.fromkeys(run.environment["command"] for run in runs if "command" in run.environment)),
     )
@@ -76,71 +64,80 @@ def write_report(
     write_atomically(page, html.encode())
 
 
-def _group_colours(runs: Sequence[RunView]) -> dict[str, str]:
-    """Choose a colour for each group: that of its role for the first group of a role, others for the rest."""
-    colours: dict[str, str] = {}
-    more = cycle(MORE_COLOURS)
-    for run in runs:
-        if run.group not in colours:
-            own = ROLE_COLOURS[run.role]
-            colours[run.group] = next(more) if own in colours.values() else own
-    return colours
+def _as_text(value: Any) -> Any:
+    """Write out characters of users' names that would reverse the text after them, or cannot be encoded."""
+    return value if hasattr(value, "__html__") else printable(str(value))
 
 
-def _ap_chart(runs: Sequence[RunView], colours: Mapping[str, str]) -> str | None:
-    curves = [
-        Curve(run.group, colours[run.group], run.metrics["epoch"], 100 * run.metrics["AP"])
-        for run in runs
-        if np.isfinite(run.metrics.get("AP", np.array([]))).any()
+def row_styles(runs: Sequence[RunView]) -> dict[str, Style]:
+    """Return the colour, line and marker of each row, by its name."""
+    return figures.styles({run.group: run.role for run in runs})
+
+
+def comparison_sections(runs: Sequence[RunView], table: Table) -> list[Section]:
+    """Return the sections about the numbers of a comparison; arguments as of :func:`write_report`."""
+    styles = row_styles(runs)
+    share = share_chart(runs, styles)
+    curves = [chart for chart in (ap_chart(runs, styles),) if chart]
+    return [
+        _results(table, styles),
+        *([Section("Average precision by epoch", charts=curves)] if curves else []),
+        *([Section("Distillation's share of the gradient", charts=[share])] if share else []),
+        *_changes(table, styles),
+        Section("Average precision by size and class", tables=part_tables(table)),
     ]
-    return figures.as_svg(figures.curve_chart(curves, x_label="epoch", y_label="AP in %")) if curves else None
 
 
-def _loss_chart(runs: Sequence[RunView], colours: Mapping[str, str]) -> str | None:
-    terms: dict[str, list[Curve]] = {}
-    for run in runs:
-        for term in run.loss_terms:
-            known = np.isfinite(run.losses[term])
-            if known.any():
-                curve = Curve(run.group, colours[run.group], run.losses["step"][known], run.losses[term][known])
-                terms.setdefault(term, []).append(curve)
-    return figures.as_svg(figures.loss_charts(terms)) if terms else None
+def _results(table: Table, styles: Mapping[str, Style]) -> Section:
+    explained = (
+        "AP is COCO's average precision on the validation images, in percent: the mean over classes and over ten IoU "
+        'thresholds (0.50 to 0.95). AP50 and AP75 are the AP at one threshold. "Gap closed" is the share of the AP '
+        "difference between teacher and plain student that the distilled student closes."
+    )
+    colours = {name: style.colour for name, style in styles.items()}
+    notes = (explained, *table.remarks)
+    return Section("Results", tables=[results_table(table, colours)], notes=notes, listed=True)
 
 
-def _example_rows(examples: Sequence[ExampleView]) -> list[list[dict[str, str]]]:
-    """Return, for each image, the cells of ground truth and every run: a picture with a caption."""
-    names = dict.fromkeys(name for view in examples for name in view.truth.names)
-    names |= dict.fromkeys(name for view in examples for found in view.detections.values() for name in found.names)
-    colour_of = {
-        name: figures.CLASS_COLOURS[number % len(figures.CLASS_COLOURS)] for number, name in enumerate(sorted(names))
+def _changes(table: Table, styles: Mapping[str, Style]) -> list[Section]:
+    """Return the section of the sizes and classes that gained or lost; none without a pair of students."""
+    data = change_table(table)
+    if not data:
+        return []
+    found = changes(table)
+    names = list(found)
+    half = SHOWN_CHANGES // 2
+    shown = names if len(names) <= SHOWN_CHANGES else [*names[:half], *names[-half:]]
+    series = {
+        group: [100 * found[name].get(group, float("nan")) for name in shown]
+        for group in dict.fromkeys(group for each in found.values() for group in each)
     }
-    rows = []
-    for view in examples:
-        truth = _picture(view, view.truth, colour_of, view.unlabelled)
-        cells = [{"head": "ground truth", "image": truth, "words": _count_words(view)}]
-        for run, found in view.detections.items():
-            right = count_found(found, view.truth)
-            words = f"{right} of {len(view.truth.names)} found, {len(found.names) - right} wrong"
-            cells.append({"head": run, "image": _picture(view, found, colour_of, None), "words": words})
-        rows.append(cells)
-    return rows
+    few = f" Shown are the {half} largest gains and the {half} largest losses." if len(shown) < len(names) else ""
+    chart = Captioned(
+        figures.difference_chart(shown, series, styles, x_label="AP, distilled minus plain, in points"),
+        f"Right of the line the distilled student is better than its plain student, left of it worse.{few}",
+    )
+    notes = (
+        "Differences in AP points between a distilled student and the plain student that it is compared with, means "
+        "over their runs; the largest mean first. Sizes are COCO's: an object is small below 32² pixels of the "
+        "original image, and large above 96². A class with few objects changes by chance alone.",
+    )
+    return [Section("Sizes and classes that gained", charts=[chart], tables=[data], notes=notes)]
 
 
-def _picture(view: ExampleView, shown: Boxes, colour_of: Mapping[str, str], dashed: np.ndarray | None) -> str:
-    scores = [f" {score:.2f}" for score in shown.scores] or [""] * len(shown.names)
-    captions = [f"{name}{score}" for name, score in zip(shown.names, scores, strict=True)]
-    colours = [colour_of[name] for name in shown.names]
-    return figures.as_image(figures.detection_picture(view.image, shown.boxes, captions, colours, dashed_boxes=dashed))
-
-
-def _count_words(view: ExampleView) -> str:
-    count = len(view.truth.names)
-    words = f"{count} object{'' if count == 1 else 's'}"
-    return f"{words}, {len(view.unlabelled)} unlabelled" if len(view.unlabelled) else words
-
-
-def _pictures(cells: Sequence[figures.Cell]) -> list[dict[str, str]]:
-    return [{"image": figures.as_image(cell.figure), "head": cell.head, "words": cell.words} for cell in cells]
+def loss_sections(runs: Sequence[RunView]) -> list[Section]:
+    """Return the section about the losses of the runs; none if they have logged nothing."""
+    chart, tables = loss_chart(runs, row_styles(runs)), term_tables(runs)
+    notes = (
+        'Means over the logged steps of an epoch and over the runs of a row. "its own": losses of the student\'s own '
+        "task, without a teacher. Published weights were tuned for other networks. If a weighted distillation term is "
+        "many times the student's own losses, these have almost no effect; if it is a hundredth of them, the term has "
+        "almost no effect.",
+    )
+    if not chart and not tables:
+        return []
+    charts = [chart] if chart else []
+    return [Section("Losses during training", charts=charts, tables=tables, notes=notes if tables else ())]
 
 
 def _run_section(run: RunView, colour: str) -> dict[str, Any]:

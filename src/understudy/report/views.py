@@ -1,5 +1,6 @@
 """The runs of a report: results, metrics and losses, read from their folders."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from understudy.compare.rows import Row
 from understudy.compare.runs import Role
 from understudy.compare.table import Table
 from understudy.reading import number_in, read_json, read_rows, read_text, read_yaml
@@ -138,10 +140,33 @@ def view_run(folder: Path, *, name: str, group: str, role: Role) -> RunView:
     )
 
 
-def one_of_each_role(runs: Sequence[RunView]) -> list[RunView]:
-    """Return the first teacher, plain student and distilled student, in this order, as far as there are any."""
-    first = {run.role: run for run in reversed(runs)}
-    return [first[role] for role in get_args(Role) if role in first]
+def shown_runs(table: Table, runs: Sequence[RunView]) -> list[RunView]:
+    """Return the teacher, the plain student and the distilled student whose detections the page shows.
+
+    These are the distilled row of the highest AP, its plain student and its teacher, of each its first run; of the
+    plain student the run of the same seed, if there is one. Without a distilled row, the first row of each role.
+
+    Args:
+        table: the comparison.
+        runs: from :func:`view_runs`.
+    """
+    best = max((row for row in table.rows if row.role == "distilled"), key=_known_mean, default=None)
+    rows = {row.role: row for row in reversed(table.rows)}
+    if best:
+        rows |= {role: row for role, row in (("plain", best.plain), ("teacher", best.teacher)) if row}
+        rows["distilled"] = best
+    by_folder = {run.folder: run for run in runs}
+    seed = best.runs[0].config.seed if best else None
+    shown = {
+        role: next((run for run in row.runs if role == "plain" and run.config.seed == seed), row.runs[0])
+        for role, row in rows.items()
+    }
+    return [by_folder[shown[role].folder] for role in get_args(Role) if role in shown]
+
+
+def _known_mean(row: Row) -> float:
+    mean = row.mean()
+    return -1.0 if math.isnan(mean) else mean
 
 
 def _read_json(file: Path) -> dict[str, Any]:

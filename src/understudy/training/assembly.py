@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
@@ -31,7 +32,7 @@ from understudy.training.launching import is_first_process
 from understudy.training.loss_log import LogLosses
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import check_unchanged_data
-from understudy.training.teacher_cache import open_cache
+from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.term_notes import NoteTerms
 from understudy.training.validation import Validate
@@ -79,9 +80,10 @@ def assemble(
         UserError: the config does not fit the data, the detector, the teacher or the machine.
     """
     train_data, val_data = _open_splits(config.data)
-    unlabelled = _open_unlabelled(config, train_data, val_data)
-    sides = _shorter_sides(config.data)
-    train_data, left_out = _without_empty(config.data, train_data)
+    used, left_out = _used(config.data, train_data)
+    # The images that data.limit leaves out may take part without their labels.
+    unlabelled = _open_unlabelled(config, used if config.data.limit else train_data, val_data)
+    train_data, sides = used, _shorter_sides(config.data)
     parts = _build(config, train_data, new=saved is None)
     check = None
     if isinstance(config, DistillConfig):
@@ -112,10 +114,11 @@ def assemble(
         check_unchanged_data(saved, train_data, len(loader), count)
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     teacher = parts.teacher.detector if parts.teacher else None
-    cached = isinstance(config, DistillConfig) and teacher is not None
-    cache = open_cache(config, parts.learner, teacher) if cached else None
-    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, cache)
+    distilled = isinstance(config, DistillConfig) and teacher is not None
+    teacher_pass = open_teacher(config, [parts.learner], teacher) if distilled else None
+    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, teacher_pass)
     facts, notes = _facts_and_notes(parts, unlabelled)
+    facts["training_images"] = len(train_data)
     if is_first_process():
         facts["fingerprints"] = fingerprints(train_data, val_data, unlabelled, teacher)
     notes = _notes_on_splits(config.data, train_data, val_data) + left_out + notes
@@ -197,15 +200,31 @@ def _shorter_sides(config: DataConfig) -> Sequence[int]:
     return range(smallest, largest + 1)
 
 
-def _without_empty(config: DataConfig, data: DetectionData) -> tuple[DetectionData, tuple[str, ...]]:
-    """Return the training split that a run uses, and a note on the images that are left out."""
-    if not config.skip_empty:
-        return data, ()
-    places = data.records.objects_to_learn().nonzero().flatten()  # open_data ensures that there is one
-    records = data.records.take(places)
-    count = len(data) - len(records)
-    note = f"data.skip_empty: {count} of the {len(data)} training images have no objects and are left out"
-    return replace(data, records=records), (note,)
+def _used(config: DataConfig, data: DetectionData) -> tuple[DetectionData, tuple[str, ...]]:
+    """Return the part of the training split that a run uses, and notes on the images that are left out."""
+    notes = []
+    places = torch.arange(len(data))
+    if config.skip_empty:
+        places = data.records.objects_to_learn().nonzero().flatten()  # open_data ensures that there is one
+        count = len(data) - len(places)
+        notes.append(f"data.skip_empty: {count} of the {len(data)} training images have no objects and are left out")
+    if config.limit is not None:
+        chosen = places[_fixed_order(len(places))[: config.limit]].sort().values
+        if not data.records.objects_to_learn()[chosen].any():
+            raise UserError(
+                f"data.limit={config.limit}: none of these training images has an object to train on. Raise it, or set "
+                "data.skip_empty=true."
+            )
+        notes.append(f"data.limit: {len(chosen)} of {len(places)} training images are used")
+        places = chosen
+    if len(places) == len(data):
+        return data, tuple(notes)
+    return replace(data, records=data.records.take(places)), tuple(notes)
+
+
+def _fixed_order(count: int) -> Tensor:
+    """Return a random order of so many images that is the same for every run, whatever its seed."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
 def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> DetectionData | None:
@@ -248,7 +267,7 @@ def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     if not isinstance(config, DistillConfig):
         return _Networks(Learner(student), {})
     teacher = load_checkpoint(config.teacher)
-    pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes)
+    pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
     methods, weights = build_methods(config.methods, pairing.student, pairing.teacher)
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()

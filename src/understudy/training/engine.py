@@ -17,10 +17,9 @@ from understudy.detectors import Detector
 from understudy.errors import MethodError, RunError
 from understudy.learner import Learner
 from understudy.methods.weighting import TermWeight, weighted_sum
-from understudy.outputs import Outputs
 from understudy.training.optimizing import parameter_groups
 from understudy.training.schedule import LearningRate
-from understudy.training.teacher_cache import TeacherCache
+from understudy.training.teacher_pass import TeacherPass
 
 SHARE_EVERY = 50
 """Steps between two measurements of the distillation's share of the gradient; each costs two backward passes."""
@@ -61,7 +60,7 @@ class Engine(L.LightningModule):
         steps_per_epoch: optimizer steps of one epoch.
         unlabelled: number of unlabelled images in the run.
         saved: metadata of the checkpoint that the run is resumed from, or None.
-        cache: of the teacher's outputs, or None.
+        teacher_pass: where the teacher's outputs come from; None without a teacher.
 
     Attributes:
         losses: losses by name of the last step that was read, ``total`` first; distillation terms unweighted.
@@ -71,7 +70,6 @@ class Engine(L.LightningModule):
         share: the distillation's share of the last step's gradient (0..1); None if it was not measured.
         unproven: distillation terms that were zero in every step so far.
         restored: whether the training has begun, after the checkpoint of a resumed run was restored.
-        shared_pass: the teacher's passes of several runs together (:mod:`.together`), or None.
         silence: how many of the last measurements of a term found no gradient, in succession.
     """
 
@@ -87,12 +85,11 @@ class Engine(L.LightningModule):
         steps_per_epoch: int,
         unlabelled: int = 0,
         saved: Mapping[str, Any] | None = None,
-        cache: TeacherCache | None = None,
+        teacher_pass: TeacherPass | None = None,
     ):
         super().__init__()
         self.config, self.data, self.weights, self.steps_per_epoch = config, data, weights, steps_per_epoch
-        self.unlabelled, self.cache = unlabelled, cache
-        self.shared_pass: Any = None
+        self.unlabelled, self.teacher_pass = unlabelled, teacher_pass
         self.learner = learner
         # Not a submodule: absent from parameters, checkpoints and DDP, and never in training mode.
         self.__dict__["teacher"] = teacher
@@ -155,8 +152,8 @@ class Engine(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch to the device."""
-        if self.cache:
-            self.cache.read_keys(batch)  # of the bytes as decoded, before they are resized
+        if self.teacher_pass:
+            self.teacher_pass.prepare(batch)
         return batch.to(device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -171,7 +168,7 @@ class Engine(L.LightningModule):
         Raises:
             RunError: a loss is not finite, a distillation term has no effect, or a method raises an error.
         """
-        teacher_outputs = self._teacher_outputs(batch)
+        teacher_outputs = self.teacher_pass.outputs(batch, self.global_step) if self.teacher_pass else None
         try:
             terms = self.learner(
                 batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled, teacher=self.teacher
@@ -192,16 +189,6 @@ class Engine(L.LightningModule):
         if measured:
             self._count_silence(terms)
         return total
-
-    @torch.no_grad()
-    def _teacher_outputs(self, batch: Batch) -> Outputs | None:
-        if self.teacher is None:
-            return None
-        if self.shared_pass:
-            return self.shared_pass.outputs(self, batch)
-        if self.cache:
-            return self.cache.outputs(batch)
-        return self.teacher(batch.images, batch.image_sizes, needs=self.learner.needs)
 
     def _is_read(self) -> bool:
         """Return whether the losses are read in this step: always on a CPU, else in the first step and for each row."""

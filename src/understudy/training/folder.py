@@ -97,31 +97,12 @@ class RunFolder:
         Raises:
             UserError: another run holds the lock, or the folder cannot be written to.
         """
-        place = self.path.resolve()
-        in_use = UserError(
+        with lock(
+            self.path,
             f"{self.path} is in use: another process is training in it. Wait until it has ended. For a run of its own, "
-            "choose a new folder: run=FOLDER."
-        )
-        if place in _HELD:
-            raise in_use
-        try:
-            lock = (self.path / ".lock").open("ab")
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written to: {error.strerror or error}.") from error
-        with lock:
-            try:
-                # Not flock, whose lock a forked worker shares: it would outlive a killed run by seconds.
-                if fcntl:
-                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # POSIX allows both
-                raise in_use from None
-            except OSError:
-                pass  # a file system without locks
-            _HELD.add(place)
-            try:
-                yield
-            finally:
-                _HELD.remove(place)
+            "choose a new folder: run=FOLDER.",
+        ):
+            yield
 
     def read_config(self) -> TrainConfig:
         """Return the resolved config; a :class:`~understudy.config.DistillConfig` for a distilled student.
@@ -181,3 +162,33 @@ class RunFolder:
     def result(self) -> Path:
         """The evaluation of the best checkpoint; it exists if the run is finished."""
         return self.path / "result.json"
+
+
+@contextlib.contextmanager
+def lock(folder: Path, in_use: str) -> Generator[None]:
+    """Lock a folder against other processes within this block; workers do not inherit the lock.
+
+    Raises:
+        UserError: with the message ``in_use`` if another block holds the lock; or the folder cannot be written to.
+    """
+    place = folder.resolve()
+    if place in _HELD:
+        raise UserError(in_use)
+    try:
+        file = (folder / ".lock").open("ab")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror or error}.") from error
+    with file:
+        try:
+            # Not flock, whose lock a forked worker shares: it would outlive a killed run by seconds.
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows both
+            raise UserError(in_use) from None
+        except OSError:
+            pass  # a file system without locks
+        _HELD.add(place)
+        try:
+            yield
+        finally:
+            _HELD.remove(place)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.checkpoints import faults_of_metadata, read_checkpoint
-from understudy.config import DistillConfig, TrainConfig
+from understudy.config import DistillConfig, TrainConfig, flat
 from understudy.data import DetectionData
 from understudy.errors import UserError
 from understudy.files import drop_rows_after
@@ -130,7 +130,7 @@ def same_run(config: TrainConfig, begun: TrainConfig) -> bool:
 
 def _changed(config: TrainConfig, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the values before and now of changed keys that decide the result; a key that is new is not one."""
-    now, then = _flat(config.model_dump(mode="json")), _flat(before)
+    now, then = flat(config.model_dump(mode="json")), flat(before)
     return {
         key: (then[key], value)
         for key, value in now.items()
@@ -165,14 +165,6 @@ def check_unchanged_data(saved: Mapping[str, Any], data: DetectionData, steps_pe
         raise UserError.listing(f"The run cannot continue, {data.source} has changed:", faults)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def record_resumption(
     folder: RunFolder, facts: Mapping[str, Any], saved: Mapping[str, Any] | None, accept_changes: bool
 ) -> list[str]:
@@ -195,7 +187,7 @@ def record_resumption(
         notes = ["The run has no checkpoint: it starts again from its first step"]
         record = {**now, **facts}
     else:
-        notes = _changed_files(folder, facts["fingerprints"], start, accept_changes) + _changed_software(start, now)
+        notes = _changed_files(folder, facts, start, accept_changes) + _changed_software(start, now)
         resumed = {"started": now["started"], "step": step, "notes": notes}
         record = {**start, "fingerprints": facts["fingerprints"], "resumed": [*start.get("resumed", []), resumed]}
     if start or saved is None:  # a damaged file is left as it is
@@ -206,12 +198,15 @@ def record_resumption(
 
 
 def _changed_files(
-    folder: RunFolder, now: Mapping[str, str], start: Mapping[str, Any], accept_changes: bool
+    folder: RunFolder, facts: Mapping[str, Any], start: Mapping[str, Any], accept_changes: bool
 ) -> list[str]:
+    now: Mapping[str, str] = facts["fingerprints"]
     then = start.get("fingerprints")
     if not isinstance(then, dict):
         return [f"{folder.environment} has no fingerprints: whether data and teacher have changed is not known"]
     changed = [name for name in now if name in then and then[name] != now[name]]
+    classes = [facts.get("pairing", {}).get("classes") for facts in (start, facts)]
+    changed += ["classes in common with the teacher"] if classes[0] != classes[1] else []
     if changed and not accept_changes:
         accept = f"understudy resume {folder.path} --accept-changes"
         changed.append(f"restore them, start a new run, or continue with these on purpose: {accept}")
@@ -222,7 +217,7 @@ def _changed_files(
 def _changed_software(start: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return a note if other versions or numbers of threads than at the start may change the last digits."""
     flat_now, flat_then = (
-        _flat({key: one.get(key) for key in ("python", "packages", "threads", "gpus")}) for one in (now, start)
+        flat({key: one.get(key) for key in ("python", "packages", "threads", "gpus")}) for one in (now, start)
     )
     changed = [
         f"{key.removeprefix('packages.')} {flat_now.get(key)} (at the start {then})"

@@ -66,6 +66,13 @@ def resume(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = Fal
         RunError: as :func:`train`.
         Stopped: as :func:`train`.
     """
+    with reopened(run, methods, accept_changes=accept_changes) as assembled:
+        return fit(assembled)
+
+
+@contextlib.contextmanager
+def reopened(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = False) -> Generator[AssembledRun]:
+    """Assemble an interrupted run, whose folder is locked within this block; arguments and errors as :func:`resume`."""
     folder = RunFolder.open(Path(run))
     trainer = make_trainer(folder.read_config(), folder.path)
     with _in_first_process(folder.locked()):
@@ -80,7 +87,7 @@ def resume(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = Fal
             summary = f"The weights in {folder.last} do not fit the run:"
             check_weights(summary, assembled.engine.state_dict(), content["state_dict"])
         notes = record_resumption(folder, assembled.facts, saved, accept_changes) if is_first_process() else []
-        return fit(replace(assembled, notes=(*notes, *assembled.notes)))
+        yield replace(assembled, notes=(*notes, *assembled.notes))
 
 
 def _start(config: TrainConfig) -> Path:

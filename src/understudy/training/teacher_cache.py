@@ -24,6 +24,7 @@ from understudy.learner import Learner
 from understudy.outputs import Needs, Origin, Outputs
 from understudy.training.console import say
 from understudy.training.fingerprints import weights_digest
+from understudy.training.teacher_pass import TeacherPass
 
 LISTS = ("stages", "features", "class_logits", "box_raw")
 """Parts of a record that have a tensor for each level."""
@@ -32,28 +33,30 @@ Entry = Mapping[str, Any]
 """The parts of one image: ``values`` (V,), all of them in one row, and ``layout``, the part, name and shape of each."""
 
 
-def open_cache(config: DistillConfig, learner: Learner, teacher: Detector) -> "TeacherCache | None":
-    """Open the cache that a config asks for; None: no outputs are kept.
+def open_teacher(config: DistillConfig, learners: Sequence[Learner], teacher: Detector) -> TeacherPass:
+    """Return where the teacher's outputs come from, with the cache that a config asks for.
+
+    Args:
+        config: of a run.
+        learners: of this run and of those that share its teacher.
+        teacher: frozen, in ``eval()``.
 
     Raises:
         UserError: a cache cannot hold what the methods read, or its entries would hardly be used again.
     """
-    if config.teacher_cache == "off":
-        return None
-    reasons = list(_obstacles(config, learner))
-    if reasons and config.teacher_cache == "auto":
-        return None
-    if reasons:
+    needs = Needs.union([learner.needs for learner in learners])
+    reasons = list(_obstacles(config, learners)) if config.teacher_cache != "off" else []
+    if reasons and config.teacher_cache != "auto":
         raise UserError.listing(f"teacher_cache={config.teacher_cache} has no use, set teacher_cache=off:", reasons)
+    if reasons or config.teacher_cache == "off":
+        return TeacherPass(teacher, needs)
     folder = None if config.teacher_cache in ("auto", "memory") else Path(config.teacher_cache)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    return TeacherCache(teacher, learner.needs, Store(folder, int(config.teacher_cache_gb * 2**30)), config.precision)
+    return TeacherCache(teacher, needs, Store(folder, int(config.teacher_cache_gb * 2**30)), config.precision)
 
 
-def _obstacles(config: DistillConfig, learner: Learner) -> list[str]:
+def _obstacles(config: DistillConfig, learners: Sequence[Learner]) -> list[str]:
     reasons = []
-    for method in learner.methods:
+    for method in (method for learner in learners for method in learner.methods):
         if method.needs is None or method.keeps or any("layers" in reads for reads in method.reads.values()):
             reasons.append(f"{method.name} reads the layers of the teacher, not only its outputs")
     if len(set(config.data.shorter_side)) > 1:
@@ -99,10 +102,11 @@ class Store:
             return
         content = io.BytesIO()
         torch.save(dict(entry), content)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / f"{key}.pt", content.getvalue(), durable=False)
 
 
-class TeacherCache:
+class TeacherCache(TeacherPass):
     """Return the teacher's record of a batch, running it on images that are not in the store.
 
     Args:
@@ -113,20 +117,22 @@ class TeacherCache:
     """
 
     def __init__(self, teacher: Detector, needs: Needs, store: Store, precision: str):
-        self.teacher, self.needs, self.store = teacher, needs, store
+        super().__init__(teacher, needs)
+        self.store = store
         parts = sorted(needs.parts or ())
         self.prefix = f"{weights_digest(teacher)} {parts} {needs.levels} {precision}".encode()
-        self.keys: list[str] = []
         self.runs = 0
 
-    def read_keys(self, batch: Batch) -> None:
+    def prepare(self, batch: Batch) -> None:
         """Note the keys of a batch, from its pixels while they are on the CPU."""
         padded = tuple(max(sides) for sides in zip(*batch.image_sizes, strict=True))
-        self.keys = [self._key(image, size, padded) for image, size in zip(batch.drawn, batch.image_sizes, strict=True)]
+        images = zip(batch.drawn, batch.image_sizes, strict=True)
+        batch.keys = tuple(self._key(image, size, padded) for image, size in images)
 
-    def outputs(self, batch: Batch) -> Outputs:
-        """Return the record of the batch whose keys were read last."""
-        entries = [self.store.get(key) for key in self.keys]
+    @torch.no_grad()
+    def outputs(self, batch: Batch, step: int) -> Outputs:
+        """Return the record of a prepared batch."""
+        entries = [self.store.get(key) for key in batch.keys]
         missing = [number for number, entry in enumerate(entries) if entry is None]
         size = (batch.images.shape[-2], batch.images.shape[-1])
         anchors = self.store.get(self._anchors_key(size)) or {"anchors": []}
@@ -136,7 +142,7 @@ class TeacherCache:
             found = self.teacher(batch.images[missing], sizes, needs=self.needs)
             for place, number in enumerate(missing):
                 entries[number] = entry = _entry(found, place)
-                self.store.put(self.keys[number], entry, entry["values"].nbytes)
+                self.store.put(batch.keys[number], entry, entry["values"].nbytes)
             if found.anchors and not anchors["anchors"]:
                 anchors = {"anchors": [level.cpu() for level in found.anchors]}
                 self.store.put(self._anchors_key(size), anchors, sum(level.nbytes for level in anchors["anchors"]))

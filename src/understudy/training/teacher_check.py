@@ -49,7 +49,7 @@ class CheckTeacher(L.Callback):
 
     def __init__(self, teacher: Checkpoint, data: DetectionData, config: DistillConfig):
         self.teacher, self.config, self.data = teacher, config, data
-        self.ids = match_classes(teacher.classes, data)
+        self.ids = match_classes(teacher.classes, data, config.data.aliases)
         self.known = [name for name, i in zip(data.classes, data.category_ids, strict=True) if i in self.ids]
         self.sample = sample_of(data, config.teacher_check)
         self.found: dict[str, Any] = {}

@@ -1,8 +1,9 @@
 # ty: ignore[incompatible-method-override]  -- Lightning passes two arguments that are not read
-"""Train several students of one teacher side by side: one batch and one pass of the teacher serve them all.
+"""Train several students side by side: one batch, and one pass of their teacher, serve them all.
 
 Each run has a thread, and the runs take turns, step by step, so that never two of them compute at the same time. A run
-is therefore what it would be alone: its random numbers are drawn from its seed and step.
+is therefore what it would be alone: its random numbers are drawn from its seed and step. Runs that were interrupted at
+different steps go on together: those that are ahead wait for the others.
 """
 
 import contextlib
@@ -21,66 +22,97 @@ from torch.utils.data import DataLoader
 from understudy.config import DistillConfig, TrainConfig, dump_config
 from understudy.data import Batch
 from understudy.errors import RunError, Stopped, UserError
-from understudy.outputs import Needs, Outputs
 from understudy.training import console
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.checkpointing import STOPPING
-from understudy.training.engine import Engine
 from understudy.training.folder import RunFolder
 from understudy.training.progress import ShowProgress
-from understudy.training.run import fit
+from understudy.training.resuming import own_methods
+from understudy.training.run import fit, reopened
+from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
+from understudy.training.teacher_pass import SharedPass
 from understudy.training.trainer import make_trainer, quiet_lightning
 
-SHARED = ("data", "teacher", "seed", "batch_size", "schedule", "precision", "accelerator", "teacher_check")
+SHARED = ("data", "seed", "batch_size", "schedule", "precision", "accelerator")
 """Keys of the config in which the runs must agree."""
 
+SHARED_WITH_TEACHER = ("teacher", "teacher_check", "teacher_cache", "teacher_cache_gb")
+"""The same for those of the runs that have a teacher."""
 
-def distill_together(configs: Sequence[DistillConfig]) -> list[Path | BaseException]:
-    """Train students of one teacher on the same batches, each with its own detector, methods and optimizer.
+
+def train_together(runs: Sequence[TrainConfig | Path], methods: Sequence[str] = ()) -> list[Path | BaseException]:
+    """Train students on the same batches, each with its own detector, methods and optimizer, and with one teacher.
 
     Each run has its folder, and can be resumed alone. A run that fails does not stop the others.
 
+    Args:
+        runs: the config of each new run, and the folder of each interrupted one. Some may be plain students.
+        methods: the user's own methods that interrupted runs may import, see :func:`.run.resume`.
+
     Returns:
-        For each config its run folder, or the exception that ended it.
+        For each run its folder, or the exception that ended it.
 
     Raises:
-        UserError: the configs cannot share their batches and their teacher, or one of them is wrong. Nothing was
+        UserError: the runs cannot share their batches and their teacher, or one of them is wrong. No new folder was
             written.
         Stopped: a signal stopped the runs; each was saved.
     """
-    resolved = [resolve_config(config) for config in configs]
-    _check(resolved)
-    runs: list[AssembledRun] = []
-    for config in resolved:
-        folder = RunFolder(config.run)
-        trainer = make_trainer(config, folder.path)
-        folder.check_new()
-        runs.append(assemble(config, folder, trainer))
-    group = _Group.of(runs)
+    configs = [RunFolder.open(run).read_config() if isinstance(run, Path) else resolve_config(run) for run in runs]
+    _check(configs)
     with contextlib.ExitStack() as folders:
-        for run in runs:
-            folders.enter_context(run.folder.created(dump_config(run.engine.config), run.facts))
-        return group.train()
+        assembled = [
+            folders.enter_context(_reopened(run, config, methods)) if isinstance(run, Path) else _assembled(config)
+            for run, config in zip(runs, configs, strict=True)
+        ]
+        for run, parts in zip(runs, assembled, strict=True):
+            if not isinstance(run, Path):
+                folders.enter_context(parts.folder.created(dump_config(parts.engine.config), parts.facts))
+        return _Group.of(assembled).train()
+
+
+def can_share(one: TrainConfig, other: TrainConfig) -> bool:
+    """Return whether two runs can be trained together."""
+    return not _faults([one, other])
+
+
+def _reopened(
+    run: Path, config: TrainConfig, methods: Sequence[str]
+) -> contextlib.AbstractContextManager[AssembledRun]:
+    own = own_methods(config)
+    return reopened(run, [name for name in methods if name in own])
+
+
+def _assembled(config: TrainConfig) -> AssembledRun:
+    folder = RunFolder(config.run)
+    trainer = make_trainer(config, folder.path)
+    folder.check_new()
+    return assemble(config, folder, trainer)
 
 
 def _check(configs: Sequence[TrainConfig]) -> None:
     if not configs:
-        raise UserError("distill_together got no config; it expects one for each student.")
+        raise UserError("train_together got no run; it expects one for each student.")
+    if faults := _faults(configs):
+        raise UserError.listing("These runs cannot be trained together:", faults)
+
+
+def _faults(configs: Sequence[TrainConfig]) -> list[str]:
+    taught = [config for config in configs if isinstance(config, DistillConfig)]
     faults = [
-        f"{key} differs: {', '.join(str(getattr(config, key)) for config in configs)}"
-        for key in SHARED
-        if any(getattr(config, key) != getattr(configs[0], key) for config in configs)
+        f"{key} differs: {', '.join(str(getattr(config, key)) for config in those)}"
+        for keys, those in ((SHARED, configs), (SHARED_WITH_TEACHER, taught))
+        for key in keys
+        if any(getattr(config, key) != getattr(those[0], key) for config in those)
     ]
     if len({config.run for config in configs}) < len(configs):
         faults.append("run: two runs have the same folder")
-    for config in configs:
-        if config.devices != 1 or config.num_nodes != 1:
-            faults.append(f"{config.run}: it needs devices=1 and num_nodes=1")
-        if isinstance(config, DistillConfig) and config.teacher_cache != "off":
-            faults.append(f"{config.run}: teacher_cache is for single runs, set teacher_cache=off")
-    if faults:
-        raise UserError.listing("These runs cannot be trained together:", faults)
+    faults += [
+        f"{config.run}: it needs devices=1 and num_nodes=1"
+        for config in configs
+        if config.devices != 1 or config.num_nodes != 1
+    ]
+    return faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +120,7 @@ class _Group:
     """Runs that share a loader, a teacher and its passes.
 
     Attributes:
-        runs: in the order of their turns.
+        runs: in the order of the user.
         turns: whose turn it is.
         batches: that all of them take.
     """
@@ -100,21 +132,32 @@ class _Group:
     @classmethod
     def of(cls, runs: Sequence[AssembledRun]) -> "_Group":
         """Let runs share the loader, the teacher, its passes and its check."""
-        group = cls([], _Turns(len(runs)), _Batches(runs[0].loader, len(runs), runs[0].trainer.strategy.root_device))
-        passes = _Passes(_union([run.engine.learner.needs for run in runs]))
-        check: CheckTeacher | None = None
-        for number, run in enumerate(runs):
-            run.engine.__dict__["teacher"] = runs[0].engine.teacher
-            run.engine.shared_pass = passes
+        starts = [run.checkpoints.saved_step for run in runs]
+        # Those that are behind go first, so that all runs come to a step in the same round.
+        turns = _Turns(sorted(range(len(runs)), key=lambda number: starts[number]))
+        taught = [run for run in runs if run.engine.teacher_pass]
+        passes = None
+        if taught:
+            engine = taught[0].engine
+            assert isinstance(engine.config, DistillConfig)
+            assert engine.teacher
+            passes = SharedPass(open_teacher(engine.config, [run.engine.learner for run in taught], engine.teacher))
+        batches = _Batches(runs[0].loader, starts, runs[0].trainer.strategy.root_device, turns, passes)
+        bar = _OneBar()
+        checks: list[CheckTeacher] = []  # in the order in which the runs begin
+        for number in turns.order:
+            run = runs[number]
             callbacks: Any = run.trainer.callbacks  # ty: ignore[missing-attribute]
-            own = next(each for each in callbacks if isinstance(each, CheckTeacher))
-            own.same_as, check = check, check or own
-            own.teacher = check.teacher  # one teacher in memory
-            # One progress bar for all.
-            kept = [each for each in callbacks if not (number and isinstance(each, ShowProgress))]
-            callbacks[:] = [_TakeTurns(group.turns, number), *kept]
-            group.runs.append(replace(run, loader=group.batches.view(number)))
-        return group
+            if passes and run.engine.teacher_pass:
+                run.engine.__dict__["teacher"], run.engine.teacher_pass = passes.teacher, passes
+                checks += [each for each in callbacks if isinstance(each, CheckTeacher)]
+            kept = [each for each in callbacks if not isinstance(each, ShowProgress)]
+            callbacks[:] = [_TakeTurns(turns, number), *kept, bar]
+        for check in checks[1:]:
+            check.teacher = checks[0].teacher  # one teacher in memory
+            check.same_as = checks[0]  # read by runs at their first step, and then the first run is at its first
+        views = [replace(run, loader=batches.view(number)) for number, run in enumerate(runs)]
+        return cls(views, turns, batches)
 
     def train(self) -> list[Path | BaseException]:
         """Run every run in a thread, and return its folder or its exception."""
@@ -148,17 +191,6 @@ class _Group:
         return found
 
 
-def _union(needs: Sequence[Needs]) -> Needs:
-    """Return what is needed to serve all."""
-    parts = [each.parts for each in needs]
-    levels = [each.levels for each in needs]
-    return Needs(
-        None if None in parts else frozenset(part for each in parts for part in each or ()),
-        None if None in levels else tuple(sorted({level for each in levels for level in each or ()})),
-        tuple(sorted({number for each in needs for number in each.convolutions})),
-    )
-
-
 @contextlib.contextmanager
 def _stopping_all(runs: Sequence[AssembledRun]) -> Generator[None]:
     """Pass signals on to all runs, which save and stop after their step."""
@@ -182,8 +214,8 @@ def _stopping_all(runs: Sequence[AssembledRun]) -> Generator[None]:
 class _Turns:
     """Whose turn it is, among the runs that are not finished."""
 
-    def __init__(self, count: int):
-        self.changed, self.order = threading.Condition(), deque(range(count))
+    def __init__(self, order: Sequence[int]):
+        self.changed, self.order = threading.Condition(), deque(order)
 
     def wait(self, number: int) -> None:
         with self.changed:
@@ -214,80 +246,120 @@ class _TakeTurns(L.Callback):
         self.stepped = True
 
 
-class _Passes:
-    """The teacher's record of the last step, which the first run computes for all."""
+class _OneBar(ShowProgress):
+    """One progress bar for all runs: it shows the first of those that still train, since a run may stop early."""
 
-    def __init__(self, needs: Needs):
-        self.needs = needs
-        self.step, self.last = -1, Outputs([], [])
+    def __init__(self) -> None:
+        super().__init__()
+        self.training: list[L.Trainer] = []
 
-    def outputs(self, engine: Engine, batch: Batch) -> Outputs:
-        if engine.global_step != self.step:
-            assert engine.teacher is not None
-            self.last = engine.teacher(batch.images, batch.image_sizes, needs=self.needs)
-            self.step = engine.global_step
-        return self.last
+    def on_train_start(self, trainer: L.Trainer, engine: Any) -> None:
+        """Show the bar of the first run."""
+        self.training.append(trainer)
+        if len(self.training) == 1:
+            super().on_train_start(trainer, engine)
+
+    def on_train_batch_end(self, trainer: L.Trainer, engine: Any, *more: Any) -> None:
+        """Advance the bar with one of the runs."""
+        if trainer is self.training[0]:
+            super().on_train_batch_end(trainer, engine, *more)
+
+    def teardown(self, trainer: L.Trainer, engine: Any, stage: str) -> None:
+        """Remove the bar with the last run."""
+        if trainer in self.training:
+            self.training.remove(trainer)
+        if not self.training:
+            super().teardown(trainer, engine, stage)
 
 
-@dataclass
 class _View:
     """The loader of one run: the batches that one loader loads for all."""
 
-    batches: "_Batches"
-    number: int
+    def __init__(self, batches: "_Batches", number: int):
+        self.batches, self.number = batches, number
+        self.sampler = self  # whose epoch Lightning sets; each run may be in another one
 
-    @property
-    def sampler(self) -> Any:
-        return self.batches.loader.sampler
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: the epoch follows from the number of the batch."""
 
     def __len__(self) -> int:
-        return len(self.batches.loader)
+        return self.batches.length
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches.epoch(self.number)
 
 
 class _Batches:
-    """One loader for several runs, each of which takes every batch once."""
+    """One loader for several runs, each of which takes every batch once.
 
-    def __init__(self, loader: DataLoader, count: int, device: torch.device):
-        self.loader, self.device = loader, device
-        self.queues: dict[int, deque[Batch]] = {number: deque() for number in range(count)}
-        self.epochs = [0] * count
-        self.source: Iterator[Batch] = iter(())
+    Args:
+        loader: of one of the runs.
+        starts: for each run, the number of the first batch that it takes.
+        device: of the runs.
+        turns: of the runs.
+        passes: of the teacher, if there is one.
+
+    Attributes:
+        next: the number of the batch that is loaded next.
+        taken: for each run that is not finished, the number of the batch that it takes next.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        starts: Sequence[int],
+        device: torch.device,
+        turns: _Turns,
+        passes: SharedPass | None,
+    ):
+        self.loader, self.device, self.turns, self.passes = loader, device, turns, passes
+        self.length, self.next = len(loader), min(starts)
+        self.taken = dict(enumerate(starts))
+        self.queues: dict[int, deque[Batch]] = {number: deque() for number in self.taken}
+        self.source: Iterator[Batch] | None = None
         self.error: RunError | None = None
-        self.started = 0
 
     def view(self, number: int) -> Any:
         return _View(self, number)
 
     def leave(self, number: int) -> None:
         """Give a run no more batches."""
-        del self.queues[number]
+        del self.queues[number], self.taken[number]
 
     def close(self) -> None:
         """End the workers, as Lightning does for a loader of its own."""
-        self.source, self.loader._iterator = iter(()), None
+        self.source, self.loader._iterator = None, None
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Iterate over the next epoch of a run; the first run that begins it starts the loader."""
-        self.epochs[number] += 1
-        if self.epochs[number] > self.started:
-            self.started += 1
-            self.source = iter(self.loader)
-        for _ in range(len(self.loader)):
-            if not self.queues[number]:
-                self._load()
+        """Iterate over what is left of a run's epoch."""
+        for _ in range(self.length - self.taken[number] % self.length):
+            while not self.queues[number]:
+                if self.next < self.taken[number] and any(taken <= self.next for taken in self.taken.values()):
+                    self.turns.pass_on(number)  # to the runs that are behind
+                else:
+                    self._load()
+            self.taken[number] += 1
             yield self.queues[number].popleft()
 
     def _load(self) -> None:
-        """Load the next batch for all; an image that cannot be read ends every run with the same message."""
+        """Load the next batch for all that take it; an image that cannot be read ends every run with one message."""
+        epoch, within = divmod(self.next, self.length)
         try:
             if self.error:
                 raise self.error
-            batch = next(self.source).to(self.device)  # resized once for all
+            if self.source is None or not within:
+                sampler: Any = self.loader.sampler
+                sampler.set_epoch(epoch)
+                sampler.start = within
+                self.source = iter(self.loader)
+            batch = next(self.source)
         except RunError as error:
             self.error = error
             raise
-        for queue in self.queues.values():
-            queue.append(batch)
+        if self.passes:
+            self.passes.source.prepare(batch)
+        batch = batch.to(self.device)  # resized once for all
+        for number, queue in self.queues.items():
+            if self.taken[number] <= self.next:
+                queue.append(batch)
+        self.next += 1

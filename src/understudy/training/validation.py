@@ -2,7 +2,8 @@
 """The callback that evaluates the student during a run and keeps its best checkpoint."""
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as L
@@ -10,6 +11,7 @@ import lightning.pytorch as L
 from understudy.checkpoints import STUDENT, read_checkpoint, write_checkpoint
 from understudy.config import TrainConfig
 from understudy.data import Batch, DetectionData, evaluation_loader, shown_location
+from understudy.data.digests import digest_of_split
 from understudy.evaluation import Detections, detect_all, gather_detections, score
 from understudy.files import append_row, write_atomically
 from understudy.reading import number_in, read_rows
@@ -47,6 +49,7 @@ class Validate(L.Callback):
     ):
         self.folder, self.data, self.config = folder, data, config
         self.checkpoints, self.check = checkpoints, check
+        self.stopped_early: dict[str, int] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate the last epoch of a resumed run, if it was stopped after this epoch was saved."""
@@ -57,6 +60,8 @@ class Validate(L.Callback):
         evaluated = {int(row["epoch"]) for row in read_rows(self.folder.metrics)}
         if epoch and not within and epoch not in evaluated:
             self._evaluate(trainer, engine, epoch)
+        elif epoch:
+            self._stop_if_stale(trainer, epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate after every ``evaluate_every`` epochs and after the last."""
@@ -82,8 +87,25 @@ class Validate(L.Callback):
         if trainer.is_global_zero:
             self._record(trainer, engine, epoch, detections)
         trainer.strategy.barrier("validated")
-        if epoch != self.config.schedule.epochs:  # otherwise only the result is left to write
+        # Otherwise only the result is left to write.
+        if not self._stop_if_stale(trainer, epoch) and epoch != self.config.schedule.epochs:
             self.checkpoints.stop_if_asked(trainer)
+
+    def _stop_if_stale(self, trainer: L.Trainer, epoch: int) -> bool:
+        """End the training of all processes if AP has not risen for ``schedule.patience`` evaluations.
+
+        This depends on ``metrics.csv`` alone, so a resumed run stops where an uninterrupted one does.
+        """
+        patience, epochs = self.config.schedule.patience, self.config.schedule.epochs
+        if patience is None or epoch == epochs:
+            return False
+        if trainer.is_global_zero:
+            aps = [number_in(row, "AP", self.folder.metrics) for row in read_rows(self.folder.metrics)]
+            if aps and evaluations_without_gain(aps) >= patience:
+                self.stopped_early = {"epoch": epoch, "of": epochs, "patience": patience}
+                say(f"stopped early after epoch {epoch} of {epochs}: AP has not risen in {patience} evaluations")
+        trainer.should_stop = bool(trainer.strategy.broadcast(self.stopped_early is not None))
+        return trainer.should_stop
 
     def _until_stopped(self, trainer: L.Trainer, loader: Iterable[Batch]) -> Iterator[Batch]:
         for batch in loader:
@@ -119,12 +141,29 @@ class Validate(L.Callback):
         meta = read_checkpoint(self.folder.best)["understudy"]
         result = {
             **meta["evaluation"],
+            "data_digest": digest_of_split(self.data),
             "epoch": meta["epoch"],
             "parameters": sum(parameter.numel() for parameter in engine.learner.student.parameters()),
             "train_seconds": round(engine.seconds, 1),
+            "stopped_early": self.stopped_early,
             **({"teacher_check": self.check.found} if self.check and self.check.found else {}),
         }
+        if self.stopped_early:
+            self.folder.write_environment(self.folder.read_environment() | {"stopped_early": self.stopped_early})
         write_atomically(self.folder.result, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def evaluations_without_gain(aps: Sequence[float]) -> int:
+    """Return how many evaluations there were since the one with the highest AP, the first of equal ones.
+
+    >>> evaluations_without_gain([0.1, 0.3, 0.2, 0.3])
+    2
+    """
+    return len(aps) - 1 - max(range(len(aps)), key=lambda place: (_or_least(aps[place]), -place))
+
+
+def _or_least(ap: float) -> float:
+    return -1.0 if math.isnan(ap) else ap
 
 
 def _nothing_found(evaluations: int, config: TrainConfig) -> str:

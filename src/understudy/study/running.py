@@ -1,0 +1,368 @@
+"""Run a study: train what is missing, go on with what was interrupted, and summarise."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from understudy.checkpoints import load_checkpoint
+from understudy.config import DistillConfig, TrainConfig
+from understudy.data import Limits, open_data
+from understudy.errors import RunError, Stopped, UserError
+from understudy.evaluation import choose_device, detect_all, evaluate, loader_at_evaluation_size, on_device
+from understudy.evaluation.resampling import Matches
+from understudy.files import write_atomically
+from understudy.study.folder import StudyFolder
+from understudy.study.jobs import Outcome, in_processes
+from understudy.study.plan import Plan
+from understudy.study.results import StudyResult, Trained
+from understudy.study.rows import LONGER, StudyRow
+from understudy.study.summary import summarise
+from understudy.study.tables import rows_as_csv, runs_as_csv
+from understudy.study.timing import step_costs
+from understudy.training import console
+from understudy.training.assembly import AssembledRun, assemble, resolve_config
+from understudy.training.folder import RunFolder, lock
+from understudy.training.resuming import own_methods
+from understudy.training.run import resume, train
+from understudy.training.teacher_cache import TeacherCache
+from understudy.training.together import can_share, train_together
+from understudy.training.trainer import make_trainer
+
+LONGER_ROW = StudyRow(LONGER, "none", (), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run of a study.
+
+    Attributes:
+        name: of its folder.
+        row: the name of its row in the results, which includes the teacher if there are several.
+        seed: of the run.
+        config: of the run.
+        folder: of the run.
+    """
+
+    name: str
+    row: str
+    seed: int
+    config: TrainConfig
+    folder: RunFolder
+
+
+def run_study(
+    path: Path,
+    plan: Plan | None = None,
+    *,
+    together: bool = False,
+    jobs: int = 1,
+    retry: bool = False,
+    accept_changes: bool = False,
+    trusted: Sequence[str] = (),
+) -> StudyResult:
+    """Train every run of a study that is not finished, and summarise all of them.
+
+    Args:
+        path: a new folder, or one of a study, which goes on.
+        plan: of a new study, or with further rows and seeds; None: go on.
+        together: whether the runs of a seed are trained side by side; the numbers are the same.
+        jobs: number of processes that train at once, each a run, or a group of runs side by side.
+        retry: whether runs that failed are tried again.
+        accept_changes: whether to go on with other data, another teacher or another version than at the start.
+        trusted: the user's own methods that may be imported.
+
+    Raises:
+        UserError: the folder holds another study or is in use, or a row cannot be trained; nothing was trained.
+        RunError: the disk is full.
+        Stopped: a signal stopped the study, and the run was saved. The message names the command that goes on.
+    """
+    folder = StudyFolder(path)
+    plan = _agreed(folder, plan, trusted)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder of the study, {path}, cannot be created: {error.strerror or error}.") from error
+    with lock(
+        path, f"{path} is in use: another study is running in it. Wait until it has ended, or choose a new folder."
+    ):
+        study = Study(folder, plan)
+        study.prepare(accept_changes)
+        if retry:
+            folder.forget_failures()
+        study.train(together, jobs)
+        return study.summarise()
+
+
+def _agreed(folder: StudyFolder, plan: Plan | None, trusted: Sequence[str]) -> Plan:
+    """Return the plan of the folder, with the rows and seeds that the user adds."""
+    if not folder.plan.exists():
+        folder.check_new()
+        if plan is None:
+            raise UserError(
+                f"{folder.path} holds no study (there is no study.yaml). To begin one: understudy study {folder.path} "
+                "data=DATA detector=STUDENT teacher=TEACHER --row METHOD"
+            )
+        return plan
+    stored = Plan.load(folder.plan)
+    if plan is not None:
+        if found := stored.differences(plan):
+            found.append(
+                "to go on with the study as it is, give its folder alone; for another one, choose a new folder"
+            )
+            raise UserError.listing(f"{folder.path} holds a study with other settings:", found)
+        return stored.with_more(plan.rows, plan.seeds)
+    if unknown := set(stored.own_methods) - set(trusted):
+        names = ", ".join(sorted(unknown))
+        options = shlex.join(part for name in sorted(unknown) for part in ("--trust", name))
+        raise UserError(
+            f"Rows of {folder.plan} import methods from modules, and so run their code: {names}. If you trust them, "
+            f"add: {options}"
+        )
+    return stored
+
+
+class Study:
+    """A study in its locked folder.
+
+    Args:
+        folder: of the study.
+        plan: of the study.
+    """
+
+    def __init__(self, folder: StudyFolder, plan: Plan):
+        self.folder, self.plan, self.facts = folder, plan, folder.read_facts()
+
+    def prepare(self, accept_changes: bool) -> None:
+        """Check that every row can be trained, and measure what a step of it costs; write plan and facts.
+
+        Raises:
+            UserError: a row cannot be trained, or data, teachers or version have changed; all of it is listed.
+        """
+        runs = dict(self._assembled())
+        found = {"understudy": version("understudy")}
+        for name, run in runs.items():
+            prints = run.facts["fingerprints"].items()
+            found |= {f"{what} ({name})" if "teacher" in what else what: value for what, value in prints}
+        found = {what.replace("the teacher", "a teacher"): value for what, value in found.items()}
+        self._check_unchanged(found, accept_changes)
+        costs = self.facts.get("costs", {})
+        if missing := [name for name in runs if name not in costs]:
+            console.say(f"measuring a step of {len(runs)} rows, in turns")
+            more = {
+                name: {"steps": len(run.loader), "cached": isinstance(run.engine.teacher_pass, TeacherCache)}
+                for name, run in runs.items()
+            }
+            measured = {name: asdict(cost) | more[name] for name, cost in step_costs(runs).items()}
+            plain = next(iter(measured.values()))["seconds"]
+            for name in missing:
+                costs[name] = measured[name] | {"ratio": measured[name]["seconds"] / plain}
+        self.facts |= {"made_with": self.facts.get("made_with", found), "costs": costs}
+        if self.plan.longer and "longer" not in self.facts:
+            self.facts["longer"] = max(cost["ratio"] for cost in costs.values())
+        self.folder.write_plan(self.plan)
+        self.folder.write_facts(self.facts)
+
+    def _assembled(self) -> Iterator[tuple[str, AssembledRun]]:
+        """Assemble a run of each row, without its folder, to find all faults; they share the first one's teacher."""
+        faults: list[str] = []
+        teachers: dict[Path, Any] = {}
+        for name, row, teacher in self._rows():
+            config = self.plan.config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs" / "timing")
+            config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+            try:
+                config = resolve_config(config)
+                place = RunFolder(config.run)
+                run = assemble(config, place, make_trainer(config, place.path))
+            except UserError as error:
+                faults.append(f'row "{name}": {error}')
+                continue
+            if run.engine.teacher_pass:
+                shared = teachers.setdefault(teacher, run.engine.teacher)
+                run.engine.__dict__["teacher"] = run.engine.teacher_pass.teacher = shared
+            yield name, run
+        if faults:
+            raise UserError.listing("These rows cannot be trained:", dict.fromkeys(faults))
+
+    def _rows(self) -> Iterator[tuple[str, StudyRow, Path]]:
+        """Yield the rows of the results, apart from the one that is added, with their teachers."""
+        for row in self.plan.rows:
+            teachers = self.plan.teachers if row.methods else self.plan.teachers[:1]
+            for teacher in teachers:
+                name = f"{row.name} ({teacher.name})" if len(teachers) > 1 else row.name
+                yield name, row, teacher
+
+    def _check_unchanged(self, found: Mapping[str, str], accept_changes: bool) -> None:
+        before = self.facts.get("made_with", {})
+        changed = [
+            f"{what}: {before[what]} before, {now} now" if what == "understudy" else what
+            for what, now in found.items()
+            if before.get(what, now) != now
+        ]
+        if changed and not accept_changes:
+            changed.append("choose a new folder, or mix old and new results on purpose: --accept-changes")
+            raise UserError.listing(f"{self.folder.path} cannot go on, these have changed since it began:", changed)
+        for each in changed:
+            console.say(f"Changed since the study began, and accepted: {each}")
+
+    def tasks(self) -> list[Task]:
+        """Return all runs of the study, seed by seed."""
+        rows = list(self._rows())
+        if self.plan.longer:
+            rows.insert(1, (LONGER, LONGER_ROW, rows[0][2]))
+        several = len(self.plan.teachers) > 1
+        found = []
+        for seed in self.plan.seeds:
+            for name, row, teacher in rows:
+                slug = f"{row.slug}-{teacher.name}" if several and row.methods else row.slug
+                run = self.folder.run(f"{slug}-seed{seed}")
+                config = self.plan.config_of(row, seed, teacher, run.path, self._epochs(name))
+                found.append(Task(run.path.name, name, seed, config, run))
+        return found
+
+    def _epochs(self, row: str) -> int | None:
+        """Return the epochs of a row by the budget; None: as its config says."""
+        plain = next(iter(self.facts["costs"]))
+        cost = self.facts["costs"][plain if row == LONGER else row]
+        if self.plan.minutes is not None:
+            return max(1, int(60 * self.plan.minutes / (cost["seconds"] * cost["steps"])))
+        if self.plan.steps is not None:
+            count = max(1, round(self.plan.steps / cost["steps"]))
+        elif row == LONGER:
+            count = self.plan.config["schedule"]["epochs"]
+        else:
+            return None
+        return round(count * self.facts["longer"]) if row == LONGER else count
+
+    def train(self, together: bool, jobs: int) -> None:
+        """Train the runs that are neither finished nor failed.
+
+        Raises:
+            RunError: the disk is full.
+            Stopped: a signal stopped the study.
+        """
+        tasks = self.tasks()
+        groups: list[list[Task]] = []
+        for seed in self.plan.seeds:
+            of_seed = [task for task in tasks if task.seed == seed]
+            left = [task for task in of_seed if not task.folder.result.exists() and not self.folder.failure(task.name)]
+            groups += self._groups(left) if together else [[task] for task in left]
+        left = sum(map(len, groups))
+        if left:
+            console.say(f"{len(tasks) - left} of {len(tasks)} runs are ready, {left} are to be trained")
+        stop = None
+        try:
+            each = in_processes(groups, outcomes, jobs) if jobs > 1 and len(groups) > 1 else _one_by_one(groups)
+            for group, found in each:
+                for task, outcome in zip(group, found, strict=True):
+                    if outcome.stopped:
+                        stop = outcome.stopped
+                    elif outcome.fatal:
+                        raise RunError(outcome.failure)
+                    elif outcome.failure:
+                        console.say(f"{task.name} has failed: {outcome.failure}")
+                        self.folder.note_failure(task.name, outcome.failure)
+                if not stop:
+                    left -= len(group)
+                    console.say(f"{len(tasks) - left} of {len(tasks)} runs are ready")
+        except Stopped as stopped:
+            stop = stopped.exit_code - 128
+        if stop:
+            raise Stopped(f"Stopped and saved. To go on: understudy study {self.folder.path}", stop)
+
+    def _groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
+        """Put tasks together that can share batches and teacher; those that cannot use the cache keep to themselves."""
+        groups: list[list[Task]] = []
+        for task in tasks:
+            fitting = (group for group in groups if all(self._fit(task, other) for other in group))
+            group = next(fitting, None)
+            if group is None:
+                groups.append([task])
+            else:
+                group.append(task)
+        return groups
+
+    def _fit(self, task: Task, other: Task) -> bool:
+        plain = not all(isinstance(each.config, DistillConfig) for each in (task, other))
+        cached = [self.facts["costs"][each.row]["cached"] for each in (task, other) if each.row != LONGER]
+        return can_share(task.config, other.config) and (plain or len(set(cached)) == 1)
+
+    def summarise(self) -> StudyResult:
+        """Evaluate what is finished, and write the results."""
+        trained = []
+        teachers = self._evaluated_teachers()
+        for task in self.tasks():
+            if task.folder.result.exists():
+                matches = self.folder.read_matches(task.name)
+                if matches is None:
+                    console.say(f"matching the detections of {task.name}")
+                    matches = _matches(task.config, task.folder.path)
+                    self.folder.write_matches(task.name, matches)
+                trained.append(Trained(task.row, task.seed, task.config, task.folder, matches))
+            else:
+                reason = self.folder.failure(task.name) or "not finished"
+                trained.append(Trained(task.row, task.seed, task.config, task.folder, None, reason))
+        result = summarise(self.plan, self.facts, trained, teachers)
+        for file, text in (
+            (self.folder.results, json.dumps(result.to_dict(), indent=2) + "\n"),
+            (self.folder.table, rows_as_csv(result)),
+            (self.folder.runs_table, runs_as_csv(result)),
+        ):
+            write_atomically(file, text.encode())
+        return result
+
+    def _evaluated_teachers(self) -> dict[str, dict[str, float]]:
+        """Return COCO's numbers of each teacher on the validation split, by the teacher's path."""
+        known = self.facts.setdefault("teachers", {})
+        data = self.plan.config["data"]
+        for teacher in self.plan.teachers:
+            if str(teacher) not in known:
+                found = evaluate(teacher, data["path"], split=data["val"])
+                known[str(teacher)] = {name: value for name, value in found.coco.items() if value == value}
+        self.folder.write_facts(self.facts)
+        return known
+
+
+def _one_by_one(groups: Sequence[list[Task]]) -> Iterator[tuple[list[Task], list[Outcome]]]:
+    for group in groups:
+        console.say(f"now: {', '.join(task.name for task in group)}")
+        found = outcomes(group)
+        yield group, found
+        if any(outcome.stopped for outcome in found):
+            return
+
+
+def outcomes(group: Sequence[Task]) -> list[Outcome]:
+    """Train runs, begun ones from where they stopped, and return how each ended."""
+    if len(group) > 1:
+        own = sorted({name for task in group for name in own_methods(task.config)})
+        try:
+            return list(map(Outcome.of, train_together([_begun(task) or task.config for task in group], own)))
+        except Stopped as stop:
+            return [Outcome.of(stop)] * len(group)
+    task = group[0]
+    token = console.PREFIX.set(f"{task.name}: ")
+    try:
+        if run := _begun(task):
+            return [Outcome(resume(run, own_methods(task.config)))]
+        return [Outcome(train(task.config))]
+    except (Exception, Stopped) as error:
+        return [Outcome.of(error)]
+    finally:
+        console.PREFIX.reset(token)
+
+
+def _begun(task: Task) -> Path | None:
+    return task.folder.path if task.folder.config.exists() else None
+
+
+def _matches(config: TrainConfig, run: Path) -> Matches:
+    """Match the detections of the best checkpoint on the validation split with its objects."""
+    loaded, data = load_checkpoint(run), open_data(config.data.path, config.data.val, Limits.of(config.data))
+    device = choose_device("cpu" if config.accelerator == "cpu" else None)
+    loader = loader_at_evaluation_size(data, loaded.config, batch_size=config.batch_size, workers=config.data.workers)
+    found = detect_all(on_device(loaded.detector, device), loader, device, data.category_ids, config.precision)
+    return Matches.of(data, found)

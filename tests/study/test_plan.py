@@ -1,0 +1,71 @@
+"""The plan of a study: faults all at once, a file that reads back, and what may be added."""
+
+from dataclasses import replace
+
+import pytest
+
+from understudy.config import DistillConfig, TrainConfig
+from understudy.errors import UserError
+from understudy.study.plan import Plan
+from understudy.study.rows import read_row
+
+
+def test_all_faults_at_once(tmp_path):
+    with pytest.raises(UserError) as stop:
+        Plan.of(None, ["data=photos"], rows=["frs", "frs", "frs +"], seeds=[1, 1], steps=0, teachers=[tmp_path / "no"])
+    for reason in (
+        "expected a method after +",
+        '"frs" is given twice',
+        "seeds: 1 given twice",
+        "steps: expected",
+        "no",
+    ):
+        assert reason in str(stop.value)
+
+
+@pytest.mark.parametrize("argument", ["run=a", "seed=1", "methods=frs"])
+def test_keys_that_a_study_sets(argument, tmp_path):
+    with pytest.raises(UserError, match=f"{argument.partition('=')[0]}: a study sets it itself"):
+        Plan.of(None, ["data=photos", f"teacher={tmp_path}", argument])
+
+
+def test_faults_of_the_config_and_of_a_row(tmp_path):
+    with pytest.raises(UserError, match=r"dat\b"):
+        Plan.of(None, ["dat=photos"], teachers=[tmp_path])
+    with pytest.raises(UserError, match=r'row "frs optimizer\.lr=fast": optimizer\.lr'):
+        Plan.of(None, ["data=photos"], rows=["frs optimizer.lr=fast"], teachers=[tmp_path])
+
+
+def test_its_file_reads_back(plan, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(plan.dump())
+    assert Plan.load(file) == plan
+    file.write_text("rows: 3\n")
+    with pytest.raises(UserError, match="not the plan of a study"):
+        Plan.load(file)
+
+
+def test_configs_of_its_runs(plan, tmp_path):
+    none, frs = plan.rows
+    plain = plan.config_of(none, 3, plan.teachers[0], tmp_path)
+    taught = plan.config_of(frs, 3, plan.teachers[0], tmp_path, epochs=7)
+    assert type(plain) is TrainConfig
+    assert isinstance(taught, DistillConfig)
+    assert (plain.seed, plain.run, taught.schedule.epochs) == (3, tmp_path, 7)
+    assert (taught.teacher, taught.methods) == (plan.teachers[0], {"frs": {"ramp_steps": 0}})
+    assert (taught.teacher_cache, plain.data, plain.optimizer) == ("auto", taught.data, taught.optimizer)
+
+
+def test_more_rows_and_seeds(plan):
+    more = plan.with_more([read_row("pkd")], [1, 5])
+    assert [row.name for row in more.rows] == ["none", "frs ramp_steps=0", "pkd"]
+    assert more.seeds == (0, 1, 5)
+    with pytest.raises(UserError, match='row "frs ramp_steps=0" is frs ramp_steps=0 in this study'):
+        plan.with_more([read_row("frs ramp_steps=0: pkd")], [])
+
+
+def test_differences_are_named(plan):
+    assert plan.differences(plan) == []
+    config = {**plan.config, "batch_size": 3}
+    found = plan.differences(replace(plan, config=config, steps=9))
+    assert found == ["batch_size: 2 in the study, 3 now", "steps: None in the study, 9 now"]

@@ -1,0 +1,171 @@
+"""A study end to end: interrupted, extended, with failures, and what is refused."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from training_runs import assert_same, at_step, crash, ctrl_c
+
+from understudy.cli import main
+from understudy.errors import RunError, UserError
+from understudy.reading import read_rows
+from understudy.study.rows import read_row
+from understudy.study.running import run_study
+from understudy.training.engine import Engine
+from understudy.training.folder import lock
+
+RUNS = ["frs_ramp_steps=0-seed0", "frs_ramp_steps=0-seed1", "none-seed0", "none-seed1"]
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_its_numbers_are_those_of_its_runs(study):
+    assert sorted(run.name for run in (study / "runs").iterdir()) == RUNS
+    none, frs = results(study)["rows"]
+    for row in (none, frs):
+        own = [json.loads((Path(run) / "result.json").read_text())["coco"] for run in row["folders"]]
+        for number in ("AP", "AP50", "AP75", "APs"):
+            assert row[number]["of_seeds"] == [values[number] for values in own]
+    differences = [a - b for a, b in zip(frs["AP"]["of_seeds"], none["AP"]["of_seeds"], strict=True)]
+    assert frs["difference"]["of_seeds"] == pytest.approx(differences)
+    assert frs["difference"]["mean"] == pytest.approx(sum(differences) / 2)
+    low, high = frs["difference"]["interval"]
+    half = 12.7062 * abs(differences[0] - differences[1]) / 2
+    assert (low, high) == pytest.approx((sum(differences) / 2 - half, sum(differences) / 2 + half), rel=1e-4)
+    assert none["difference"] is None
+    assert frs["time_ratio"] > 0
+    assert frs["memory_per_step"] > 0
+
+
+def test_its_tables(study):
+    rows, runs = (read_rows(study / name) for name in ("results.csv", "runs.csv"))
+    found = results(study)["rows"]
+    assert [row["row"] for row in rows] == [row["name"] for row in found] == ["none", "frs ramp_steps=0"]
+    for row, expected in zip(rows, found, strict=True):
+        assert float(row["AP_mean"]) == pytest.approx(expected["AP"]["mean"], abs=1e-6)
+    assert [(run["row"], run["seed"]) for run in runs[:2]] == [("none", "0"), ("none", "1")]
+
+
+def test_interrupted_and_one_after_another_it_has_the_same_runs(study, plan, tmp_path):
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt, match=f"understudy study {tmp_path / 'study'}"):
+        run_study(tmp_path / "study", replace(plan, seeds=(0,)))
+    run_study(tmp_path / "study")
+    for run in RUNS[::2]:
+        assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
+    for one, other in zip(results(study)["rows"], results(tmp_path / "study")["rows"], strict=True):
+        assert one["AP"]["of_seeds"][:1] == other["AP"]["of_seeds"]
+
+
+def test_interrupted_together_it_goes_on(study, plan, tmp_path):
+    calls = iter([ctrl_c])
+    with at_step(5, lambda: next(calls, int)()), pytest.raises(KeyboardInterrupt):
+        run_study(tmp_path / "study", replace(plan, seeds=(0,)), together=True)
+    run_study(tmp_path / "study", together=True)
+    for run in RUNS[::2]:
+        assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
+
+
+def test_a_failed_run_is_reported_and_tried_again_on_request(study, plan, tmp_path, monkeypatch):
+    plan = replace(plan, seeds=(0,))
+    step = Engine.training_step
+
+    def failing(self, *arguments):
+        if "frs" in self.config.run.name and self.global_step == 3:
+            raise RunError("Step 3: frs_feature is nan.")
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "training_step", failing)
+        found = run_study(tmp_path / "study", plan)
+    assert found.rows[1].missing == {0: "Step 3: frs_feature is nan."}
+    assert results(tmp_path / "study")["rows"][1]["missing"] == {"0": "Step 3: frs_feature is nan."}
+    assert "frs ramp_steps=0, seed 0: Step 3: frs_feature is nan." in results(tmp_path / "study")["sentences"]
+    assert run_study(tmp_path / "study").rows[1].missing  # it is not tried again unasked
+    assert not run_study(tmp_path / "study", retry=True).rows[1].missing
+    assert_same(tmp_path / "study/runs/frs_ramp_steps=0-seed0", study / "runs/frs_ramp_steps=0-seed0")
+
+
+@pytest.mark.slow
+def test_several_processes_have_the_same_runs_and_stop_on_a_signal(study, plan, tmp_path):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.yaml").write_text(replace(plan, seeds=(0,)).dump())
+    command = [sys.executable, "-m", "understudy", "study", str(tmp_path / "study"), "--jobs", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr
+        watch = threading.Timer(120, process.kill)
+        watch.start()
+        for line in process.stderr:
+            if "epoch   1" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+        watch.cancel()
+    assert process.returncode == 143
+    assert f"Stopped and saved. To go on: understudy study {tmp_path / 'study'}" in rest
+    run_study(tmp_path / "study")
+    for run in RUNS[::2]:
+        assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
+
+
+def test_a_bug_is_no_failure_of_a_run(plan, tmp_path):
+    with at_step(2, crash), pytest.raises(ZeroDivisionError):
+        run_study(tmp_path / "study", plan)
+    assert not (tmp_path / "study/failed").exists()
+
+
+def test_what_is_refused(study, plan, tiny, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="holds a study with other settings:\n  - steps: None in the study, 9 now"):
+        run_study(study, replace(plan, steps=9))
+    with pytest.raises(UserError, match="holds no study"):
+        run_study(tmp_path / "new")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        run_study(tmp_path / "photos", plan)
+    with lock(study, "-"), pytest.raises(UserError, match="another study is running in it"):
+        run_study(study)
+    wrong = plan.with_more([read_row("frs nonsense=1")], [])
+    with pytest.raises(UserError, match=r'row "frs nonsense=1": [\s\S]*no option "nonsense"'):
+        run_study(tmp_path / "new", wrong)
+    monkeypatch.setattr("understudy.study.running.version", lambda name: "9.9")
+    with pytest.raises(UserError, match=r"have changed since it began:\n  - understudy: .* before, 9.9 now"):
+        run_study(study)
+
+
+def test_other_data_are_refused_and_accepted_on_request(study, plan, tmp_path, capsys):
+    facts = json.loads((study / "facts.json").read_text())
+    for name in ("runs", "study.yaml", "matches"):
+        (tmp_path / name).symlink_to(study / name)
+    key = next(name for name in facts["made_with"] if name.startswith("annotations of data.train"))
+    facts["made_with"][key] = "another"
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"annotations of data\.train"):
+        run_study(tmp_path)
+    assert run_study(tmp_path, accept_changes=True).rows[0].values["AP"]
+
+
+def test_the_command(study, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["study", str(study), "--json"])
+    assert stop.value.code == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["name"] == "none"
+    with pytest.raises(SystemExit):
+        main(["study", str(study)])
+    said = capsys.readouterr().out
+    assert "frs ramp_steps=0" in said
+    assert "95 %" in said
+
+
+@pytest.mark.parametrize(("seeds", "reason"), [("a", "--seeds: expected integers"), ("1,1", "seeds: 1 given twice")])
+def test_wrong_seeds(seeds, reason, tmp_path, trained, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["study", str(tmp_path / "new"), "data=photos", f"teacher={trained}", "--seeds", seeds])
+    assert stop.value.code == 2
+    assert reason in capsys.readouterr().err
