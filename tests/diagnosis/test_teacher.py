@@ -104,6 +104,7 @@ def test_class_names_that_do_not_match(good):
     found = list(accuracy_findings(named(good, ["a", "b", "c", "d"])))
     assert bad(found) == {"class names": "fatal"}
     assert "By its detections, its 'a' is 'star', its 'b' is 'ring', its 'c' is 'cross'" in found[0].what
+    assert found[0].remedy == "data.aliases='{star: a, ring: b, cross: c, arrow: d}'"
 
 
 def test_one_class_of_another_name(good):
@@ -112,6 +113,18 @@ def test_one_class_of_another_name(good):
     assert found["class names"].severity == "warning"
     assert "it lacks star. By its detections, its 'sun' is 'star'" in found["class names"].what
     assert list(found) == ["class names"]
+    # The alias that it advises mends it.
+    assert found["class names"].remedy == "data.aliases='{star: sun}'"
+    trial = replace(trial, aliases={"star": "sun"})
+    assert trial.ap() == good.ap()
+    assert bad(class_findings(trial, trial.ap())) == {}
+
+
+def test_a_missing_class_and_two_permuted_ones(good):
+    trial = named(good, ["sun", "cross", "ring", "arrow"])
+    found = {each.check: each for each in class_findings(trial, trial.ap())}
+    assert list(found) == ["class names", "class order"]
+    assert "its 'cross' is 'ring', its 'ring' is 'cross'" in found["class order"].what
 
 
 def test_another_image_size_than_in_its_training(trial_of, teacher):

@@ -128,14 +128,16 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
     yield from _data_findings(config, train, val, limits)
     size = (config.data.shorter_side[-1], config.data.longer_side)
     device = choose_device("cpu" if config.accelerator == "cpu" else None)
-    trial = Trial(teacher, sample_of(val, images), size, config.batch_size, device).within(FOR_TEACHER)
+    trial = Trial(teacher, sample_of(val, images), size, config.batch_size, device, config.data.aliases).within(
+        FOR_TEACHER
+    )
     yield from accuracy_findings(trial)
     yield from _plain_findings(trial, plain)
     try:
         student = build_detector(**build_options(config, len(train.classes)))
         fit, finding = anchor_findings(student, train, config)
         yield finding
-        pairing = pair(student.spec, teacher.detector.spec, train.classes, teacher.classes)
+        pairing = pair(student.spec, teacher.detector.spec, train.classes, teacher.classes, config.data.aliases)
         yield from level_findings(pairing, fit)
         yield method_findings(pairing.student, pairing.teacher)
         with quiet_lightning():
@@ -192,7 +194,7 @@ def _plain_findings(trial: Trial, plain: Path | None) -> Iterator[Finding]:
     except UserError as error:
         yield _refused("plain student", error, "another run: --plain RUN")
         return
-    student = Trial.of(checkpoint, trial.sample, trial.size, trial.batch_size, trial.device)
+    student = Trial.of(checkpoint, trial.sample, trial.size, trial.batch_size, trial.device, trial.aliases)
     yield from lead_findings(trial, student, f"plain student {plain}")
     if RunFolder(plain).config.is_file():
         yield from convergence_findings(Log.of(plain), "the plain student")

@@ -12,11 +12,11 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from understudy.checkpoints import Checkpoint
+from understudy.class_matching import NO_ALIASES, Aliases, match_names
 from understudy.data import Batch, DetectionData, evaluation_loader
 from understudy.detectors import Detector
 from understudy.diagnosis.findings import Finding
 from understudy.evaluation import Detections, choose_device, detect_all
-from understudy.pairing import match_names
 from understudy.text import listed, percent
 from understudy.training.teacher_check import AT_LEAST, CLEARLY, NEAR_ZERO, ap_of
 
@@ -54,6 +54,7 @@ class Trial:
         size: shorter side of the images, and the limit of their longer side, in pixels.
         batch_size: images per batch.
         device: that the teacher runs on.
+        aliases: other names of classes.
         found: its detections at this size; their category ids are the teacher's own labels.
     """
 
@@ -62,6 +63,7 @@ class Trial:
     size: tuple[int, int]
     batch_size: int
     device: torch.device
+    aliases: Aliases = field(default_factory=lambda: NO_ALIASES)
     found: Detections = field(default_factory=lambda: Detections.of_rows([]))
 
     @classmethod
@@ -72,9 +74,10 @@ class Trial:
         size: tuple[int, int],
         batch_size: int,
         device: torch.device | None = None,
+        aliases: Aliases = NO_ALIASES,
     ) -> "Trial":
         """Run a teacher on a sample; by default on a GPU if there is one."""
-        trial = cls(teacher, sample, size, batch_size, choose_device(device))
+        trial = cls(teacher, sample, size, batch_size, choose_device(device), aliases)
         return replace(trial, found=trial.detections())
 
     def within(self, seconds: float) -> "Trial":
@@ -91,12 +94,11 @@ class Trial:
     @property
     def names(self) -> tuple[str, ...]:
         """Classes of the data set that the teacher knows by name."""
-        places = match_names(self.sample.classes, self.teacher.classes)
-        return tuple(name for name, place in zip(self.sample.classes, places, strict=True) if place is not None)
+        return tuple(self.sample.classes[place] for place in self.as_named() if place is not None)
 
     def as_named(self) -> list[int | None]:
         """Return, for each label of the teacher, the position of the data set's class of the same name."""
-        return match_names(self.teacher.classes, self.sample.classes)
+        return match_names(self.teacher.classes, self.sample.classes, self.aliases)
 
     def detections(
         self, sample: DetectionData | None = None, size: tuple[int, int] | None = None, change: Change | None = None
@@ -242,6 +244,7 @@ def class_findings(trial: Trial, ap: float) -> Iterator[Finding]:
     if unknown:
         found = [(label, place) for label, place in pairs if place in unknown and named[label] is None]
         nothing = len(unknown) == len(classes)
+        aliases = ", ".join(f"{classes[place]}: {trial.teacher.classes[label]}" for label, place in found)
         yield Finding(
             check="class names",
             severity="fatal" if nothing else "warning" if found else "note",
@@ -249,9 +252,10 @@ def class_findings(trial: Trial, ap: float) -> Iterator[Finding]:
             f"{listed(trial.teacher.classes, 6)}; it lacks {listed([classes[place] for place in unknown], 6)}"
             + (f". By its detections, {_in_words(trial, found)}" if found else ""),
             why="Objects of a class that the teacher lacks take no part in the distillation.",
-            remedy="give both the same names: in the data set, or of an imported teacher by `understudy import FILE "
-            "--classes NAMES`"
-            if found or nothing
+            remedy=f"data.aliases='{{{aliases}}}'"
+            if found
+            else "a teacher of these classes, or other names in the data set"
+            if nothing
             else "",
             facts={"unknown": [classes[place] for place in unknown]},
         )
