@@ -1,20 +1,25 @@
 """Measurements on a GPU: losses against the CPU's, synchronisations of a step, seconds per step of the papers' pairs.
 
     python benchmarks/gpu.py check
+    python benchmarks/gpu.py loop
     python benchmarks/gpu.py pairs --batch 16
 
 `check` computes the losses of every method and family on the CPU and on the GPU in float32, and counts the points of a
-step (both forward passes, losses, backward) at which the CPU waits for the GPU. `pairs` times whole steps (both forward
-passes, losses, backward, SGD) on images of noise of the size of COCO's; loading of images is not part of it.
+step (both forward passes, losses, backward) at which the CPU waits for the GPU. `loop` trains on scenes and counts the
+waits of the training loop itself. `pairs` times whole steps (both forward passes, losses, backward, SGD) on images of
+noise of the size of COCO's; loading of images is not part of it.
 """
 
 import argparse
 import gc
 import statistics
+import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +27,14 @@ import torch
 from step_cost import Scene
 from torch import Tensor
 
+import understudy
+from understudy.data import Batch
+from understudy.data.scenes import make_scenes
 from understudy.detectors import FAMILIES, build_detector
 from understudy.learner import Learner
 from understudy.methods import METHODS
 from understudy.outputs import Target
+from understudy.training.engine import Engine
 from understudy.training.environment import environment
 
 RANDOM = {"mgd"}
@@ -81,14 +90,14 @@ PAIRS = (
 def main() -> None:
     """Run the chosen measurement and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("check", "pairs"))
+    parser.add_argument("what", choices=("check", "loop", "pairs"))
     parser.add_argument("--batch", type=int, default=16, help="images per step of `pairs`")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of a pair")
     options = parser.parse_args()
     facts = environment()
     print(f"`{facts['command']}`\n\n{facts['gpus'][0]}, torch {facts['packages']['torch']}, commit {facts['commit']}\n")
-    check() if options.what == "check" else pairs(options)
+    {"check": check, "loop": loop, "pairs": lambda: pairs(options)}[options.what]()
 
 
 def check() -> None:
@@ -144,6 +153,69 @@ def _waits(scene: Scene, learner: Learner) -> Counter[str]:
     learner.zero_grad()
     found = [each for each in caught if "synchroniz" in str(each.message)]
     return Counter(f"{Path(each.filename).name}:{each.lineno}" for each in found)
+
+
+def loop() -> None:
+    """Print how often a step of whole training runs waits for the GPU, in our modules, and how fast the runs are."""
+    print("| run | images / s | waits of the training loop in a step | where |\n|---|---:|---:|---|")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        scenes = make_scenes(folder / "scenes", train=512, val=8, size=320, seed=0)
+        keys: dict[str, Any] = {
+            "data": {"path": scenes, "shorter_side": 320, "longer_side": 320, "workers": 4},
+            "detector": {"name": "retinanet_resnet18", "neck_channels": 128},
+            "schedule.epochs": 2,
+            "evaluate_every": 1000,
+            "batch_size": 16,
+            "log_every": 16,
+            "optimizer.lr": 1e-4,
+            "teacher_check": 0,
+        }
+        plain = {key: value for key, value in keys.items() if key != "teacher_check"}
+        teacher = understudy.train(plain, run=folder / "teacher", **{"detector.name": "retinanet_resnet50"})
+        tried: dict[str, dict[str, Any]] = {
+            "plain": {},
+            "hint": {"methods": "hint"},
+            "hint, bf16": {"methods": "hint", "precision": "bf16"},
+            "hint, compile=true": {"methods": "hint", "compile": True},
+            "hint, teacher_cache=memory": {"methods": "hint", "teacher_cache": "memory", "data.flip": 0.0},
+        }
+        for number, (name, more) in enumerate(tried.items()):
+            run = folder / str(number)
+            if more:
+                train = partial(understudy.distill, keys, run=run, teacher=teacher, **more)
+            else:
+                train = partial(understudy.train, plain, run=run)
+            print(f"| {name} | {_run(train)} |", flush=True)
+
+
+def _run(train: Callable[[], object]) -> str:
+    """Train for two epochs of 32 steps; return the rate and the waits of the second one."""
+    found: list[warnings.WarningMessage] = []
+    times: list[float] = []
+    step = Engine.training_step
+
+    def watched(engine: Engine, batch: Batch, number: int) -> Tensor:
+        if engine.global_step in (32, 62):
+            torch.cuda.synchronize()
+            times.append(time.perf_counter())
+            torch.cuda.set_sync_debug_mode("warn" if engine.global_step == 32 else "default")
+        return step(engine, batch, number)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Engine.training_step = watched  # ty: ignore[invalid-assignment]
+        try:
+            train()
+        finally:
+            Engine.training_step = step  # ty: ignore[invalid-assignment]
+            torch.cuda.set_sync_debug_mode("default")
+        found = [each for each in caught if "synchroniz" in str(each.message)]
+    places = Counter(
+        f"{Path(each.filename).name}:{each.lineno}" for each in found if "understudy/training" in each.filename
+    )
+    waits = ", ".join(f"{place} {count / 30:.2f}" for place, count in places.items()) or "nowhere"
+    return f"{30 * 16 / (times[1] - times[0]):.0f} | {sum(places.values()) / 30:.2f} | {waits}"
 
 
 def pairs(options: argparse.Namespace) -> None:

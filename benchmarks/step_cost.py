@@ -16,7 +16,6 @@ every other round, so that other load slows both equally.
 """
 
 import argparse
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from understudy.detectors import FAMILIES, Detector, build_detector
 from understudy.learner import Learner
 from understudy.methods import METHODS
 from understudy.outputs import Outputs, Target
+from understudy.studies.timing import peak_memory
 from understudy.training.environment import environment
 
 TAIL = "floor + tail"
@@ -212,22 +212,6 @@ def tail(scene: Scene, teacher_outputs: Outputs) -> Tensor:
 def identity(maps: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the maps unchanged: those of the neck enter the head directly."""
     return maps
-
-
-def peak_memory(step: Callable[[], None], device: torch.device) -> int:
-    """Return the most bytes that PyTorch holds on a device during a step, minus those it held before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(itertools.accumulate(changes))
 
 
 def table(options: argparse.Namespace, contestants: Sequence[Contestant], floors: dict[str, Contestant]) -> str:

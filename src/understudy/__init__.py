@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from understudy.methods.loading import build_methods
     from understudy.outputs import Outputs, Spec, Truth
     from understudy.pairing import Pairing, pair
+    from understudy.studies.results import StudyResult
 
     __version__: str
 
@@ -56,6 +57,7 @@ __all__ = [
     "open_detector",
     "pair",
     "resume",
+    "study",
     "train",
 ]
 
@@ -184,6 +186,52 @@ def doctor(
 
     pair = load_config(PairConfig, config, overrides)
     return examine(pair, beside, images=IMAGES if images is None else images, steps=STEPS if steps is None else steps)
+
+
+def study(
+    folder: "str | Path",
+    config: "Source" = None,
+    *,
+    rows: "Sequence[str]" = (),
+    seeds: "Sequence[int]" = (0, 1, 2),
+    teachers: "Sequence[str | Path]" = (),
+    steps: int | None = None,
+    minutes: float | None = None,
+    longer: bool = True,
+    together: bool = False,
+    jobs: int = 1,
+    **overrides: Any,
+) -> "StudyResult":
+    """Compare methods over seeds, like ``understudy study``.
+
+    Args:
+        folder: a new folder, or that of the same study, which goes on.
+        config: as for :func:`distill`, without a run folder.
+        rows: methods with their options, as ``"frs feature_weight=0.001"``; the plain student is added.
+        seeds: of each row.
+        teachers: if there are several; otherwise the config key ``teacher``.
+        steps: of each run; None: ``schedule.epochs``.
+        minutes: of each run, instead of steps.
+        longer: add the plain student that is trained for as long in time as the slowest row.
+        together: train the runs of a seed side by side.
+        jobs: processes that train at once.
+        overrides: config keys.
+
+    Returns:
+        The results; ``to_dict()`` is what ``results.json`` holds.
+
+    Raises:
+        UserError: a fault of the study or its config, or the folder holds another study.
+    """
+    from pathlib import Path
+
+    from understudy.studies.plan import Plan
+    from understudy.studies.running import run_study
+
+    named = [Path(teacher) for teacher in teachers]
+    budget: dict[str, Any] = {"steps": steps, "minutes": minutes, "longer": longer}
+    plan = Plan.of(config, overrides, rows=rows, seeds=seeds, teachers=named, **budget)
+    return run_study(Path(folder), plan, together=together, jobs=jobs)
 
 
 def __getattr__(name: str) -> Any:

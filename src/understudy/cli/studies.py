@@ -85,10 +85,10 @@ def study(
     begins = bool(overrides or config or recipe or steps or minutes or teacher)
     loading()
     loading()
-    from understudy.study.folder import StudyFolder
-    from understudy.study.plan import Plan
-    from understudy.study.rows import read_row
-    from understudy.study.running import run_study
+    from understudy.studies.folder import StudyFolder
+    from understudy.studies.plan import Plan
+    from understudy.studies.rows import read_row
+    from understudy.studies.running import run_study
 
     numbers = _seeds(seeds) if seeds is not None else [0, 1, 2]
     place = StudyFolder(folder)

@@ -14,8 +14,8 @@ from training_runs import assert_same, at_step, crash, ctrl_c
 from understudy.cli import main
 from understudy.errors import RunError, UserError
 from understudy.reading import read_rows
-from understudy.study.rows import read_row
-from understudy.study.running import run_study
+from understudy.studies.rows import read_row
+from understudy.studies.running import run_study
 from understudy.training.engine import Engine
 from understudy.training.folder import lock
 
@@ -134,7 +134,7 @@ def test_what_is_refused(study, plan, tiny, tmp_path, monkeypatch):
     wrong = plan.with_more([read_row("frs nonsense=1")], [])
     with pytest.raises(UserError, match=r'row "frs nonsense=1": [\s\S]*no option "nonsense"'):
         run_study(tmp_path / "new", wrong)
-    monkeypatch.setattr("understudy.study.running.version", lambda name: "9.9")
+    monkeypatch.setattr("understudy.studies.running.version", lambda name: "9.9")
     with pytest.raises(UserError, match=r"have changed since it began:\n  - understudy: .* before, 9.9 now"):
         run_study(study)
 

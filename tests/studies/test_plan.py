@@ -6,8 +6,8 @@ import pytest
 
 from understudy.config import DistillConfig, TrainConfig
 from understudy.errors import UserError
-from understudy.study.plan import Plan
-from understudy.study.rows import read_row
+from understudy.studies.plan import Plan
+from understudy.studies.rows import read_row
 
 
 def test_all_faults_at_once(tmp_path):

@@ -17,15 +17,15 @@ from understudy.errors import RunError, Stopped, UserError
 from understudy.evaluation import Evaluation, choose_device, detect_all, loader_at_evaluation_size, on_device
 from understudy.evaluation.resampling import Matches
 from understudy.files import write_atomically
-from understudy.study.folder import StudyFolder
-from understudy.study.jobs import Outcome, in_processes
-from understudy.study.page import write_page
-from understudy.study.plan import Plan
-from understudy.study.results import StudyResult, Trained
-from understudy.study.rows import LONGER, StudyRow
-from understudy.study.summary import summarise
-from understudy.study.tables import rows_as_csv, runs_as_csv
-from understudy.study.timing import step_costs
+from understudy.studies.folder import StudyFolder
+from understudy.studies.jobs import Outcome, in_processes
+from understudy.studies.page import write_page
+from understudy.studies.plan import Plan
+from understudy.studies.results import StudyResult, Trained
+from understudy.studies.rows import LONGER, StudyRow
+from understudy.studies.summary import summarise
+from understudy.studies.tables import rows_as_csv, runs_as_csv
+from understudy.studies.timing import step_costs
 from understudy.training import console
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.folder import RunFolder, lock

@@ -13,9 +13,9 @@ from rich.text import Text
 from understudy.compare.intervals import Interval, seeds_to_tell
 from understudy.config import DistillConfig, TrainConfig
 from understudy.evaluation.resampling import Matches
-from understudy.study.plan import Plan
-from understudy.study.sentences import notes_on, sentence_of, sentences_of
-from understudy.study.tables import NUMBERS, terminal_table
+from understudy.studies.plan import Plan
+from understudy.studies.sentences import notes_on, sentence_of, sentences_of
+from understudy.studies.tables import NUMBERS, terminal_table
 from understudy.training.folder import RunFolder
 
 

@@ -13,13 +13,13 @@ from understudy.config import DistillConfig
 from understudy.evaluation import Evaluation
 from understudy.evaluation.resampling import resampled_aps
 from understudy.reading import number_in, read_json, read_rows
-from understudy.study.plan import Plan
-from understudy.study.results import ResultRow, StudyResult, Trained
-from understudy.study.rows import LONGER
-from understudy.study.tables import NUMBERS
+from understudy.studies.plan import Plan
+from understudy.studies.results import ResultRow, StudyResult, Trained
+from understudy.studies.rows import LONGER
+from understudy.studies.tables import NUMBERS
 from understudy.training.folder import RunFolder
 
-FEWEST_SAMPLES, MOST_SAMPLES, WORK = 200, 1000, 2e9
+FEWEST_SAMPLES, MOST_SAMPLES, WORK = 200, 1000, 6e8
 """Bootstrap samples of the images, and the number of matches of all samples that bounds them."""
 
 

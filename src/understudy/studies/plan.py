@@ -11,7 +11,7 @@ from understudy.config import DistillConfig, Source, TrainConfig, flat, load_con
 from understudy.config.yaml_text import read_config
 from understudy.errors import UserError
 from understudy.methods.loading import is_own
-from understudy.study.rows import LONGER, NONE, StudyRow, faults_of_rows, read_row
+from understudy.studies.rows import LONGER, NONE, StudyRow, faults_of_rows, read_row
 from understudy.text import shown
 from understudy.training.assembly import resolve_config
 

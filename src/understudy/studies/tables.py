@@ -10,11 +10,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from understudy.study.sentences import signed, span
+from understudy.studies.sentences import signed, span
 from understudy.text import percent
 
 if TYPE_CHECKING:
-    from understudy.study.results import ResultRow, StudyResult
+    from understudy.studies.results import ResultRow, StudyResult
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """COCO's numbers in the results."""
@@ -23,7 +23,7 @@ NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 def terminal_table(result: "StudyResult") -> Table:
     """Return the table for a terminal of at least 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("Row")
+    table.add_column("Row", overflow="fold")
     for title in ("AP", "AP50", "AP75", "vs.\nnone", "95 %\ninterval", "Gap\nclosed", "Time /\nstep", "MB /\nstep"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in result.rows:

@@ -10,9 +10,9 @@ from understudy.config import DistillConfig
 from understudy.figures import Captioned, Style, interval_chart
 from understudy.report import DataRow, DataTable, Entry, Section, report_on, view_runs
 from understudy.report.page import row_styles
-from understudy.study.folder import StudyFolder
-from understudy.study.results import ResultRow, StudyResult
-from understudy.study.sentences import notes_on, sentences_of
+from understudy.studies.folder import StudyFolder
+from understudy.studies.results import ResultRow, StudyResult
+from understudy.studies.sentences import notes_on, sentences_of
 
 MEGABYTE = 2**20
 

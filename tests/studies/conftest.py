@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import understudy
-from understudy.study.plan import Plan
-from understudy.study.running import run_study
+from understudy.studies.plan import Plan
+from understudy.studies.running import run_study
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +26,10 @@ def trained(tiny, tmp_path_factory) -> Path:
 def cheap():
     """Few bootstrap samples, and few rounds of timing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.study.summary.MOST_SAMPLES", 30)
-        patch.setattr("understudy.study.summary.FEWEST_SAMPLES", 30)
-        patch.setattr("understudy.study.timing.ROUNDS", 1)
-        patch.setattr("understudy.study.timing.FEWEST", 1)
+        patch.setattr("understudy.studies.summary.MOST_SAMPLES", 30)
+        patch.setattr("understudy.studies.summary.FEWEST_SAMPLES", 30)
+        patch.setattr("understudy.studies.timing.ROUNDS", 1)
+        patch.setattr("understudy.studies.timing.FEWEST", 1)
         yield
 
 

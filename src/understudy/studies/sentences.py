@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from understudy.compare.intervals import seeds_to_tell
-from understudy.study.rows import LONGER, NONE
+from understudy.studies.rows import LONGER, NONE
 from understudy.text import percent
 
 if TYPE_CHECKING:
-    from understudy.study.results import ResultRow, StudyResult
+    from understudy.studies.results import ResultRow, StudyResult
 
-CONVERGED = 0.005
-"""A plain student has converged if the last fifth of its run brought less than this AP."""
+CONVERGED, OF_ITS_BEST = 0.005, 0.02
+"""A plain student has converged if the last fifth of its run brought less AP than this, and than this share of it."""
 
 
 def sentences_of(result: "StudyResult") -> list[str]:
@@ -41,17 +41,21 @@ def _on_teachers(result: "StudyResult") -> Iterator[str]:
 
 
 def _on_plain(result: "StudyResult") -> Iterator[str]:
-    if result.converged is None:
+    plain, longer = result.rows[0], next((row for row in result.rows if row.name == LONGER), None)
+    gained = longer.difference if longer else None
+    advice = "Longer training may help more than any method: raise schedule.epochs before you compare methods."
+    if longer and gained and longer.kind == "better":
+        times = longer.epochs / plain.epochs
+        found = f"trained {times:.2g} x as long, it gains {signed(gained.mean)} AP"
+        yield f"The plain student had not converged: {found}. {advice}"
+    elif result.converged is None:
         yield "Whether the plain student had converged is unknown: its runs have too few evaluations."
-        return
-    brought = f"the last fifth of its run brought {signed(result.converged)} AP"
-    if result.converged < CONVERGED:
-        yield f"The plain student had converged: {brought}."
     else:
-        yield (
-            f"The plain student had not converged: {brought}. Longer training may help more than any method: raise "
-            "schedule.epochs before you compare methods."
-        )
+        brought = f"the last fifth of its run brought {signed(result.converged)} AP"
+        if result.converged < min(CONVERGED, OF_ITS_BEST * plain.mean()):
+            yield f"The plain student had converged: {brought}."
+        else:
+            yield f"The plain student had not converged: {brought}. {advice}"
 
 
 def sentence_of(row: "ResultRow") -> str | None:

@@ -3,7 +3,7 @@
 import pytest
 
 from understudy.errors import UserError
-from understudy.study.rows import faults_of_rows, read_row
+from understudy.studies.rows import faults_of_rows, read_row
 
 
 @pytest.mark.parametrize(

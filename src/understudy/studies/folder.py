@@ -12,7 +12,7 @@ from understudy.errors import UserError
 from understudy.evaluation.resampling import Matches
 from understudy.files import write_atomically
 from understudy.reading import read_json
-from understudy.study.plan import Plan
+from understudy.studies.plan import Plan
 from understudy.training.folder import RunFolder
 
 FIRST_FILES = {".lock", ".study.yaml.part"}
