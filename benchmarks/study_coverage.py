@@ -3,9 +3,9 @@
     understudy study FOLDER ... --row none --no-longer --seeds 0,1,...,23
     python benchmarks/study_coverage.py FOLDER
 
-Each comparison draws two groups of different seeds from one row, pairs them, and computes the intervals as a study does.
-The truth is a difference of zero, so 95 % of the intervals over seeds should hold it; a comparison is told from noise,
-wrongly, if both intervals exclude it. The table (Markdown) is printed.
+Each comparison draws two groups of different seeds from one row, pairs them, and computes the intervals as a study
+does. The truth is a difference of zero, so 95 % of the intervals over seeds should hold it; a comparison is told from
+noise, wrongly, if both intervals exclude it. The table (Markdown) is printed.
 """
 
 import argparse
@@ -37,9 +37,7 @@ def main() -> None:
         f"{len(aps)} runs of the row {options.row}, AP {100 * aps.mean():.2f} ± {100 * aps.std(ddof=1):.2f}, "
         f"{options.comparisons} comparisons, {options.samples} samples of {matches[0].images} images\n"
     )
-    print(
-        "| seeds of a side | intervals over seeds that hold zero | mean half width, AP | over images | told from noise |"
-    )
+    print("| seeds of a side | hold zero, over seeds | mean half width, AP | over images | told from noise |")
     print("|---:|---:|---:|---:|---:|")
     for count in (2, 3, 5, 8):
         print(_line(aps, resampled, count, options.comparisons))
