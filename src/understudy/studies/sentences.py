@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from understudy.compare.intervals import seeds_to_tell
+from understudy.compare.intervals import MOST_SEEDS, seeds_to_tell
 from understudy.studies.rows import LONGER, NONE
 from understudy.text import percent
 
@@ -76,9 +76,15 @@ def sentence_of(row: "ResultRow") -> str | None:
         said = f"{'better' if row.difference.mean > 0 else 'worse'} on these images; on others it may differ"
     else:
         count = seeds_to_tell(row.differences)
-        more = f"about {count} seeds would tell a difference of this size" if count else "100 seeds would not tell it"
-        said = f"it cannot be told from noise; {more}"
+        said = f"it cannot be told from noise; {_remedy(count, row.difference.count)}"
     return f"{shown}: {said}.{_against_longer(row)}"
+
+
+def _remedy(needed: int | None, present: int) -> str:
+    if needed is None:
+        return f"{MOST_SEEDS} seeds would not tell it"
+    more = max(needed - present, 1)
+    return f"about {more} more seed{'s' if more > 1 else ''} would tell a difference of this size"
 
 
 def _against_longer(row: "ResultRow") -> str:
