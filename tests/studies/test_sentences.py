@@ -50,7 +50,7 @@ def result(plan, *rows: ResultRow, converged: float | None = 0.001, teacher: flo
         ([0.43, 0.44, 0.451], (0.01, 0.05), "better", "better beyond noise"),
         ([0.37, 0.38, 0.389], (-0.05, -0.01), "worse", "worse beyond noise"),
         ([0.43, 0.44, 0.451], (-0.01, 0.05), "not told", "better on these images; on others it may differ"),
-        ([0.41, 0.42, 0.44], (0.0, 0.02), "not told", "about 5 seeds would tell a difference of this size"),
+        ([0.41, 0.42, 0.44], (0.0, 0.02), "not told", "about 1 more seed would tell a difference of this size"),
         ([0.35, 0.41, 0.48], (-0.1, 0.1), "not told", "100 seeds would not tell it"),
     ],
 )
