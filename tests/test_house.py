@@ -29,9 +29,11 @@ ABOVE = {  # a room and the rooms that it must not import
     "checkpoints": {"methods", "training", "evaluation", "compare", "report", "cli"},
     "data": {"methods", "detectors", "training", "evaluation", "compare", "report", "cli"},
     "evaluation": {"methods", "learner", "training", "compare", "report", "analysis", "cli"},
-    "training": {"compare", "report", "analysis", "diagnosis", "listing", "demo", "cli"},
-    "compare": {"report", "analysis", "diagnosis", "figures", "listing", "demo", "cli"},
-    "diagnosis": {"report", "analysis", "figures", "listing", "demo", "cli"},
+    "training": {"compare", "report", "analysis", "diagnosis", "studies", "listing", "demo", "cli"},
+    "compare": {"report", "analysis", "diagnosis", "studies", "figures", "listing", "demo", "cli"},
+    "diagnosis": {"report", "analysis", "studies", "figures", "listing", "demo", "cli"},
+    "studies": {"analysis", "diagnosis", "listing", "demo", "cli"},
+    "report": {"studies", "diagnosis", "listing", "demo", "cli"},
     "figures": {
         "report",
         "analysis",
@@ -44,7 +46,7 @@ ABOVE = {  # a room and the rooms that it must not import
         "demo",
         "cli",
     },
-    "analysis": {"report", "listing", "demo", "cli"},
+    "analysis": {"report", "studies", "listing", "demo", "cli"},
 }
 
 
