@@ -68,4 +68,4 @@ def test_differences_are_named(plan):
     assert plan.differences(plan) == []
     config = {**plan.config, "batch_size": 3}
     found = plan.differences(replace(plan, config=config, steps=9))
-    assert found == ["batch_size: 2 in the study, 3 now", "steps: None in the study, 9 now"]
+    assert found == ["batch_size: 2 in the study, 3 now", "steps: none in the study, 9 now"]

@@ -121,7 +121,7 @@ def test_a_bug_is_no_failure_of_a_run(plan, tmp_path):
 
 
 def test_what_is_refused(study, plan, tiny, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="holds a study with other settings:\n  - steps: None in the study, 9 now"):
+    with pytest.raises(UserError, match="holds a study with other settings:\n  - steps: none in the study, 9 now"):
         run_study(study, replace(plan, steps=9))
     with pytest.raises(UserError, match="holds no study"):
         run_study(tmp_path / "new")
@@ -134,6 +134,7 @@ def test_what_is_refused(study, plan, tiny, tmp_path, monkeypatch):
     wrong = plan.with_more([read_row("frs nonsense=1")], [])
     with pytest.raises(UserError, match=r'row "frs nonsense=1": [\s\S]*no option "nonsense"'):
         run_study(tmp_path / "new", wrong)
+    assert not (tmp_path / "new").exists()
     monkeypatch.setattr("understudy.studies.running.version", lambda name: "9.9")
     with pytest.raises(UserError, match=r"have changed since it began:\n  - understudy: .* before, 9.9 now"):
         run_study(study)

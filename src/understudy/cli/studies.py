@@ -84,7 +84,6 @@ def study(
     extends = row is not None or seeds is not None
     begins = bool(overrides or config or recipe or steps or minutes or teacher)
     loading()
-    loading()
     from understudy.studies.folder import StudyFolder
     from understudy.studies.plan import Plan
     from understudy.studies.rows import read_row

@@ -1,5 +1,6 @@
 """The files of a study."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,6 +97,14 @@ class StudyFolder:
             raise UserError(
                 f"{self.path} is not empty and holds no study (there is no study.yaml). Choose a new folder."
             )
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder of a study that could not begin, if it holds nothing else."""
+        if not self.plan.exists():
+            for name in FIRST_FILES:
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it was the user's, and is not empty
+                self.path.rmdir()
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan."""

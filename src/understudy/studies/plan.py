@@ -140,7 +140,7 @@ class Plan:
             for row in rows
             if row.name in old and old[row.name].text != row.text
         ]
-        faults += faults_of_rows([*self.rows, *added])
+        faults += [*faults_of_rows([*self.rows, *added]), *_faults_of_numbers(seeds or [0], None, None)]
         for row in added:
             self.check(row, faults)
         if faults:
@@ -270,7 +270,7 @@ def _faults_of_numbers(seeds: Sequence[int], steps: int | None, minutes: float |
 
 
 def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
 
 
 __all__ = ["LONGER", "NONE", "Plan"]

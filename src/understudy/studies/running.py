@@ -85,6 +85,7 @@ def run_study(
     """
     folder = StudyFolder(path)
     plan = _agreed(folder, plan, trusted)
+    existed = path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,7 +94,12 @@ def run_study(
         path, f"{path} is in use: another study is running in it. Wait until it has ended, or choose a new folder."
     ):
         study = Study(folder, plan)
-        study.prepare(accept_changes)
+        try:
+            study.prepare(accept_changes)
+        except BaseException:
+            if not existed:
+                folder.remove_if_unused()
+            raise
         if retry:
             folder.forget_failures()
         study.train(together, jobs)
@@ -171,7 +177,7 @@ class Study:
 
     def _assembled(self) -> Iterator[tuple[str, AssembledRun]]:
         """Assemble a run of each row, without its folder, to find all faults; they share the first one's teacher."""
-        faults: list[str] = []
+        faults: list[tuple[str, str]] = []
         teachers: dict[Path, Any] = {}
         for name, row, teacher in self._rows():
             config = self.plan.config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs" / "timing")
@@ -181,14 +187,23 @@ class Study:
                 place = RunFolder(config.run)
                 run = assemble(config, place, make_trainer(config, place.path))
             except UserError as error:
-                faults.append(f'row "{name}": {error}')
+                lines = str(error).splitlines()
+                faults += [(name, line.removeprefix("  - ")) for line in (lines[1:] or lines)]
                 continue
             if run.engine.teacher_pass:
                 shared = teachers.setdefault(teacher, run.engine.teacher)
                 run.engine.__dict__["teacher"] = run.engine.teacher_pass.teacher = shared
             yield name, run
         if faults:
-            raise UserError.listing("These rows cannot be trained:", dict.fromkeys(faults))
+            rows = {fault: [name for name, other in faults if other == fault] for _, fault in faults}
+            every = len(list(self._rows()))
+            raise UserError.listing(
+                "These rows cannot be trained:",
+                [
+                    fault if len(names) == every else f"row {', '.join(map(quoted, names))}: {fault}"
+                    for fault, names in rows.items()
+                ],
+            )
 
     def _rows(self) -> Iterator[tuple[str, StudyRow, Path]]:
         """Yield the rows of the results, apart from the one that is added, with their teachers."""
@@ -336,6 +351,11 @@ class Study:
 
 def _defined(numbers: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if not math.isnan(value)}
+
+
+def quoted(name: str) -> str:
+    """Return a name in quotation marks."""
+    return f'"{name}"'
 
 
 def _one_by_one(groups: Sequence[list[Task]]) -> Iterator[tuple[list[Task], list[Outcome]]]:
