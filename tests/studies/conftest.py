@@ -26,8 +26,7 @@ def trained(tiny, tmp_path_factory) -> Path:
 def cheap():
     """Few bootstrap samples, and few rounds of timing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.studies.summary.MOST_SAMPLES", 30)
-        patch.setattr("understudy.studies.summary.FEWEST_SAMPLES", 30)
+        patch.setattr("understudy.studies.summary.SAMPLES", 30)
         patch.setattr("understudy.studies.timing.ROUNDS", 1)
         patch.setattr("understudy.studies.timing.FEWEST", 1)
         yield

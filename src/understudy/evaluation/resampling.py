@@ -16,8 +16,8 @@ from understudy.evaluation.coco import Backend, match_images
 
 THRESHOLDS = 10
 RECALLS = np.linspace(0.0, 1.0, 101)
-AT_ONCE = 2_000_000
-"""Numbers of an array of all selections, thresholds and detections."""
+AT_ONCE = 200_000
+"""Numbers of an array of selections and detections; small enough for the cache of a processor."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,30 +46,44 @@ class ClassMatches:
             (S,) in 0..1.
         """
         found = np.zeros(len(weights))
-        at_once = max(1, AT_ONCE // max(1, self.right.size))
+        at_once = max(1, AT_ONCE // max(1, len(self.images)))
         for first in range(0, len(weights), at_once):
             found[first : first + at_once] = self._aps(weights[first : first + at_once])
         found[weights @ self.objects == 0] = np.nan
         return found
 
     def _aps(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
-        totals = np.maximum(weights @ self.objects, 1)
-        of_each = weights[:, None, self.images]
-        right = np.cumsum(self.right * of_each, axis=2)  # (S, T, D)
-        precision = right / np.maximum(np.cumsum(self.counted * of_each, axis=2), 1)
-        envelope = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
-        samples, thresholds, count = right.shape
-        if not count:
-            return np.zeros(samples)
-        # The first detection that reaches each recall, of all rows in one search: counts grow from row to row.
-        needed = _least_counts(totals)
-        step = int(max(right.max(), needed.max())) + 1
-        rows = np.arange(samples * thresholds) * step
-        wanted = (np.repeat(needed, thresholds, axis=0) + rows[:, None]).ravel()
-        places = np.searchsorted((right.reshape(-1, count) + rows[:, None]).ravel(), wanted)
-        reached = places < np.repeat(np.arange(1, len(rows) + 1) * count, len(RECALLS))
-        best = np.where(reached, envelope.ravel()[np.minimum(places, envelope.size - 1)], 0.0)
-        return best.reshape(samples, -1).mean(axis=1)
+        needed = _least_counts(np.maximum(weights @ self.objects, 1))
+        of_each = weights[:, self.images]  # (S, D)
+        found = np.zeros(len(weights))
+        counted: NDArray[np.int64] = np.cumsum(of_each, axis=1)
+        for right, kept in zip(self.right, self.counted, strict=True):
+            places = right.nonzero()[0]  # precision is highest at right detections: no other point matters
+            if len(places):
+                number = counted if kept.all() else np.cumsum(of_each * kept, axis=1)
+                found += _mean_precision(np.cumsum(of_each[:, places], axis=1), number[:, places], needed)
+        return found / len(self.right)
+
+
+def _mean_precision(
+    right: NDArray[np.int64], counted: NDArray[np.int64], needed: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the mean over the recalls of the best precision at that recall or a higher one, (S,).
+
+    Args:
+        right: (S, P), right detections up to each right one.
+        counted: (S, P), all detections up to there.
+        needed: (S, R), right detections that reach each recall.
+    """
+    precision = right / np.maximum(counted, 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    # The first detection that reaches each recall, of all samples in one search: counts grow from row to row.
+    rows, count = np.arange(len(right)), right.shape[1]
+    step = int(max(right.max(), needed.max())) + 1
+    places = np.searchsorted((right + step * rows[:, None]).ravel(), (needed + step * rows[:, None]).ravel())
+    reached = places < np.repeat((rows + 1) * count, needed.shape[1])
+    best = np.where(reached, envelope.ravel()[np.minimum(places, envelope.size - 1)], 0.0)
+    return best.reshape(len(right), -1).mean(axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,8 +19,8 @@ from understudy.studies.rows import LONGER
 from understudy.studies.tables import NUMBERS
 from understudy.training.folder import RunFolder
 
-FEWEST_SAMPLES, MOST_SAMPLES, WORK = 200, 1000, 6e8
-"""Bootstrap samples of the images, and the number of matches of all samples that bounds them."""
+SAMPLES = 1000
+"""Bootstrap samples of the images."""
 
 
 def summarise(
@@ -108,12 +108,10 @@ def _values(runs: Mapping[int, Trained]) -> dict[str, list[float]]:
 def _resampled(runs: Sequence[Trained]) -> tuple[int, dict[tuple[str, int], Any]]:
     """Return the number of bootstrap samples, and the AP of each run on each, by row and seed."""
     matches = [run.matches for run in runs if run.matches]
-    work = sum(each.right.size for one in matches for each in one.classes)
-    if not work:
+    if not matches:
         return 0, {}
-    samples = int(min(max(WORK / work, FEWEST_SAMPLES), MOST_SAMPLES))
-    found = resampled_aps(matches, samples)
-    return samples, {(run.row, run.seed): found[:, number] for number, run in enumerate(runs)}
+    found = resampled_aps(matches, SAMPLES)
+    return SAMPLES, {(run.row, run.seed): found[:, number] for number, run in enumerate(runs)}
 
 
 def _gap(
