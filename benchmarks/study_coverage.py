@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from understudy.compare.intervals import interval
-from understudy.evaluation.resampling import resampled_aps
+from understudy.evaluation.resampling import image_interval, resampled_aps
 from understudy.reading import read_json, read_rows
 from understudy.studies.folder import StudyFolder
 
@@ -51,7 +51,8 @@ def _line(aps: np.ndarray, resampled: np.ndarray, count: int, comparisons: int) 
         chosen = draws.sample(range(len(aps)), 2 * count)
         one, other = chosen[:count], chosen[count:]
         found = interval([float(aps[a] - aps[b]) for a, b in zip(one, other, strict=True)])
-        low, high = np.quantile(resampled[:, one].mean(1) - resampled[:, other].mean(1), [0.025, 0.975])
+        value = float(aps[one].mean() - aps[other].mean())
+        low, high = image_interval(value, resampled[:, one].mean(1) - resampled[:, other].mean(1))
         held += not found.excludes_zero
         held_over_images += low <= 0 <= high
         told += found.excludes_zero and not low <= 0 <= high

@@ -9,7 +9,7 @@ from splits import detection, make_split, random_case
 
 from understudy.data import DetectionData
 from understudy.evaluation import Detections, score
-from understudy.evaluation.resampling import Matches, resampled_aps
+from understudy.evaluation.resampling import Matches, image_interval, resampled_aps
 
 
 def matched(data: DetectionData, rows: list[dict], backend: str = "auto") -> Matches:
@@ -67,3 +67,10 @@ def test_matches_survive_a_file(tmp_path):
 def test_no_detections_at_all_and_no_objects():
     assert matched(make_split([{"boxes": [[0, 0, 40, 40]]}]), []).ap() == 0
     assert np.isnan(matched(make_split([{}]), [detection(0, [0, 0, 9, 9], 0.5)]).ap())
+
+
+def test_the_interval_of_a_difference_is_centred_on_it():
+    samples = np.random.default_rng(0).normal(0.03, 0.01, 4000)
+    low, high = image_interval(0.02, samples)
+    assert (low, high) == pytest.approx((0.02 - 0.0196, 0.02 + 0.0196), abs=0.001)
+    assert image_interval(0.02, np.append(samples, np.nan)) == (low, high)

@@ -135,7 +135,7 @@ def test_what_is_refused(study, plan, tiny, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'row "frs nonsense=1": [\s\S]*no option "nonsense"'):
         run_study(tmp_path / "new", wrong)
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr("understudy.studies.running.version", lambda name: "9.9")
+    monkeypatch.setattr("understudy.studies.running.version_of", lambda name: "9.9")
     with pytest.raises(UserError, match=r"have changed since it began:\n  - understudy: .* before, 9.9 now"):
         run_study(study)
 

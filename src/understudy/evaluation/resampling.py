@@ -156,6 +156,21 @@ def resampled_aps(detectors: Sequence[Matches], samples: int, seed: int = 0) -> 
     return np.stack([detector.aps(weights) for detector in detectors], axis=1)
 
 
+def image_interval(value: float, samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a difference of APs over bootstrap samples of the images.
+
+    The samples are moved such that their mean is the value: AP on a sample is biased, since images occur several times.
+
+    Args:
+        value: on the images as they are.
+        samples: (S,) of the same difference on each sample; nan is left out.
+        level: of confidence.
+    """
+    moved = samples - np.nanmean(samples) + value
+    low, high = np.nanquantile(moved, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def _least_counts(totals: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the least number of right detections that reaches each recall, (S, 101), for numbers of objects (S,)."""
     counts = np.ceil(RECALLS * totals[:, None] - 1e-6).astype(np.int64)

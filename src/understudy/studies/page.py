@@ -1,6 +1,7 @@
 """The page of a study: its table and its intervals, before the sections of every comparison."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from understudy.compare.notes import notes_on as notes_on_rows
 from understudy.compare.rows import Row
@@ -12,7 +13,9 @@ from understudy.report import DataRow, DataTable, Entry, Section, report_on, vie
 from understudy.report.page import row_styles
 from understudy.studies.folder import StudyFolder
 from understudy.studies.results import ResultRow, StudyResult
+from understudy.studies.rows import NONE
 from understudy.studies.sentences import notes_on, sentences_of
+from understudy.studies.tables import NUMBERS
 
 MEGABYTE = 2**20
 
@@ -69,7 +72,7 @@ def as_table(result: StudyResult, teachers: Mapping[str, Run]) -> Table:
 
 
 def _teacher_name(path: str, teachers: Mapping[str, Run]) -> str:
-    return "teacher" if len(teachers) == 1 else f"teacher {path}"
+    return "teacher" if len(teachers) == 1 else f"teacher {'/'.join(Path(path).parts[-2:])}"
 
 
 def study_section(result: StudyResult, styles: Mapping[str, Style]) -> Section:
@@ -82,8 +85,8 @@ def study_section(result: StudyResult, styles: Mapping[str, Style]) -> Section:
     points = {row.name: found for row in result.rows if (found := _points(row))}
     charts: Sequence[Captioned] = ()
     if points:
-        kinds = "95 % interval over seeds", "over images"
-        chart = interval_chart(points, styles, x_label="AP against the plain student, in points", kinds=kinds)
+        kinds = "95 % over seeds", "over images"
+        chart = interval_chart(points, styles, x_label=f"AP against {NONE}, in points", kinds=kinds)
         charts = [Captioned(chart, "A difference whose interval crosses the line cannot be told from noise.")]
     return Section(
         "Differences, and whether they can be told from noise",
@@ -96,17 +99,16 @@ def study_section(result: StudyResult, styles: Mapping[str, Style]) -> Section:
 
 def difference_table(result: StudyResult) -> DataTable:
     """Return AP and its difference to the plain student."""
-    numbers = ("AP", "AP50", "AP75")
-    columns = ("Row", *numbers, "over seeds", "over images", "against none, as long", "gap closed", "verdict")
-    rows = [DataRow(row.name, (*_aps(row, *numbers), *_differences(row))) for row in result.rows]
+    columns = ("Row", "AP", "over seeds", "over images", "against none, as long", "gap closed", "verdict")
+    rows = [DataRow(row.name, (*_aps(row, "AP"), *_differences(row))) for row in result.rows]
     return DataTable("Against the plain student, with 95 % intervals", columns, tuple(rows))
 
 
 def cost_table(result: StudyResult) -> DataTable:
     """Return AP by size of the objects, and what a step costs."""
-    columns = ("Row", "AP small", "AP medium", "AP large", "seeds", "epochs", "s / step", "time", "MB / step")
-    rows = [DataRow(row.name, (*_aps(row, "APs", "APm", "APl"), *_costs(row))) for row in result.rows]
-    return DataTable("Sizes of objects, and cost", columns, tuple(rows))
+    columns = ("Row", "AP50", "AP75", "small", "medium", "large", "seeds", "epochs", "s / step", "time", "MB / step")
+    rows = [DataRow(row.name, (*_aps(row, *NUMBERS[1:]), *_costs(row))) for row in result.rows]
+    return DataTable("Other thresholds and sizes of objects, and the cost of a step", columns, tuple(rows))
 
 
 def _aps(row: ResultRow, *names: str) -> tuple[Entry, ...]:

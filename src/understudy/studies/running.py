@@ -5,7 +5,6 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from understudy.studies.tables import rows_as_csv, runs_as_csv
 from understudy.studies.timing import step_costs
 from understudy.training import console
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
+from understudy.training.environment import version_of
 from understudy.training.folder import RunFolder, lock
 from understudy.training.resuming import own_methods
 from understudy.training.run import resume, train
@@ -152,7 +152,7 @@ class Study:
             UserError: a row cannot be trained, or data, teachers or version have changed; all of it is listed.
         """
         runs = dict(self._assembled())
-        found = {"understudy": version("understudy")}
+        found = {"understudy": version_of("understudy") or "unknown"}
         for name, run in runs.items():
             prints = run.facts["fingerprints"].items()
             found |= {f"{what} ({name})" if "teacher" in what else what: value for what, value in prints}

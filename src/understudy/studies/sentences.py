@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.compare.intervals import MOST_SEEDS, seeds_to_tell
@@ -28,7 +29,7 @@ def _on_teachers(result: "StudyResult") -> Iterator[str]:
     plain = result.rows[0].mean()
     for path, numbers in result.teachers.items():
         ap = numbers.get("AP", math.nan)
-        lead = f"The teacher {path} has AP {percent(ap)}"
+        lead = f"The teacher {'/'.join(Path(path).parts[-2:])} has AP {percent(ap)}"
         if math.isnan(plain) or math.isnan(ap):
             yield f"{lead}."
         elif ap <= plain:

@@ -11,7 +11,7 @@ from understudy.compare.intervals import interval
 from understudy.compare.verdict import gap_closed, shown_mean
 from understudy.config import DistillConfig
 from understudy.evaluation import Evaluation
-from understudy.evaluation.resampling import resampled_aps
+from understudy.evaluation.resampling import image_interval, resampled_aps
 from understudy.reading import number_in, read_json, read_rows
 from understudy.studies.plan import Plan
 from understudy.studies.results import ResultRow, StudyResult, Trained
@@ -51,11 +51,10 @@ def summarise(
 
     def over_images(name: str) -> tuple[float, float] | None:
         common = [seed for seed in finished[name] if seed in finished[plain]]
-        if not common or not samples:
+        if not samples or not difference(name, plain):
             return None
         of_seeds = [resampled[name, seed] - resampled[plain, seed] for seed in common]
-        low, high = np.nanquantile(np.mean(of_seeds, axis=0), [0.025, 0.975])
-        return float(low), float(high)
+        return image_interval(statistics.fmean(difference(name, plain)), np.mean(of_seeds, axis=0))
 
     rows = []
     for name, each in by_row.items():

@@ -258,7 +258,8 @@ class Engine(L.LightningModule):
 
         def norm(chosen: Mapping[str, Tensor]) -> float:
             gradients = self._gradients(weighted_sum(chosen, self.weights, self.global_step))
-            return math.sqrt(sum(float(gradient.float().square().sum()) for gradient in gradients))
+            squares = [gradient.float().square().sum() for gradient in gradients]
+            return math.sqrt(torch.stack(squares).sum().item()) if squares else 0.0  # the device is waited for once
 
         ours = norm({name: term for name, term in terms.items() if name in self.weights})
         task = norm({name: term for name, term in terms.items() if name not in self.weights})
