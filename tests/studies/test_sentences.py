@@ -54,10 +54,12 @@ def result(plan, *rows: ResultRow, converged: float | None = 0.001, teacher: flo
         ([0.35, 0.41, 0.48], (-0.1, 0.1), "not told", "100 seeds would not tell it"),
     ],
 )
-def test_kinds_of_differences(aps, over_images, kind, words):
+def test_kinds_of_differences(plan, aps, over_images, kind, words):
     found = row("frs", aps, NONE, over_images=over_images)
     assert found.kind == kind
     assert words in (sentence_of(found) or "")
+    advised = "What the log of a run shows: understudy doctor frs-0 none-0" in notes_on(result(plan, found))
+    assert advised == (kind != "better")
 
 
 def test_one_seed_cannot_tell():

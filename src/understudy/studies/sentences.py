@@ -1,6 +1,7 @@
 """What the numbers of a study mean, in words."""
 
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +115,12 @@ def notes_on(result: "StudyResult") -> Iterator[str]:
             f"{LONGER}: {longer:.2f} x the epochs of {NONE}, which take as long as the slowest row that was measured "
             "when the study began."
         )
+    if unhelped := [row for row in result.rows if row.kind in ("worse", "not told") and row.name != LONGER]:
+        row, plain = unhelped[0], result.rows[0]
+        seed = next((seed for seed in row.runs if seed in plain.runs), None)
+        if seed is not None:
+            folders = row.runs[seed].folder.path, plain.runs[seed].folder.path
+            yield f"What the log of a run shows: understudy doctor {shlex.join(map(str, folders))}"
     yield (
         "Time and memory are those of a training step, measured in turns before the training; time is relative to the "
         "plain student's step. Loading of images is not included. Teacher outputs that a cache holds cost nothing."
