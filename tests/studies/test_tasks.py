@@ -1,0 +1,83 @@
+"""The runs of a study: their budget in steps or time, several teachers, and which are trained side by side."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from understudy.config import DistillConfig
+from understudy.studies.folder import StudyFolder
+from understudy.studies.plan import Plan
+from understudy.studies.rows import LONGER
+from understudy.studies.running import Study
+
+COSTS = {
+    "none": {"seconds": 0.5, "steps": 10, "cached": False},
+    "frs": {"seconds": 0.75, "steps": 10, "cached": True},
+    "dist2": {"seconds": 1.0, "steps": 10, "cached": False},
+}
+
+
+@pytest.fixture
+def study_of(tiny, tmp_path):
+    """Makes studies of three rows whose steps were measured; nothing is trained."""
+
+    def make(teachers: int = 1, **options) -> Study:
+        folders = [tmp_path / f"teacher{number}" for number in range(teachers)]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        plan = Plan.of(tiny, {}, rows=["frs", "dist2"], seeds=[4], teachers=folders, **options)
+        study = Study(StudyFolder(tmp_path / "study"), plan)
+        study.facts = {"costs": dict(COSTS), "longer": 2.0}
+        return study
+
+    return make
+
+
+def epochs(study: Study) -> dict[str, int]:
+    return {task.row: task.config.schedule.epochs for task in study.tasks()}
+
+
+def test_epochs_of_the_config(study_of):
+    assert epochs(study_of()) == {"none": 2, LONGER: 4, "frs": 2, "dist2": 2}
+    assert epochs(study_of(longer=False)) == {"none": 2, "frs": 2, "dist2": 2}
+
+
+def test_a_budget_in_steps(study_of):
+    assert epochs(study_of(steps=52)) == {"none": 5, LONGER: 10, "frs": 5, "dist2": 5}
+    assert epochs(study_of(steps=3))["frs"] == 1
+
+
+def test_a_budget_in_time_gives_each_row_the_epochs_that_fit(study_of):
+    assert epochs(study_of(minutes=1)) == {"none": 12, "frs": 8, "dist2": 6}
+    assert epochs(study_of(minutes=0.01))["dist2"] == 1
+
+
+def test_a_row_may_set_its_epochs(study_of):
+    study = study_of()
+    none, frs, _ = study.plan.rows
+    own = replace(frs, overrides=("schedule.epochs=7",))
+    study.plan = replace(study.plan, rows=(none, own))
+    assert epochs(study)["frs"] == 7
+
+
+def test_each_teacher_has_its_rows(study_of):
+    study = study_of(teachers=2, longer=False)
+    study.facts["costs"] |= {f"{row} (teacher{n})": COSTS[row] for row in ("frs", "dist2") for n in (0, 1)}
+    tasks = study.tasks()
+    assert [task.row for task in tasks] == [
+        "none",
+        "frs (teacher0)",
+        "frs (teacher1)",
+        "dist2 (teacher0)",
+        "dist2 (teacher1)",
+    ]
+    assert tasks[2].name == "frs-teacher1-seed4"
+    assert isinstance(tasks[2].config, DistillConfig)
+    assert tasks[2].config.teacher == Path(study.plan.teachers[1])
+
+
+def test_side_by_side_are_those_that_share_schedule_and_cache(study_of):
+    study = study_of()
+    groups = study._groups(study.tasks())
+    assert [[task.row for task in group] for group in groups] == [["none", "frs"], [LONGER], ["dist2"]]
