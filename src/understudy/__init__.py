@@ -231,7 +231,7 @@ def study(
     named = [Path(teacher) for teacher in teachers]
     budget: dict[str, Any] = {"steps": steps, "minutes": minutes, "longer": longer}
     plan = Plan.of(config, overrides, rows=rows, seeds=seeds, teachers=named, **budget)
-    return run_study(Path(folder), plan, together=together, jobs=jobs)
+    return run_study(Path(folder), plan, together=together, jobs=jobs, trusted=plan.own_methods)
 
 
 def __getattr__(name: str) -> Any:

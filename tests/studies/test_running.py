@@ -140,6 +140,14 @@ def test_what_is_refused(study, plan, tiny, tmp_path, monkeypatch):
         run_study(study)
 
 
+def test_code_that_a_study_of_somebody_else_names_is_not_imported(plan, tmp_path):
+    foreign = plan.with_more([read_row("evil.module:Method")], [])
+    (tmp_path / "study.yaml").write_text(foreign.dump())
+    for given in (None, plan):
+        with pytest.raises(UserError, match=r"import methods from modules.*--trust evil\.module:Method"):
+            run_study(tmp_path, given)
+
+
 def test_other_data_are_refused_and_accepted_on_request(study, plan, tmp_path, capsys):
     facts = json.loads((study / "facts.json").read_text())
     for name in ("runs", "study.yaml", "matches"):

@@ -84,11 +84,13 @@ def study(
     extends = row is not None or seeds is not None
     begins = bool(overrides or config or recipe or steps or minutes or teacher)
     loading()
+    from understudy.methods.loading import is_own
     from understudy.studies.folder import StudyFolder
     from understudy.studies.plan import Plan
     from understudy.studies.rows import read_row
     from understudy.studies.running import run_study
 
+    own = sorted({name for text in row or [] for name in read_row(text).methods if is_own(name)})
     numbers = _seeds(seeds) if seeds is not None else [0, 1, 2]
     place = StudyFolder(folder)
     plan: Plan | None = None
@@ -108,7 +110,13 @@ def study(
         plan = stored.with_more([read_row(text) for text in row or []], numbers if seeds is not None else [])
     with redirect_stdout(sys.stderr):  # libraries print progress
         result = run_study(
-            folder, plan, together=together, jobs=jobs, retry=retry, accept_changes=accept_changes, trusted=trust or []
+            folder,
+            plan,
+            together=together,
+            jobs=jobs,
+            retry=retry,
+            accept_changes=accept_changes,
+            trusted=[*(trust or []), *own],
         )
     show_result(result, as_json)
     if not as_json:

@@ -116,22 +116,19 @@ def _agreed(folder: StudyFolder, plan: Plan | None, trusted: Sequence[str]) -> P
                 "data=DATA detector=STUDENT teacher=TEACHER --row METHOD"
             )
         return plan
-    stored = Plan.load(folder.plan)
+    agreed = Plan.load(folder.plan)
     if plan is not None:
-        if found := stored.differences(plan):
-            found.append(
-                "to go on with the study as it is, give its folder alone; for another one, choose a new folder"
-            )
+        if found := agreed.differences(plan):
+            found.append("to go on with it as it is, give its folder alone; for another study, choose a new folder")
             raise UserError.listing(f"{folder.path} holds a study with other settings:", found)
-        return stored.with_more(plan.rows, plan.seeds)
-    if unknown := set(stored.own_methods) - set(trusted):
-        names = ", ".join(sorted(unknown))
-        options = shlex.join(part for name in sorted(unknown) for part in ("--trust", name))
+        agreed = agreed.with_more(plan.rows, plan.seeds)
+    if unknown := sorted(set(agreed.own_methods) - set(trusted)):
+        options = shlex.join(part for name in unknown for part in ("--trust", name))
         raise UserError(
-            f"Rows of {folder.plan} import methods from modules, and so run their code: {names}. If you trust them, "
-            f"add: {options}"
+            f"Rows of {folder.plan} import methods from modules, and so run their code: {', '.join(unknown)}. If you "
+            f"trust them, add: {options}"
         )
-    return stored
+    return agreed
 
 
 class Study:
