@@ -378,3 +378,12 @@ def test_a_full_disk_for_tensorboard(tiny, trained, tmp_path, monkeypatch, capsy
 
 def test_the_resolved_config_reproduces_the_run(distilled, tmp_path):
     assert_same(understudy.distill(distilled / "config.yaml", run=tmp_path / "again"), distilled)
+
+
+def test_a_run_uses_the_threads_of_its_config_and_leaves_those_of_the_process(tiny, tmp_path):
+    found = []
+    with at_step(1, lambda: found.append(torch.get_num_threads())):
+        run = understudy.train(tiny, run=tmp_path / "run", threads=2, **{"schedule.epochs": 1})
+    assert found == [2]
+    assert torch.get_num_threads() == 1
+    assert json.loads((run / "environment.json").read_text())["threads"] == 2

@@ -23,7 +23,7 @@ Role = Literal["teacher", "plain", "distilled"]
 Place = tuple[str | list[str], str]
 """Data set, or several, and split."""
 
-_NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "strategy", "log_every", "recipe"}
+_NOT_OF_THE_RESULT = {"run", "seed", "teacher", "accelerator", "threads", "strategy", "log_every", "recipe"}
 """Keys in which the configs of one experiment may differ."""
 
 _NOT_OF_THE_RESULT_IN_DATA = ("path", "workers", "max_pixels", "allow_outside")

@@ -360,6 +360,9 @@ class TrainConfig(Section):
         0, description="Random seed of the initialisation, the order of images and the augmentation."
     )
     accelerator: Text = Field("auto", description="Type of device: auto, cpu, gpu or another Lightning accelerator.")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="Threads of PyTorch on the CPU in each process; null: as many as there are cores."
+    )
     devices: PositiveInt | Literal["auto"] = Field(1, description="Devices per machine, with one process each.")
     num_nodes: PositiveInt = Field(1, description="Number of machines.")
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = Field(

@@ -211,7 +211,7 @@ class Plan:
             raise UserError(f"{file} is not the plan of a study, or it is damaged: {error}") from error
 
 
-_FREE = {"data.workers", "log_every", "accelerator"}
+_FREE = {"data.workers", "log_every", "accelerator", "threads"}
 """Keys that may change between two calls of a study."""
 
 

@@ -30,7 +30,7 @@ from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.environment import version_of
 from understudy.training.folder import RunFolder, lock
 from understudy.training.resuming import own_methods
-from understudy.training.run import resume, train
+from understudy.training.run import resume, train, using_threads
 from understudy.training.teacher_cache import TeacherCache
 from understudy.training.together import can_share, train_together
 from understudy.training.trainer import make_trainer
@@ -162,7 +162,8 @@ class Study:
                 name: {"steps": len(run.loader), "cached": isinstance(run.engine.teacher_pass, TeacherCache)}
                 for name, run in runs.items()
             }
-            measured = {name: asdict(cost) | more[name] for name, cost in step_costs(runs).items()}
+            with using_threads(self.plan.config["threads"]):
+                measured = {name: asdict(cost) | more[name] for name, cost in step_costs(runs).items()}
             plain = next(iter(measured.values()))["seconds"]
             for name in missing:
                 costs[name] = measured[name] | {"ratio": measured[name]["seconds"] / plain}

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "teacher_check",
     "detector.backbone_weights",
     "accelerator",
+    "threads",
     "devices",
     "num_nodes",
     "strategy",

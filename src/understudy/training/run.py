@@ -74,8 +74,9 @@ def resume(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = Fal
 def reopened(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = False) -> Generator[AssembledRun]:
     """Assemble an interrupted run, whose folder is locked within this block; arguments and errors as :func:`resume`."""
     folder = RunFolder.open(Path(run))
-    trainer = make_trainer(folder.read_config(), folder.path)
-    with _in_first_process(folder.locked()):
+    begun = folder.read_config()
+    trainer = make_trainer(begun, folder.path)
+    with using_threads(begun.threads), _in_first_process(folder.locked()):
         if folder.result.exists():
             raise UserError(f"{run} is finished. Its evaluation is in {folder.result}.")
         content = read_resumable(folder.last) if folder.last.exists() else None
@@ -97,9 +98,21 @@ def _start(config: TrainConfig) -> Path:
     trainer = make_trainer(config, folder.path)
     if is_first_process():
         folder.check_new()  # at once: opening a large data set takes a while
-    assembled = assemble(config, folder, trainer)
-    with _in_first_process(folder.created(dump_config(assembled.engine.config), assembled.facts)):
-        return fit(assembled)
+    with using_threads(config.threads):
+        assembled = assemble(config, folder, trainer)
+        with _in_first_process(folder.created(dump_config(assembled.engine.config), assembled.facts)):
+            return fit(assembled)
+
+
+@contextlib.contextmanager
+def using_threads(count: int | None) -> Generator[None]:
+    """Let PyTorch use so many threads within this block; None: as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _in_first_process(block: contextlib.AbstractContextManager[None]) -> contextlib.AbstractContextManager[None]:

@@ -28,13 +28,13 @@ from understudy.training.checkpointing import STOPPING
 from understudy.training.folder import RunFolder
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import own_methods
-from understudy.training.run import fit, reopened
+from understudy.training.run import fit, reopened, using_threads
 from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.teacher_pass import SharedPass
 from understudy.training.trainer import make_trainer, quiet_lightning
 
-SHARED = ("data", "seed", "batch_size", "schedule", "precision", "accelerator")
+SHARED = ("data", "seed", "batch_size", "schedule", "precision", "accelerator", "threads")
 """Keys of the config in which the runs must agree."""
 
 SHARED_WITH_TEACHER = ("teacher", "teacher_check", "teacher_cache", "teacher_cache_gb")
@@ -60,7 +60,7 @@ def train_together(runs: Sequence[TrainConfig | Path], methods: Sequence[str] = 
     """
     configs = [RunFolder.open(run).read_config() if isinstance(run, Path) else resolve_config(run) for run in runs]
     _check(configs)
-    with contextlib.ExitStack() as folders:
+    with using_threads(configs[0].threads), contextlib.ExitStack() as folders:
         assembled = [
             folders.enter_context(_reopened(run, config, methods)) if isinstance(run, Path) else _assembled(config)
             for run, config in zip(runs, configs, strict=True)
