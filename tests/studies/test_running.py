@@ -54,13 +54,28 @@ def test_its_tables(study):
     assert [(run["row"], run["seed"]) for run in runs[:2]] == [("none", "0"), ("none", "1")]
 
 
-def test_interrupted_and_one_after_another_it_has_the_same_runs(study, plan, tmp_path):
-    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt, match=f"understudy study {tmp_path / 'study'}"):
-        run_study(tmp_path / "study", replace(plan, seeds=(0,)))
-    run_study(tmp_path / "study")
+def test_interrupted_and_failed_runs_are_those_of_the_study_in_the_end(study, plan, tmp_path, monkeypatch):
+    """One after another: one is interrupted; another one fails, is reported, and is tried again on request."""
+    folder, step = tmp_path / "study", Engine.training_step
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt, match=f"understudy study {folder}"):
+        run_study(folder, replace(plan, seeds=(0,)))
+
+    def failing(self, *arguments):
+        if "frs" in self.config.run.name and self.global_step == 3:
+            raise RunError("Step 3: frs_feature is nan.")
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "training_step", failing)
+        found = run_study(folder)
+    assert found.rows[1].missing == {0: "Step 3: frs_feature is nan."}
+    assert results(folder)["rows"][1]["missing"] == {"0": "Step 3: frs_feature is nan."}
+    assert "frs ramp_steps=0, seed 0: Step 3: frs_feature is nan." in results(folder)["sentences"]
+    assert run_study(folder).rows[1].missing  # it is not tried again unasked
+    assert not run_study(folder, retry=True).rows[1].missing
     for run in RUNS[::2]:
-        assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
-    for one, other in zip(results(study)["rows"], results(tmp_path / "study")["rows"], strict=True):
+        assert_same(folder / "runs" / run, study / "runs" / run)
+    for one, other in zip(results(study)["rows"], results(folder)["rows"], strict=True):
         assert one["AP"]["of_seeds"][:1] == other["AP"]["of_seeds"]
 
 
@@ -71,26 +86,6 @@ def test_interrupted_together_it_goes_on(study, plan, tmp_path):
     run_study(tmp_path / "study", together=True)
     for run in RUNS[::2]:
         assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
-
-
-def test_a_failed_run_is_reported_and_tried_again_on_request(study, plan, tmp_path, monkeypatch):
-    plan = replace(plan, seeds=(0,))
-    step = Engine.training_step
-
-    def failing(self, *arguments):
-        if "frs" in self.config.run.name and self.global_step == 3:
-            raise RunError("Step 3: frs_feature is nan.")
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "training_step", failing)
-        found = run_study(tmp_path / "study", plan)
-    assert found.rows[1].missing == {0: "Step 3: frs_feature is nan."}
-    assert results(tmp_path / "study")["rows"][1]["missing"] == {"0": "Step 3: frs_feature is nan."}
-    assert "frs ramp_steps=0, seed 0: Step 3: frs_feature is nan." in results(tmp_path / "study")["sentences"]
-    assert run_study(tmp_path / "study").rows[1].missing  # it is not tried again unasked
-    assert not run_study(tmp_path / "study", retry=True).rows[1].missing
-    assert_same(tmp_path / "study/runs/frs_ramp_steps=0-seed0", study / "runs/frs_ramp_steps=0-seed0")
 
 
 @pytest.mark.slow
