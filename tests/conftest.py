@@ -34,8 +34,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the slow tests: at the end one of them would leave the other cores idle."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Start with the files of the slow tests, whole, since their tests share runs.
+
+    At the end, a slow test would leave the other cores idle.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:

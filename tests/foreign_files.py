@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from understudy.checkpoints import import_checkpoint
+from understudy.detectors.shapes import shapes_only
 from understudy.errors import UserError
 from understudy.networks import build_network
 
@@ -203,7 +204,7 @@ def mmdet_state(family: str) -> OrderedDict[str, Tensor]:
 
 def torchvision_state(name: str, outputs: int) -> dict[str, Tensor]:
     """Return the state dict of one of torchvision's detectors, on the meta device."""
-    with torch.device("meta"):
+    with shapes_only():
         return get_model(name, weights=None, weights_backbone=None, num_classes=outputs).state_dict()
 
 

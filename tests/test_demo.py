@@ -12,7 +12,7 @@ from understudy.errors import UserError
 
 @pytest.mark.slow
 def test_the_demo_makes_runs_table_and_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "STUDENT_SCENES", 32)
+    monkeypatch.setattr(demo, "STUDENT_SCENES", 16)
     monkeypatch.setattr(demo, "VALIDATION_SCENES", 3)
     monkeypatch.setattr(demo, "STUDENT_EPOCHS", 1)
     monkeypatch.setitem(race.__kwdefaults__, "rounds", 3)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Callable, Generator, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def saved_step(run: Path) -> int | None:
 
 def contents(run: Path) -> dict:
     """Everything that a run wrote, except durations; tensors as bytes."""
+    return _contents(run, (run / "last.ckpt").stat().st_mtime_ns, (run / "result.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)  # many tests compare with the same run
+def _contents(run: Path, *times: int) -> dict:
     last, best = (torch.load(run / name, weights_only=True) for name in ("last.ckpt", "best.ckpt"))
     result = json.loads((run / "result.json").read_text())
     return {

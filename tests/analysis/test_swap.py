@@ -59,7 +59,8 @@ def test_the_teacher_in_its_own_place_scores_what_it_scores(trained):
 def test_a_swap_through_an_identity_is_the_teacher(trained, tiny, tmp_path):
     """The student is the teacher, its transform changes nothing: the transforms of the checkpoint are what is run."""
     options = {"dist2": {"strategies": "N2N"}}
-    run = understudy.distill(tiny | {"schedule.epochs": 1}, run=tmp_path / "run", teacher=trained, methods=options)
+    keys = tiny | {"schedule.epochs": 1, "batch_size": 8}
+    run = understudy.distill(keys, run=tmp_path / "run", teacher=trained, methods=options)
     content = read_checkpoint(run / "last.ckpt")
     best = read_checkpoint(trained / "best.ckpt")["state_dict"]
     content["state_dict"] |= best

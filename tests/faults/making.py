@@ -1,10 +1,12 @@
 """Makes the faulty files of the fault suite."""
 
+import io
 import json
 import os
 import struct
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +79,19 @@ def large_png(file: Path) -> None:
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
+@lru_cache(maxsize=4)
+def loaded(checkpoint: bytes) -> dict[str, Any]:
+    """The content of a checkpoint; its two levels of dicts are to be copied before a change."""
+    return torch.load(io.BytesIO(checkpoint), weights_only=True)
+
+
 def checkpoint(change: Callable[[dict], Any]) -> Maker:
     """Changes the content of a checkpoint of a base in place, or replaces it."""
 
     def make(file: Path) -> None:
-        content = torch.load(file, weights_only=True)
+        content = {
+            key: dict(part) if isinstance(part, dict) else part for key, part in loaded(file.read_bytes()).items()
+        }
         result = change(content)
         torch.save(content if result is None else result, file)
 

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision import models
 
 from understudy.detectors import BACKBONES, FAMILIES, build_detector
+from understudy.detectors.shapes import shapes_only
 from understudy.errors import UserError
 from understudy.listing.detectors import STORED, explain, table
 from understudy.listing.facts import usual_spec
@@ -77,7 +78,7 @@ def test_listed_sizes_are_not_stale(name):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("width", [256, 128])
 def test_the_usual_specs_of_the_listing_are_those_of_built_detectors(family, width):
-    with torch.device("meta"):
+    with shapes_only():
         built = build_detector(f"{family}_resnet50", 80, neck_channels=width)
     assert usual_spec(FAMILIES[family], f"{family}_resnet50", width) == built.spec
 
@@ -85,7 +86,7 @@ def test_the_usual_specs_of_the_listing_are_those_of_built_detectors(family, wid
 def test_resnet50_has_as_many_weights_and_operations_as_torchvision_says():
     """ResNet-50 alone, at 224 pixels, from torchvision's own table: 25.6 M with its classifier, 4.09 G."""
     published = models.ResNet50_Weights.IMAGENET1K_V1.meta
-    with torch.device("meta"):
+    with shapes_only():
         backbone = build_body("resnet50").module
     assert sum(weight.numel() for weight in backbone.parameters()) == published["num_params"] - 2049 * 1000
     network = Small()
@@ -116,7 +117,13 @@ def test_one_detector_is_explained(family):
     assert "detector.width_mult=0.5" in text
 
 
-def test_which_imagenet_weights_there_are():
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Without the sizes, which take most of the time of an explanation."""
+    monkeypatch.setattr("understudy.listing.sizes.measure", lambda network: Size(0, 0))
+
+
+def test_which_imagenet_weights_there_are(unmeasured):
     assert "backbone_weights=IMAGENET1K_V1 or IMAGENET1K_V2" in explain("fcos_resnet50", ["neck_channels=16"])
     assert "no weights of this backbone" in explain("fcos_resnext101_32x4d", ["neck_channels=16"])
     assert "for width_mult=1 only" in explain("fcos_mobilenet_v2", ["width_mult=0.5"])
@@ -144,7 +151,7 @@ def test_what_cannot_be_explained(name, options, message):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("conventions", ["torchvision", "mmdet"])
-def test_settings_that_are_explained_can_be_set(family, conventions):
+def test_settings_that_are_explained_can_be_set(family, conventions, unmeasured):
     text = explain(f"{family}_resnet18", ["width_mult=0.125", "neck_channels=16", f"conventions={conventions}"])
     part = (
         text if "either conventions" in text else text.partition(f"conventions={conventions}:")[2].partition("\n\n")[0]

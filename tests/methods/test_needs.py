@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from understudy.detectors import Detector, build_detector
 from understudy.errors import MethodError
 from understudy.learner import Learner
 from understudy.methods import METHODS, Method
-from understudy.outputs import Needs
+from understudy.outputs import Needs, Outputs
 from understudy.pairing import Pairing, pair
 
 PAIRS = [(family, family) for family in FAMILIES] + [("fcos", "faster_rcnn"), ("faster_rcnn", "gfl"), ("gfl", "fcos")]
@@ -50,13 +51,23 @@ def built(name: str, common: Pairing) -> Method | None:
     return METHODS[name](common.student, common.teacher, terms=terms) if terms else None
 
 
-def losses(learner: Learner, teacher: Detector, needs: Needs | None) -> dict[str, torch.Tensor]:
-    """The losses of a batch with padding, with the whole record of the teacher or a part."""
-    images, sizes = tiny_images(), ((64, 64), (60, 50))
+IMAGES, SIZES = tiny_images(), ((64, 64), (60, 50))
+"""A batch with padding."""
+
+
+@cache
+def whole_record(teacher: Detector) -> Outputs:
+    """The whole record of a teacher, computed once: no method changes it."""
     with torch.no_grad():
-        outputs = teacher(images, sizes, needs=needs)
+        return teacher(IMAGES, SIZES)
+
+
+def losses(learner: Learner, teacher: Detector, needs: Needs | None) -> dict[str, torch.Tensor]:
+    """The losses of the batch, with the whole record of the teacher or a part."""
+    with torch.no_grad():
+        outputs = teacher(IMAGES, SIZES, needs=needs) if needs else whole_record(teacher)
     torch.manual_seed(1)  # samples of a Faster R-CNN
-    return learner(images, OBJECTS, outputs, sizes, teacher=teacher)
+    return learner(IMAGES, OBJECTS, outputs, SIZES, teacher=teacher)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,6 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import understudy
 from understudy.detectors import BACKBONES, build_detector
+from understudy.detectors.shapes import shapes_only
 from understudy.errors import UserError
 from understudy.networks import build_network
 from understudy.networks.backbones import NORMS, build_body
@@ -41,8 +42,9 @@ def test_stages_have_their_strides_and_channels_at_any_width_and_torchvisions_we
     monkeypatch.setattr(BlockParams, "from_init_params", on_the_cpu)
     bodies = {}
     for width in (1.0, 0.3) if backbone in NARROWED else (1.0,):
-        with torch.device("meta"):
+        with shapes_only(), torch.no_grad():
             body = bodies[width] = build_body(backbone, width_mult=width)
+            body.module.eval()
             maps = stage_maps(body, torch.empty(1, 3, 128, 128))
         assert [128 // each.shape[-1] for each in maps] == [4, 8, 16, 32]
         assert tuple(each.shape[1] for each in maps) == body.channels
@@ -52,7 +54,7 @@ def test_stages_have_their_strides_and_channels_at_any_width_and_torchvisions_we
         assert bodies[0.3].channels[-1] / bodies[1.0].channels[-1] == pytest.approx(0.3, rel=0.15)
     if backbone == "resnext101_32x4d":  # not in torchvision
         return
-    with torch.device("meta"):
+    with shapes_only():
         theirs = models.get_model(backbone).state_dict()
     shapes = {
         key.removeprefix("features.").removeprefix("trunk_output."): value.shape
@@ -94,7 +96,7 @@ def test_with_torchvisions_weights_the_maps_are_torchvisions(backbone, nodes, tm
 
 def test_the_pyramid_is_torchvisions():
     """Also the levels' names, so that torchvision's published detectors and ours have the same keys."""
-    with torch.device("meta"):
+    with shapes_only():
         theirs = _resnet_fpn_extractor(
             models.resnet50(), 5, [2, 3, 4], models.detection.retinanet.LastLevelP6P7(256, 256)
         )

@@ -24,8 +24,9 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def cheap():
-    """Few bootstrap samples, and few rounds of timing."""
+    """Few bootstrap samples, few rounds of timing, and no page, which takes longer than the runs."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("understudy.studies.running.write_page", lambda *_: None)
         patch.setattr("understudy.studies.summary.SAMPLES", 30)
         patch.setattr("understudy.studies.timing.ROUNDS", 1)
         patch.setattr("understudy.studies.timing.FEWEST", 1)

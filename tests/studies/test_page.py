@@ -4,7 +4,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from understudy.studies.page import cost_table, difference_table
+import pytest
+
+from understudy.studies.page import cost_table, difference_table, write_page
+from understudy.studies.results import StudyResult
 from understudy.studies.running import Study, StudyFolder
 
 
@@ -19,10 +22,17 @@ def numbers_in(value: Any) -> Iterator[float]:
         yield float(value)
 
 
-def test_every_number_of_its_tables_is_in_the_results(study, plan):
+@pytest.fixture(scope="module")
+def result(study, plan) -> StudyResult:
+    """The results, whose page is beside them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("understudy.studies.running.write_page", write_page)
+        return Study(StudyFolder(study), plan).summarise()
+
+
+def test_every_number_of_its_tables_is_in_the_results(study, plan, result):
     known = {round(number, 9) for number in numbers_in(json.loads((study / "results.json").read_text()))}
     page = (study / "report.html").read_text()
-    result = Study(StudyFolder(study), plan).summarise()
     shown = 0
     for table in (difference_table(result), cost_table(result)):
         for row in table.rows:
@@ -34,7 +44,7 @@ def test_every_number_of_its_tables_is_in_the_results(study, plan):
     assert shown > 20
 
 
-def test_it_has_the_names_and_the_sentences(study):
+def test_it_has_the_names_and_the_sentences(study, result):
     page = (study / "report.html").read_text()
     found = json.loads((study / "results.json").read_text())
     for words in ("frs ramp_steps=0", "Against the plain student, with 95 % intervals", found["sentences"][1]):

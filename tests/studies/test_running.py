@@ -1,10 +1,10 @@
 """A study end to end: interrupted, extended, with failures, and what is refused."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from training_runs import assert_same, at_step, crash, ctrl_c
 from understudy.cli import main
 from understudy.errors import RunError, UserError
 from understudy.reading import read_rows
+from understudy.studies.page import write_page
 from understudy.studies.rows import read_row
 from understudy.studies.running import run_study
 from understudy.training.engine import Engine
@@ -53,13 +54,28 @@ def test_its_tables(study):
     assert [(run["row"], run["seed"]) for run in runs[:2]] == [("none", "0"), ("none", "1")]
 
 
-def test_interrupted_and_one_after_another_it_has_the_same_runs(study, plan, tmp_path):
-    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt, match=f"understudy study {tmp_path / 'study'}"):
-        run_study(tmp_path / "study", replace(plan, seeds=(0,)))
-    run_study(tmp_path / "study")
+def test_interrupted_and_failed_runs_are_those_of_the_study_in_the_end(study, plan, tmp_path, monkeypatch):
+    """One after another: one is interrupted; another one fails, is reported, and is tried again on request."""
+    folder, step = tmp_path / "study", Engine.training_step
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt, match=f"understudy study {folder}"):
+        run_study(folder, replace(plan, seeds=(0,)))
+
+    def failing(self, *arguments):
+        if "frs" in self.config.run.name and self.global_step == 3:
+            raise RunError("Step 3: frs_feature is nan.")
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "training_step", failing)
+        found = run_study(folder)
+    assert found.rows[1].missing == {0: "Step 3: frs_feature is nan."}
+    assert results(folder)["rows"][1]["missing"] == {"0": "Step 3: frs_feature is nan."}
+    assert "frs ramp_steps=0, seed 0: Step 3: frs_feature is nan." in results(folder)["sentences"]
+    assert run_study(folder).rows[1].missing  # it is not tried again unasked
+    assert not run_study(folder, retry=True).rows[1].missing
     for run in RUNS[::2]:
-        assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
-    for one, other in zip(results(study)["rows"], results(tmp_path / "study")["rows"], strict=True):
+        assert_same(folder / "runs" / run, study / "runs" / run)
+    for one, other in zip(results(study)["rows"], results(folder)["rows"], strict=True):
         assert one["AP"]["of_seeds"][:1] == other["AP"]["of_seeds"]
 
 
@@ -72,46 +88,26 @@ def test_interrupted_together_it_goes_on(study, plan, tmp_path):
         assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
 
 
-def test_a_failed_run_is_reported_and_tried_again_on_request(study, plan, tmp_path, monkeypatch):
-    plan = replace(plan, seeds=(0,))
-    step = Engine.training_step
-
-    def failing(self, *arguments):
-        if "frs" in self.config.run.name and self.global_step == 3:
-            raise RunError("Step 3: frs_feature is nan.")
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "training_step", failing)
-        found = run_study(tmp_path / "study", plan)
-    assert found.rows[1].missing == {0: "Step 3: frs_feature is nan."}
-    assert results(tmp_path / "study")["rows"][1]["missing"] == {"0": "Step 3: frs_feature is nan."}
-    assert "frs ramp_steps=0, seed 0: Step 3: frs_feature is nan." in results(tmp_path / "study")["sentences"]
-    assert run_study(tmp_path / "study").rows[1].missing  # it is not tried again unasked
-    assert not run_study(tmp_path / "study", retry=True).rows[1].missing
-    assert_same(tmp_path / "study/runs/frs_ramp_steps=0-seed0", study / "runs/frs_ramp_steps=0-seed0")
-
-
 @pytest.mark.slow
-def test_several_processes_have_the_same_runs_and_stop_on_a_signal(study, plan, tmp_path):
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study/study.yaml").write_text(replace(plan, seeds=(0,)).dump())
-    command = [sys.executable, "-m", "understudy", "study", str(tmp_path / "study"), "--jobs", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        assert process.stderr
-        watch = threading.Timer(120, process.kill)
-        watch.start()
-        for line in process.stderr:
-            if "epoch   1" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = process.stderr.read()
-        watch.cancel()
-    assert process.returncode == 143
-    assert f"Stopped and saved. To go on: understudy study {tmp_path / 'study'}" in rest
-    run_study(tmp_path / "study")
+def test_several_processes_have_the_same_runs_and_stop_on_a_signal(study, plan, tmp_path, capsys):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(replace(plan, seeds=(0,)).dump())
+
+    def stop_after_an_epoch() -> None:
+        end = time.monotonic() + 120
+        while not list(folder.glob("runs/*/metrics.csv")) and time.monotonic() < end:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_after_an_epoch).start()
+    with pytest.raises(SystemExit) as stop:
+        main(["study", str(folder), "--jobs", "2"])
+    assert stop.value.code == 143
+    assert f"Stopped and saved. To go on: understudy study {folder}" in capsys.readouterr().err
+    run_study(folder)
     for run in RUNS[::2]:
-        assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
+        assert_same(folder / "runs" / run, study / "runs" / run)
 
 
 def test_a_bug_is_no_failure_of_a_run(plan, tmp_path):
@@ -160,16 +156,19 @@ def test_other_data_are_refused_and_accepted_on_request(study, plan, tmp_path, c
     assert run_study(tmp_path, accept_changes=True).rows[0].values["AP"]
 
 
-def test_the_command(study, capsys):
+def test_the_command_and_the_page(study, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["study", str(study), "--json"])
     assert stop.value.code == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["name"] == "none"
+    monkeypatch.setattr("understudy.studies.running.write_page", write_page)
     with pytest.raises(SystemExit):
         main(["study", str(study)])
     said = capsys.readouterr().out
-    assert "frs ramp_steps=0" in said
-    assert "95 %" in said
+    html = (study / "report.html").read_text()
+    for words in ("frs ramp_steps=0", "95 %"):
+        assert words in said
+        assert words in html
 
 
 @pytest.mark.parametrize(("seeds", "reason"), [("a", "--seeds: expected integers"), ("1,1", "seeds: 1 given twice")])

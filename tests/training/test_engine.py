@@ -308,7 +308,7 @@ def test_adamw(tiny, tmp_path):
 
 
 def test_bf16_is_close_to_32_bits(tiny, trained, tmp_path):
-    keys = {"schedule.epochs": 1, "log_every": 1, "teacher": trained}
+    keys = {"schedule.epochs": 1, "batch_size": 8, "log_every": 1, "teacher": trained}
     whole = understudy.distill(tiny, run=tmp_path / "32", **keys)
     half = understudy.distill(tiny, run=tmp_path / "bf16", precision="bf16", **keys)
     expected, found = (read_rows(run / "losses.csv")[0] for run in (whole, half))

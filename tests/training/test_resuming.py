@@ -56,12 +56,23 @@ def test_an_edited_config_is_not_resumed(edited):
     assert "workers" not in str(caught.value)
 
 
-def test_a_run_is_resumed_where_its_data_were_moved_to(edited, distilled, scenes, tmp_path):
-    data = shutil.copytree(scenes, tmp_path / "data")
+def test_a_run_of_an_older_version_is_resumed_where_its_data_were_moved_to(edited, distilled, scenes, tmp_path):
+    """Its config lacks the keys that were added since."""
     run = edited(**{"data.path": tmp_path / "missing"})
     with pytest.raises(UserError, match=f"No data set at {tmp_path}/missing"):
         understudy.resume(run)
-    assert_same(understudy.resume(edited(**{"data.path": data})), distilled)
+    run = edited(**{"data.path": shutil.copytree(scenes, tmp_path / "data")})
+    added = {"data": ("shorter_side_mode", "group_by_aspect", "skip_empty"), "schedule": ("warmup",)}
+    added |= {"optimizer": ("bias_lr_mult", "bias_decay_mult"), "detector": ("channel_order",)}
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    for section, keys in added.items():
+        for key in keys:
+            del content[section][key]
+            del checkpoint["understudy"]["config"][section][key]
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    torch.save(checkpoint, run / "last.ckpt")
+    assert_same(understudy.resume(run), distilled)
 
 
 def test_other_data_are_not_resumed_on(edited, scenes, tmp_path):
@@ -103,22 +114,6 @@ def test_a_run_with_drawn_sizes_and_groups_is_resumed_to_the_bit(tiny, tmp_path,
     with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
         understudy.train(keys, run=tmp_path / "run")
     assert_same(understudy.resume(tmp_path / "run"), whole)
-
-
-def test_a_run_of_an_older_version_is_resumed(stopped, distilled, tmp_path):
-    """Its config lacks the keys that were added since."""
-    run = shutil.copytree(stopped, tmp_path / "run")
-    added = {"data": ("shorter_side_mode", "group_by_aspect", "skip_empty"), "schedule": ("warmup",)}
-    added |= {"optimizer": ("bias_lr_mult", "bias_decay_mult"), "detector": ("channel_order",)}
-    content = yaml.safe_load((run / "config.yaml").read_text())
-    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
-    for section, keys in added.items():
-        for key in keys:
-            del content[section][key]
-            del checkpoint["understudy"]["config"][section][key]
-    (run / "config.yaml").write_text(yaml.safe_dump(content))
-    torch.save(checkpoint, run / "last.ckpt")
-    assert_same(understudy.resume(run), distilled)
 
 
 # --- the same data and the same teacher -------------------------------------------------------------------------------
@@ -171,7 +166,8 @@ def test_another_teacher_is_accepted_only_on_purpose(edited, trained, tmp_path, 
     run = edited(teacher=tmp_path / "teacher.ckpt")
     with pytest.raises(UserError, match=r"at its start:\n  - weights of the teacher\n  - restore"):
         understudy.resume(run)
-    understudy.resume(run, accept_changes=True)
+    with at_step(6, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.resume(run, accept_changes=True)
     note = "Not the same as at the start of the run, and accepted: weights of the teacher"
     assert note in capsys.readouterr().err
     resumed = json.loads((run / "environment.json").read_text())["resumed"]

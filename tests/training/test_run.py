@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
@@ -32,60 +33,43 @@ from understudy.training.folder import RunFolder
 # --- interrupted and resumed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "step", "during"),
-    [("train", 5, "step"), ("distill", 5, "step"), ("distill", 4, "step"), ("distill", 4, "evaluation")],
-    ids=["a plain student", "within an epoch", "at its last step", "in the evaluation"],
-)
-def test_interrupted_and_resumed_equals_uninterrupted(kind, step, during, tiny, trained, distilled, tmp_path):
-    run, whole = tmp_path / "run", trained if kind == "train" else distilled
-    start = understudy.train if kind == "train" else understudy.distill
-    more = {} if kind == "train" else {"teacher": trained}
-    before = signal.getsignal(signal.SIGINT)
-    with at_step(step, ctrl_c, during), pytest.raises(KeyboardInterrupt, match=f"after step {step}.*resume {run}"):
-        start(tiny, run=run, **more)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert saved_step(run) == step
-    assert not (run / "result.json").exists()
+def test_interrupted_and_resumed_equals_uninterrupted(distilled, tmp_path):
+    """One run, of the config that another one wrote: within an epoch, in its evaluation, and at the last step."""
+    run, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
+    for step, during in [(2, "step"), (4, "evaluation"), (5, "step"), (8, "step")]:
+        with at_step(step, ctrl_c, during), pytest.raises(KeyboardInterrupt, match=f"after step {step}.*resume {run}"):
+            understudy.resume(run) if run.exists() else understudy.distill(distilled / "config.yaml", run=run)
+        assert signal.getsignal(signal.SIGINT) is before
+        assert saved_step(run) == step
+        assert not (run / "result.json").exists()
     assert understudy.resume(run) == run
-    assert_same(run, whole)
+    assert_same(run, distilled)
 
 
-def test_a_crash_costs_the_steps_since_the_last_checkpoint(tiny, trained, tmp_path):
+def test_what_was_not_saved_is_repeated(tiny, trained, tmp_path, capsys):
+    """One run: a second Ctrl-C before anything was saved, another one after it, and a crash."""
     run = tmp_path / "run"
-    with at_step(7, crash), pytest.raises(ZeroDivisionError):
+    message = f"No checkpoint was saved yet. To start again: understudy resume {run}"
+    with at_step(4, ctrl_c_twice), pytest.raises(KeyboardInterrupt, match=message):
         understudy.train(tiny, run=run)
+    assert len(read_rows(run / "losses.csv")) == 1
+    message = f"without saving. The last checkpoint is of step 4.*understudy resume {run}"
+    with at_step(6, ctrl_c_twice), pytest.raises(KeyboardInterrupt, match=message):
+        understudy.resume(run)
+    assert "The run has no checkpoint: it starts again from its first step" in capsys.readouterr().err
+    with at_step(7, crash), pytest.raises(ZeroDivisionError):
+        understudy.resume(run)
     with (run / "losses.csv").open("a") as stream:
         stream.write("2.5,10,0.0")  # an incomplete row
     assert saved_step(run) == 4
     assert_same(understudy.resume(run), trained)
 
 
-@pytest.mark.parametrize("kind", ["trained", "distilled"])
-def test_a_crash_after_the_last_evaluation_costs_nothing(kind, tmp_path, request):
+def test_a_crash_after_the_last_evaluation_costs_nothing(distilled, tmp_path):
     """The last checkpoint is older than the evaluation, in which the teacher's check measured the student."""
-    whole = request.getfixturevalue(kind)
-    run = shutil.copytree(whole, tmp_path / "run")
+    run = shutil.copytree(distilled, tmp_path / "run")
     (run / "result.json").unlink()
-    assert_same(understudy.resume(run), whole)
-
-
-def test_a_second_ctrl_c_stops_at_once(tiny, trained, tmp_path):
-    run = tmp_path / "run"
-    message = f"without saving. The last checkpoint is of step 4.*understudy resume {run}"
-    with at_step(6, ctrl_c_twice), pytest.raises(KeyboardInterrupt, match=message):
-        understudy.train(tiny, run=run)
-    assert_same(understudy.resume(run), trained)
-
-
-def test_a_second_ctrl_c_before_anything_was_saved(tiny, trained, tmp_path, capsys):
-    run = tmp_path / "run"
-    message = f"No checkpoint was saved yet. To start again: understudy resume {run}"
-    with at_step(4, ctrl_c_twice), pytest.raises(KeyboardInterrupt, match=message):
-        understudy.train(tiny, run=run)
-    assert len(read_rows(run / "losses.csv")) == 1
-    assert_same(understudy.resume(run), trained)
-    assert "The run has no checkpoint: it starts again from its first step" in capsys.readouterr().err
+    assert_same(understudy.resume(run), distilled)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signals")
@@ -205,6 +189,7 @@ def test_a_teacher_of_another_kind_and_label_space(tiny, renamed, confident, tmp
         "data.path": renamed(["unicorn", " RING"]),
         "teacher": confident("retinanet_mobilenet_v2"),
         "methods": {"frs": {"scores": "cell"}},
+        "schedule.epochs": 1,
     }
     whole = understudy.distill(keys, run=tmp_path / "whole")
     first_note = capsys.readouterr().err.splitlines()[0]
@@ -214,7 +199,7 @@ def test_a_teacher_of_another_kind_and_label_space(tiny, renamed, confident, tmp
     assert facts["classes_unknown_to_the_teacher"] == ["unicorn"]
     assert facts["classes"] == [" RING", "cross", "arrow"]
     assert facts["classes_of_the_teacher_not_used"] == ["star"]
-    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+    with at_step(2, ctrl_c), pytest.raises(KeyboardInterrupt):
         understudy.distill(keys, run=tmp_path / "run")
     capsys.readouterr()
     assert_same(understudy.resume(tmp_path / "run"), whole)
@@ -231,12 +216,12 @@ def test_a_student_on_a_backbone_for_bgr_images_is_resumed_and_exported(tiny, tm
     body = build_detector("fcos_mobilenet_v2", 4, width_mult=0.35, neck_channels=16).network.backbone.body
     torch.save(body.state_dict(), tmp_path / "caffe.pt")
     keys = {**tiny, "detector.backbone_weights": str(tmp_path / "caffe.pt"), "detector.channel_order": "bgr"}
-    keys |= {"optimizer.lr": 1e-30, "detector.frozen_stages": 4}
+    keys |= {"optimizer.lr": 1e-30, "detector.frozen_stages": 4, "schedule.epochs": 1}
     whole = understudy.train(keys, run=tmp_path / "whole")
     first = torch.load(whole / "best.ckpt", weights_only=True)["state_dict"]
     stem = first["learner.student.network.backbone.body.0.0.weight"]
     assert torch.equal(stem, body.state_dict()["0.0.weight"].flip(1))
-    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+    with at_step(2, ctrl_c), pytest.raises(KeyboardInterrupt):
         understudy.train(keys, run=tmp_path / "run")
     (tmp_path / "caffe.pt").unlink()
     assert_same(understudy.resume(tmp_path / "run"), whole)  # rearranged once
@@ -301,19 +286,10 @@ def no_room(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize(
-    ("file", "write", "saved"),
-    [
-        ("losses.csv", 2, 4),
-        ("last.ckpt", 1, None),
-        ("best.ckpt", 1, 4),
-        ("metrics.csv", 2, 8),
-        ("result.json", 1, 8),
-    ],
-)
-def test_a_full_disk_leaves_the_last_checkpoint(file, write, saved, tiny, trained, tmp_path, capsys):
-    """The disk is full when `file` is written the n-th time; with room again the run equals any other."""
-    run, opened, writes = tmp_path / "run", Path.open, []
+@contextlib.contextmanager
+def full_at(file: str, write: int) -> Generator[None]:
+    """The disk is full when `file` is written the n-th time."""
+    opened, writes = Path.open, []
 
     def open_(path, mode="r", *args, **kwargs):
         stream = opened(path, mode, *args, **kwargs)
@@ -327,40 +303,40 @@ def test_a_full_disk_leaves_the_last_checkpoint(file, write, saved, tiny, traine
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "open", open_)
-        with pytest.raises(SystemExit) as stop:
-            main(["train", *(f"{key}={value}" for key, value in {**tiny, "run": run}.items())])
-    assert stop.value.code == 1
-    err = capsys.readouterr().err
-    assert "Error: The disk is full" in err
-    assert str(run / file) in err
-    assert not list(run.glob(".*.part"))
-    assert not any("half" in rows.read_text() for rows in run.glob("*.csv"))
-    assert saved_step(run) == saved
-    assert f"understudy resume {run}" in err
+        yield
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tiny, trained, tmp_path, capsys):
+    """It happens to one run at each of its files; with room again, it equals any other."""
+    run = tmp_path / "run"
+    for file, write, saved in [
+        ("last.ckpt", 1, None),
+        ("best.ckpt", 1, 4),
+        ("losses.csv", 2, 4),
+        ("metrics.csv", 2, 8),
+        ("result.json", 1, 8),
+    ]:
+        arguments = ["resume", str(run)] if run.exists() else ["train", *options(**{**tiny, "run": run})]
+        with full_at(file, write), pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 1
+        err = capsys.readouterr().err
+        assert "Error: The disk is full" in err
+        assert str(run / file) in err
+        assert not list(run.glob(".*.part"))
+        assert not any("half" in rows.read_text() for rows in run.glob("*.csv"))
+        assert saved_step(run) == saved
+        assert f"understudy resume {run}" in err
     assert_same(understudy.resume(run), trained)
 
 
-def test_a_full_disk_by_a_limit_of_the_system(tiny, trained, tmp_path, capsys):
-    """The same with a system that refuses: from step 6 on no file may grow beyond 1.5 MB, and last.ckpt would."""
-    resource = pytest.importorskip("resource")
-    run, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        shrink = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
-        with at_step(6, shrink), pytest.raises(SystemExit) as stop:
-            main(["train", *(f"{key}={value}" for key, value in {**tiny, "run": run}.items())])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert stop.value.code == 1
-    err = capsys.readouterr().err
-    assert f"Could not write {run / 'last.ckpt'} (File too large). The previous version is unchanged. Free some" in err
-    assert not list(run.glob(".*.part"))
-    assert saved_step(run) == 4
-    assert_same(understudy.resume(run), trained)
+def test_a_full_disk_for_tensorboard_and_by_a_limit_of_the_system(tiny, trained, tmp_path, monkeypatch, capsys):
+    """TensorBoard's thread fails, and says nothing; the next row does. Then the system refuses.
 
-
-def test_a_full_disk_for_tensorboard(tiny, trained, tmp_path, monkeypatch, capsys):
-    """Its thread fails, and says nothing; the next row does."""
+    From step 6 on no file may grow beyond 1.5 MB, and last.ckpt would.
+    """
     writer = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
+    resource = pytest.importorskip("resource")
     run, hook = tmp_path / "run", threading.excepthook
     with at_step(4, partial(monkeypatch.setattr, writer, "write", no_room)), pytest.raises(SystemExit) as stop:
         main(["train", *options(**{**tiny, "run": run})])
@@ -370,14 +346,20 @@ def test_a_full_disk_for_tensorboard(tiny, trained, tmp_path, monkeypatch, capsy
     assert "Traceback" not in err
     assert threading.excepthook is hook
     monkeypatch.undo()
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        shrink = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
+        with at_step(6, shrink), pytest.raises(SystemExit) as stop:
+            main(["resume", str(run)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert f"Could not write {run / 'last.ckpt'} (File too large). The previous version is unchanged. Free some" in err
+    assert not list(run.glob(".*.part"))
+    assert saved_step(run) == 4
     assert_same(understudy.resume(run), trained)
-
-
-# --- the config that is written ---------------------------------------------------------------------------------------
-
-
-def test_the_resolved_config_reproduces_the_run(distilled, tmp_path):
-    assert_same(understudy.distill(distilled / "config.yaml", run=tmp_path / "again"), distilled)
 
 
 def test_a_run_uses_the_threads_of_its_config_and_leaves_those_of_the_process(tiny, tmp_path):

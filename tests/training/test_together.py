@@ -27,7 +27,7 @@ def configs(tiny, trained, tmp_path):
     """Makes the configs of all students, below a folder."""
 
     def make(folder: str, **more) -> list[DistillConfig]:
-        keys = [{**tiny, "teacher": trained, "data.workers": 1, **changed, **more} for changed in STUDENTS.values()]
+        keys = [{**tiny, "teacher": trained, **changed, **more} for changed in STUDENTS.values()]
         runs = [tmp_path / folder / name for name in STUDENTS]
         return [load_config(DistillConfig, {**each, "run": run}) for each, run in zip(keys, runs, strict=True)]
 
@@ -38,22 +38,28 @@ def configs(tiny, trained, tmp_path):
 def alone(tiny, trained, tmp_path_factory):
     """The folders of the same students, trained one after another."""
     folder = tmp_path_factory.mktemp("alone")
-    return [
-        understudy.distill(tiny, teacher=trained, run=folder / name, **keys, **{"data.workers": 0})
-        for name, keys in STUDENTS.items()
-    ]
+    return [understudy.distill(tiny, teacher=trained, run=folder / name, **keys) for name, keys in STUDENTS.items()]
 
 
-def test_students_together_equal_students_alone(configs, alone, monkeypatch, capsys):
-    passes, forward = [], Detector.forward
+@pytest.fixture
+def passes(monkeypatch) -> list:
+    """What each pass of the teacher in a step was for."""
+    found, forward = [], Detector.forward
 
     def counted(self, *arguments, needs=None, **more):
-        passes.extend([needs] if needs is not None else [])
+        found.extend([needs] if needs is not None else [])
         return forward(self, *arguments, needs=needs, **more)
 
     monkeypatch.setattr(Detector, "forward", counted)
-    found = train_together(configs("together"))
-    for run, other in zip(found, alone, strict=True):
+    return found
+
+
+def test_students_together_equal_students_alone(configs, alone, passes, tiny, trained, tmp_path, capsys):
+    """One of them is a plain student."""
+    workers = {"data.workers": 1}
+    plain = load_config(TrainConfig, {**tiny, **workers}, {"run": tmp_path / "plain"})
+    found = train_together([plain, *configs("together", **workers)])
+    for run, other in zip(found, [trained, *alone], strict=True):
         assert_same(run, other)
     assert len(passes) == 8  # one for each step
     said = capsys.readouterr().err
@@ -88,24 +94,10 @@ def test_interrupted_runs_go_on_together_from_different_steps(configs, alone, ti
         assert_same(run, other)
 
 
-def test_a_plain_student_takes_the_same_batches(configs, alone, tiny, tmp_path):
-    values = {**tiny, "data.workers": 1}
-    plain = load_config(TrainConfig, values, {"run": tmp_path / "plain"})
-    found = train_together([plain, configs("taught")[0]])
-    assert_same(found[0], understudy.train(values, run=tmp_path / "plain alone"))
-    assert_same(found[1], alone[0])
-
-
-def test_students_share_a_cache(configs, tiny, trained, tmp_path, monkeypatch):
-    passes, forward = [], Detector.forward
-
-    def counted(self, *arguments, needs=None, **more):
-        passes.extend([needs] if needs is not None else [])
-        return forward(self, *arguments, needs=needs, **more)
-
+def test_students_share_a_cache(configs, passes, tiny, trained, tmp_path):
     cached = {"teacher_cache": "memory", "data.flip": 0.0}
     alone = understudy.distill({**tiny, **cached, **STUDENTS["frs"]}, teacher=trained, run=tmp_path / "alone")
-    monkeypatch.setattr(Detector, "forward", counted)
+    passes.clear()
     found = train_together(configs("cached", **cached)[:2])
     assert len(passes) == 4  # of the first epoch
     for name in ("frs_feature", "frs_class"):
@@ -124,7 +116,7 @@ def test_a_run_that_fails_does_not_stop_the_others(configs, alone):
 
 def test_a_run_that_stops_early_leaves_the_others_to_go_on(configs, tmp_path, capsys):
     """The first of the students, whose AP stays 0, stops after its second evaluation of three."""
-    first, second = configs("early", **{"schedule.patience": 1, "schedule.epochs": 3, "data.workers": 0})[:2]
+    first, second = configs("early", **{"schedule.patience": 1, "schedule.epochs": 3, "batch_size": 4})[:2]
     optimizer = first.optimizer.model_copy(update={"lr": 1e-12})
     runs = train_together([first.model_copy(update={"optimizer": optimizer}), second])
     assert [len(read_rows(run / "metrics.csv")) for run in runs] == [2, 3]
