@@ -364,8 +364,12 @@ def test_a_full_disk_for_tensorboard_and_by_a_limit_of_the_system(tiny, trained,
 
 def test_a_run_uses_the_threads_of_its_config_and_leaves_those_of_the_process(tiny, tmp_path):
     found = []
-    with at_step(1, lambda: found.append(torch.get_num_threads())):
-        run = understudy.train(tiny, run=tmp_path / "run", threads=2, **{"schedule.epochs": 1})
-    assert found == [2]
-    assert torch.get_num_threads() == 1
-    assert json.loads((run / "environment.json").read_text())["threads"] == 2
+    torch.set_num_threads(2)
+    try:
+        with at_step(1, lambda: found.append(torch.get_num_threads())):
+            run = understudy.train(tiny, run=tmp_path / "run", threads=1, **{"schedule.epochs": 1})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert found == [1]
+    assert json.loads((run / "environment.json").read_text())["threads"] == 1

@@ -96,6 +96,8 @@ class Table:
             name = f"{row.name} ({len(row.runs)} runs)" if len(row.runs) > 1 else row.name
             table.add_row(Text.assemble((name, "bold"), "\n", (row.config.detector.name, "dim")), *cells)
         lines = RichTable.grid(padding=(0, 1))  # a grid, so that the second line of a note is indented
+        lines.add_column()
+        lines.add_column(overflow="fold")  # a long path is not cut
         for line in [*(verdict.sentence for verdict in self.verdicts), *self.remarks]:
             lines.add_row("-", Text(line))
         return Group(table, "", lines)

@@ -164,6 +164,8 @@ class StudyResult:
     def __rich__(self) -> Group:
         """Return the table for a terminal of at least 80 columns, with what it means below it."""
         lines = Table.grid(padding=(0, 1))
+        lines.add_column()
+        lines.add_column(overflow="fold")  # a long path is not cut
         for line in [*sentences_of(self), *notes_on(self)]:
             lines.add_row("-", Text(line))
         return Group(terminal_table(self), "", lines)
