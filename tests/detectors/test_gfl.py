@@ -48,7 +48,7 @@ def test_it_learns_to_find_what_it_was_shown():
     _, batch = photos()
     truth = targets(OBJECTS["objects"][:2])
     optimizer = torch.optim.Adam(detector.parameters(), lr=5e-3)
-    for _ in range(50):
+    for _ in range(30):
         outputs = detector(batch, SIZES)
         losses = detector.loss(outputs, truth, detector.assign(outputs, truth))
         optimizer.zero_grad()

@@ -31,7 +31,7 @@ def run(capsys):
 
 def test_a_healthy_pair_passes_clean_and_nothing_is_written(keys, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(*flat(keys), "--images", "12", "--steps", "10", "--json")
+    code, out, err = run(*flat(keys), "--images", "12", "--steps", "4", "--json")
     found = json.loads(out)
     assert [each for each in found["findings"] if each["severity"] in ("fatal", "warning")] == []
     assert (code, found["ok"], found["verdict"]) == (0, True, "No fault was found.")

@@ -127,7 +127,7 @@ def start(number, folder, go, said):
     try:
         with RunFolder(folder).created(f"run: {number}\\n", {"number": number}):
             said.write_text("won")
-            time.sleep(0.2)
+            time.sleep(0.1)
     except UserError as error:
         said.write_text(str(error))
     os._exit(0)
