@@ -191,7 +191,6 @@ def loop() -> None:
 
 def _run(train: Callable[[], object]) -> str:
     """Train for two epochs of 32 steps; return the rate and the waits of the second one."""
-    found: list[warnings.WarningMessage] = []
     times: list[float] = []
     step = Engine.training_step
 

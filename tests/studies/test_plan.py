@@ -29,6 +29,11 @@ def test_keys_that_a_study_sets(argument, tmp_path):
         Plan.of(None, ["data=photos", f"teacher={tmp_path}", argument])
 
 
+def test_they_are_refused_from_python_too(tmp_path):
+    with pytest.raises(UserError, match="seed: a study sets it itself, by --seeds"):
+        Plan.of({"data": "photos"}, {"seed": 3}, teachers=[tmp_path])
+
+
 def test_faults_of_the_config_and_of_a_row(tmp_path):
     with pytest.raises(UserError, match=r"dat\b"):
         Plan.of(None, ["dat=photos"], teachers=[tmp_path])

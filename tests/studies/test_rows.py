@@ -64,6 +64,7 @@ def test_no_row(text, reason):
         (["frs", "other: frs"], "are the same"),
         (["a b: frs", "a-b: pkd"], "has the folder name of another row, a_b"),
         (["none, as long in time: frs"], "a study adds itself"),
+        (["teacher: frs"], "a study adds itself"),
     ],
 )
 def test_rows_that_do_not_go_together(texts, reason):

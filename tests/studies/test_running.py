@@ -1,5 +1,6 @@
 """A study end to end: interrupted, extended, with failures, and what is refused."""
 
+import errno
 import json
 import os
 import signal
@@ -153,6 +154,31 @@ def test_other_data_are_refused_and_accepted_on_request(study, plan, tmp_path, c
     with pytest.raises(UserError, match=r"annotations of data\.train"):
         run_study(tmp_path)
     assert run_study(tmp_path, accept_changes=True).rows[0].values["AP"]
+    accepted = json.loads((tmp_path / "facts.json").read_text())
+    assert accepted["accepted"] == [key]
+    assert run_study(tmp_path).rows[0].values["AP"]  # it was accepted for good
+
+    key = next(name for name in facts["made_with"] if name.startswith("annotations of data.val"))
+    accepted["made_with"][key] = "another"
+    (tmp_path / "facts.json").write_text(json.dumps(accepted))
+    with pytest.raises(UserError, match=r"annotations of data\.val.*\n  - choose a new folder$"):
+        run_study(tmp_path, accept_changes=True)
+
+
+def test_a_full_disk_ends_the_study_and_is_no_failure_of_a_run(plan, tmp_path, monkeypatch):
+    def full(self, *arguments):
+        try:
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError as error:
+                raise RunError("Could not write last.ckpt") from error
+        except RunError as error:
+            raise RunError("The disk is full: ...") from error  # as `run.fit` explains it
+
+    monkeypatch.setattr(Engine, "training_step", full)
+    with pytest.raises(RunError, match="The disk is full"):
+        run_study(tmp_path / "study", replace(plan, seeds=(0,)))
+    assert not (tmp_path / "study/failed").exists()
 
 
 def test_the_command(study, capsys):

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from understudy.data import DetectionData
 from understudy.data.transforms import clip_boxes, padded_size, resized_size, scale_boxes
 from understudy.detectors.base import Detector
 from understudy.detectors.families import FAMILIES
-from understudy.outputs import Outputs, anchors_per_level, flat_anchors
+from understudy.outputs import Outputs, Spec, anchors_per_level, flat_anchors
 
 IMAGES = 500
 """Images that are read at most: so many show the sizes of a data set's boxes."""
@@ -53,6 +53,37 @@ class BoxFit:
     shorter_side: int
     longer_side: int
     images: int
+
+    @classmethod
+    def of(
+        cls,
+        detector: Detector,
+        *,
+        sides: Tensor,
+        positives: Tensor,
+        overlaps: Tensor,
+        levels: dict[int, int],
+        size: tuple[int, int],
+        images: int,
+    ) -> Self:
+        """Add what is known of the detector; ``size`` is (shorter_side, longer_side), the rest as the attributes."""
+        spec, family = detector.spec, FAMILIES.get(detector.spec.family)
+        anchor_sides = anchor_shapes(spec).prod(1).sqrt()
+        limit = detector.background_below
+        return cls(
+            detector=spec.name,
+            scalable=family is not None and "anchor_scale" not in family.refused,
+            sides=sides,
+            positives=positives,
+            overlaps=None if limit is None else overlaps,
+            background_below=limit,
+            levels=levels,
+            anchor_sides=(float(anchor_sides.min()), float(anchor_sides.max())),
+            strides=spec.strides,
+            shorter_side=size[0],
+            longer_side=size[1],
+            images=images,
+        )
 
     @property
     def objects(self) -> int:
@@ -193,24 +224,21 @@ def fit_of_boxes(
         positives.append(per_level.sum(0))
         overlaps.append(box_iou(boxes, torch.cat(flat_anchors(laid[padded]))).amax(1))
         levels.update(spec.strides[level] for level in per_level.argmax(0)[positives[-1] > 0].tolist())
-    anchors = torch.tensor([anchor for level in spec.first_anchors for anchor in level])
-    anchor_sides = (anchors[:, 2:] - anchors[:, :2]).prod(1).sqrt()
-    family = FAMILIES.get(spec.family)
-    limit = detector.background_below
-    return BoxFit(
-        detector=spec.name,
-        scalable=family is not None and "anchor_scale" not in family.refused,
+    return BoxFit.of(
+        detector,
         sides=torch.cat([torch.zeros(0), *sides]),
         positives=torch.cat([torch.zeros(0, dtype=torch.int64), *positives]),
-        overlaps=None if limit is None else torch.cat([torch.zeros(0), *overlaps]),
-        background_below=limit,
+        overlaps=torch.cat([torch.zeros(0), *overlaps]),
         levels=dict(sorted(levels.items())),
-        anchor_sides=(float(anchor_sides.min()), float(anchor_sides.max())),
-        strides=spec.strides,
-        shorter_side=shorter_side,
-        longer_side=longer_side,
+        size=(shorter_side, longer_side),
         images=len(places),
     )
+
+
+def anchor_shapes(spec: Spec) -> Tensor:
+    """Return width and height (A, 2) of the anchors of one cell of every level, in pixels."""
+    anchors = torch.tensor([anchor for level in spec.first_anchors for anchor in level])
+    return anchors[:, 2:] - anchors[:, :2]
 
 
 def _positives(detector: Detector, record: Outputs, boxes: Tensor) -> Tensor:

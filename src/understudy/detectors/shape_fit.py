@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from understudy.data import DetectionData
-from understudy.detectors.anchor_fit import BoxFit
+from understudy.detectors.anchor_fit import BoxFit, anchor_shapes
 from understudy.detectors.base import Detector
 from understudy.detectors.build import build_detector
-from understudy.detectors.families import FAMILIES
 
 _AT_ONCE = 100_000  # boxes
 
@@ -58,24 +57,14 @@ def fit_of_shapes(detector: Detector, data: DetectionData, shorter_side: int, lo
     spec = detector.spec
     if not (spec.dense and spec.first_anchors):
         return None
-    anchors = torch.tensor([anchor for level in spec.first_anchors for anchor in level])
-    shapes = anchors[:, 2:] - anchors[:, :2]
     boxes = _resized(data, shorter_side, longer_side)
-    limit = detector.background_below
-    family = FAMILIES.get(spec.family)
-    sides = shapes.prod(1).sqrt()
-    return BoxFit(
-        detector=spec.name,
-        scalable=family is not None and "anchor_scale" not in family.refused,
+    return BoxFit.of(
+        detector,
         sides=boxes.prod(1).sqrt(),
         positives=torch.ones(len(boxes), dtype=torch.int64),
-        overlaps=None if limit is None else _best_overlaps(boxes, shapes),
-        background_below=limit,
+        overlaps=_best_overlaps(boxes, anchor_shapes(spec)),
         levels={},
-        anchor_sides=(float(sides.min()), float(sides.max())),
-        strides=spec.strides,
-        shorter_side=shorter_side,
-        longer_side=longer_side,
+        size=(shorter_side, longer_side),
         images=len(data),
     )
 

@@ -7,18 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from understudy.checkpoints import read_checkpoint
+from understudy.compare.convergence import LAST, Course, still_rises
 from understudy.config import TrainConfig
 from understudy.diagnosis.findings import Finding
 from understudy.errors import UserError
 from understudy.reading import number_in, read_json, read_rows
 from understudy.text import percent
 from understudy.training.folder import RunFolder
-
-LAST = 0.2
-"""Part of a run, at its end, in which AP should no longer rise."""
-
-RISING = 0.02
-"""Rise of AP in the last part, relative to the AP reached, from which it is not converged; at least half an AP."""
 
 FEW = 5
 """Fewer evaluations show no course of AP."""
@@ -109,20 +104,20 @@ def convergence_findings(log: Log, whose: str) -> Iterator[Finding]:
             remedy="evaluate_every=1 in the next run" if log.config.evaluate_every > 1 else "",
         )
         return
-    end = (1 - LAST) * evaluations[-1][0]
-    before = max((ap for step, ap in evaluations if step < end), default=0.0)
-    best = log.best
-    rise = best - before
-    what = f"best AP of {whose} {percent(before)} before {1 - LAST:.0%} of its steps, {percent(best)} at its best"
-    facts = {"AP_before": before, "AP": best}
-    if rise > max(0.005, RISING * best):
+    course = Course.of(evaluations) or Course(0.0, log.best)
+    best = course.best
+    what = (
+        f"best AP of {whose} {percent(course.before)} before {1 - LAST:.0%} of its steps, {percent(best)} at its best"
+    )
+    facts = {"AP_before": course.before, "AP": best}
+    if still_rises(course.rise, best):
         yield Finding(
             check="convergence",
             severity="warning",
             what=f"not converged: {what}",
             why="Distillation mostly speeds up learning: before convergence, longer training may gain as much.",
             remedy=f"schedule.epochs={2 * log.config.schedule.epochs} for the plain and the distilled student",
-            likelihood=0.6 + 0.3 * min(1.0, 5 * rise / max(best, 1e-6)),
+            likelihood=0.6 + 0.3 * min(1.0, 5 * course.rise / max(best, 1e-6)),
             facts=facts,
         )
     else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from understudy.compare.rows import Row
 from understudy.compare.table import Table
 from understudy.report.sections import DataRow, DataTable, Entry
-from understudy.report.views import RunView, TermView, group_names
+from understudy.report.views import RunView, TermView
 
 ROLE_WORDS = {"teacher": "teacher", "plain": "plain student", "distilled": "distilled student"}
 
@@ -30,7 +30,7 @@ def results_table(table: Table, colours: Mapping[str, str]) -> DataTable:
     """Return the comparison; its columns are those of the terminal."""
     columns = table.columns()
     rows = []
-    for number, (group, row) in enumerate(zip(group_names(table), table.rows, strict=True)):
+    for number, row in enumerate(table.rows):
         known = row.to_dict()
         entries = []
         for title, texts in columns.items():
@@ -38,7 +38,7 @@ def results_table(table: Table, colours: Mapping[str, str]) -> DataTable:
             entries.append(Entry(texts[number], tuple(value for value in values if value is not None)))
         runs = f", {len(row.runs)} runs" if len(row.runs) > 1 else ""
         detail = f"{ROLE_WORDS[row.role]}, {row.config.detector.name}{runs}"
-        rows.append(DataRow(row.name, tuple(entries), detail, colours[group]))
+        rows.append(DataRow(row.name, tuple(entries), detail, colours[row.name]))
     return DataTable("", ("run", *columns), tuple(rows))
 
 
@@ -55,7 +55,7 @@ def parts_of_ap(row: Row) -> dict[str, float]:
 
 def part_tables(table: Table) -> list[DataTable]:
     """Return the AP of every row by size and by class, the mean over its runs; the best student is in bold."""
-    groups = dict(zip(group_names(table), table.rows, strict=True))
+    groups = {row.name: row for row in table.rows}
     parts = {group: parts_of_ap(row) for group, row in groups.items()}
     students = [group for group, row in groups.items() if row.role != "teacher"]
 
@@ -84,14 +84,14 @@ def changes(table: Table) -> dict[str, dict[str, float]]:
         difference first; parts without a difference are left out.
     """
     found: dict[str, dict[str, float]] = {}
-    for group, row in zip(group_names(table), table.rows, strict=True):
+    for row in table.rows:
         if row.plain is None:
             continue
         plain = parts_of_ap(row.plain)
         for name, value in parts_of_ap(row).items():
             shown = round(100 * value, 1) - round(100 * plain.get(name, math.nan), 1)
             if not math.isnan(shown):
-                found.setdefault(name, {})[group] = round(shown, 1) / 100
+                found.setdefault(name, {})[row.name] = round(shown, 1) / 100
     return dict(sorted(found.items(), key=lambda part: -statistics.fmean(part[1].values())))
 
 

@@ -102,7 +102,8 @@ def view_runs(table: Table) -> list[RunView]:
         UserError: one of the folders is not a run folder.
     """
     views = []
-    for group, row in zip(group_names(table), table.rows, strict=True):
+    for row in table.rows:
+        group = row.name
         for run in row.runs:
             name = group if len(row.runs) == 1 else f"{group}, seed {run.config.seed}"
             if run.kind == "run":
@@ -111,12 +112,6 @@ def view_runs(table: Table) -> list[RunView]:
                 result = {**run.evaluation.to_dict(), "epoch": run.epoch}
                 views.append(RunView(name, group, row.role, run.folder, result))
     return views
-
-
-def group_names(table: Table) -> list[str]:
-    """Return a unique name for each row: its own, and the detector if rows of several detectors share it."""
-    names = [row.name for row in table.rows]
-    return [row.name if names.count(row.name) == 1 else f"{row.name}, {row.config.detector.name}" for row in table.rows]
 
 
 def view_run(folder: Path, *, name: str, group: str, role: Role) -> RunView:

@@ -11,16 +11,16 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from understudy.errors import RunError, Stopped, UserError, is_out_of_memory
+from understudy.errors import MethodError, RunError, Stopped, UserError, is_out_of_memory
+from understudy.training.checkpointing import STOPPING, heeding
 
 Group = TypeVar("Group")
-STOPPING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,13 @@ class Outcome:
             return cls(failure=str(found), stopped=found.exit_code - 128)
         if not isinstance(found, RunError | UserError) and not is_out_of_memory(found):
             raise found
-        return cls(failure=str(found), fatal=isinstance(found.__cause__, OSError))
+        return cls(failure=str(found), fatal=not isinstance(found, MethodError) and _is_of_the_machine(found))
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+    """Return whether the system caused an error, as a full disk does, however often it was explained since."""
+    cause = error.__cause__
+    return cause is not None and (isinstance(cause, OSError) or _is_of_the_machine(cause))
 
 
 def in_processes(
@@ -75,7 +81,8 @@ def in_processes(
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads, os.getpid())) as pool:
         waiting = deque(groups)
         running: dict[Future[list[Outcome]], Group] = {}
-        with _noting_signals() as received:
+        received: list[int] = []
+        with heeding(lambda number, frame: received.append(number)):
             while running or (waiting and not received):
                 while waiting and len(running) < jobs and not received:
                     group = waiting.popleft()
@@ -95,22 +102,6 @@ def _stop(pool: ProcessPoolExecutor) -> None:
         with contextlib.suppress(ProcessLookupError):
             if worker.pid and worker.is_alive():
                 os.kill(worker.pid, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _noting_signals() -> Generator[list[int]]:
-    """Note the signals that are received within this block."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in heeded}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 _BUSY = threading.Event()

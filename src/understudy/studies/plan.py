@@ -11,14 +11,15 @@ from understudy.config import DistillConfig, Source, TrainConfig, flat, load_con
 from understudy.config.yaml_text import read_config
 from understudy.errors import UserError
 from understudy.methods.loading import is_own
-from understudy.studies.rows import LONGER, NONE, StudyRow, faults_of_rows, read_row
+from understudy.studies.rows import NONE, StudyRow, faults_of_rows, read_row
 from understudy.text import shown
 from understudy.training.assembly import resolve_config
 
-OWN_KEYS = ("run", "seed", "teacher", "methods")
-"""Keys of the config that the study sets itself; ``methods`` may hold options for all rows."""
+OWN_KEYS = {"run": "below its folder", "seed": "by --seeds", "teacher": "for each row"}
+"""Keys of the config that the study sets itself, and how."""
 
 MADE_UP = "runs"
+"""A run folder for configs that are only checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Plan:
     """A study.
 
     Attributes:
-        config: what all runs share, without :data:`OWN_KEYS` except options of methods; plain values.
+        config: what all runs share, without :data:`OWN_KEYS`, as plain values; ``methods`` holds options for all rows.
         rows: the plain student first.
         seeds: of the runs.
         teachers: by the name of the folder, which must be unique.
@@ -91,9 +92,8 @@ class Plan:
         if faults:
             raise UserError.listing("Invalid study:", faults)
         resolved = resolve_config(base).model_copy(update={"optimizer": base.optimizer})
-        config = {key: value for key, value in resolved.model_dump(mode="json").items() if key not in OWN_KEYS[:3]}
         longer = longer and minutes is None
-        plan = cls(config, tuple(read), tuple(seeds), named, steps, minutes, longer)
+        plan = cls(_shared(resolved), tuple(read), tuple(seeds), named, steps, minutes, longer)
         for row in plan.rows:
             plan.check(row, faults)
         if faults:
@@ -189,15 +189,8 @@ class Plan:
         values = read_config(file)
         try:
             rows = tuple(replace(read_row(text), name=name) for name, text in values["rows"].items())
-            config = {
-                key: value
-                for key, value in load_config(
-                    DistillConfig, values["config"], {"run": MADE_UP, "teacher": values["teachers"][0]}
-                )
-                .model_dump(mode="json")
-                .items()
-                if key not in OWN_KEYS[:3]
-            }
+            own = {"run": MADE_UP, "teacher": values["teachers"][0]}
+            config = _shared(load_config(DistillConfig, values["config"], own))
             return cls(
                 config,
                 rows,
@@ -217,25 +210,23 @@ _FREE = {"data.workers", "log_every", "accelerator", "threads"}
 
 def _loaded(source: Source, overrides: Any, given: Sequence[Mapping[str, Any]]) -> DistillConfig:
     """Load the shared config; what the study sets itself replaces nothing of the user's."""
-    texts = [f"{key}={value}" for each in given for key, value in each.items()]
-    if isinstance(overrides, Mapping):
-        cached = {} if "teacher_cache" in overrides or _mentions_cache(source) else {"teacher_cache": "auto"}
-        merged = {**cached, **overrides, **{key: value for each in given for key, value in each.items()}}
-        return load_config(DistillConfig, source, merged)
-    faults = [
-        f"{key}: a study sets it itself{hint}"
-        for key, hint in (
-            ("run", ", below its folder"),
-            ("seed", "; use --seeds"),
-            ("methods", '; use --row "METHOD OPTION=VALUE"'),
-        )
-        if any(text.partition("=")[0] == key for text in overrides)
-    ]
+    keys = set(overrides) if isinstance(overrides, Mapping) else {text.partition("=")[0] for text in overrides}
+    faults = [f"{key}: a study sets it itself, {OWN_KEYS[key]}" for key in ("run", "seed") if key in keys]
+    if "methods" in keys:
+        faults.append('methods: a study sets it itself, by --row "METHOD OPTION=VALUE"')
     if faults:
         raise UserError.listing("Invalid study:", faults)
-    if not any(text.startswith("teacher_cache=") for text in overrides) and not _mentions_cache(source):
-        texts.append("teacher_cache=auto")  # a study repeats the teacher's passes more often than a run
-    return load_config(DistillConfig, source, [*overrides, *texts])
+    own = {key: value for each in given for key, value in each.items()}
+    if "teacher_cache" not in keys and not _mentions_cache(source):
+        own["teacher_cache"] = "auto"  # a study repeats the teacher's passes more often than a run
+    if isinstance(overrides, Mapping):
+        return load_config(DistillConfig, source, {**overrides, **own})
+    return load_config(DistillConfig, source, [*overrides, *(f"{key}={value}" for key, value in own.items())])
+
+
+def _shared(config: TrainConfig) -> dict[str, Any]:
+    """Return what all runs of a study share, as plain values."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in OWN_KEYS}
 
 
 def _mentions_cache(source: Source) -> bool:
@@ -271,6 +262,3 @@ def _faults_of_numbers(seeds: Sequence[int], steps: int | None, minutes: float |
 
 def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
-
-
-__all__ = ["LONGER", "NONE", "Plan"]

@@ -98,7 +98,7 @@ def faults_of_rows(rows: Sequence[StudyRow]) -> Iterable[str]:
             yield f'rows "{contents[row.text].name}" and "{row.name}" are the same: {row.text}'
         elif row.slug in {other.slug for other in seen.values()}:
             yield f'row "{row.name}" has the folder name of another row, {row.slug}; name it: --row "NAME: {row.text}"'
-        elif row.name == LONGER:
-            yield f'"{LONGER}" is the name of a row that a study adds itself'
+        elif row.name in (LONGER, "teacher"):
+            yield f'"{row.name}" is the name of a row that a study adds itself'
         seen.setdefault(row.name, row)
         contents.setdefault(row.text, row)

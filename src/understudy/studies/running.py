@@ -3,8 +3,9 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def run_study(
         together: whether the runs of a seed are trained side by side; the numbers are the same.
         jobs: number of processes that train at once, each a run, or a group of runs side by side.
         retry: whether runs that failed are tried again.
-        accept_changes: whether to go on with other data, another teacher or another version than at the start.
+        accept_changes: whether to go on with other training images, another teacher or another version than at the
+            start. Other validation images are never accepted, since AP on them cannot be compared.
         trusted: the user's own methods that may be imported.
 
     Raises:
@@ -102,7 +104,7 @@ def run_study(
             raise
         if retry:
             folder.forget_failures()
-        study.train(together, jobs)
+        study.train(together, jobs, accept_changes)
         return study.summarise()
 
 
@@ -150,10 +152,10 @@ class Study:
         """
         runs = dict(self._assembled())
         found = {"understudy": version_of("understudy") or "unknown"}
-        for name, run in runs.items():
-            prints = run.facts["fingerprints"].items()
-            found |= {f"{what} ({name})" if "teacher" in what else what: value for what, value in prints}
-        found = {what.replace("the teacher", "a teacher"): value for what, value in found.items()}
+        for run in runs.values():
+            config = run.engine.config
+            teacher = f"the teacher {config.teacher.name}" if isinstance(config, DistillConfig) else ""
+            found |= {what.replace("the teacher", teacher): value for what, value in run.facts["fingerprints"].items()}
         self._check_unchanged(found, accept_changes)
         costs = self.facts.get("costs", {})
         if missing := [name for name in runs if name not in costs]:
@@ -167,7 +169,7 @@ class Study:
             plain = next(iter(measured.values()))["seconds"]
             for name in missing:
                 costs[name] = measured[name] | {"ratio": measured[name]["seconds"] / plain}
-        self.facts |= {"made_with": self.facts.get("made_with", found), "costs": costs}
+        self.facts |= {"made_with": found, "costs": costs}
         if self.plan.longer and "longer" not in self.facts:
             self.facts["longer"] = max(cost["ratio"] for cost in costs.values())
         self.folder.write_plan(self.plan)
@@ -218,9 +220,14 @@ class Study:
             for what, now in found.items()
             if before.get(what, now) != now
         ]
-        if changed and not accept_changes:
-            changed.append("choose a new folder, or mix old and new results on purpose: --accept-changes")
+        validation = any("data.val" in what for what in changed)
+        if changed and (validation or not accept_changes):
+            mix = "" if validation else ", or mix old and new results on purpose: --accept-changes"
+            changed.append(f"choose a new folder{mix}")
             raise UserError.listing(f"{self.folder.path} cannot go on, these have changed since it began:", changed)
+        if changed:
+            self.facts["accepted"] = [*self.facts.get("accepted", []), *changed]
+            self.facts.pop("teachers", None)  # their evaluations
         for each in changed:
             console.say(f"Changed since the study began, and accepted: {each}")
 
@@ -253,7 +260,7 @@ class Study:
             return None
         return round(count * self.facts["longer"]) if row == LONGER else count
 
-    def train(self, together: bool, jobs: int) -> None:
+    def train(self, together: bool, jobs: int, accept_changes: bool = False) -> None:
         """Train the runs that are neither finished nor failed.
 
         Raises:
@@ -271,7 +278,8 @@ class Study:
             console.say(f"{len(tasks) - left} of {len(tasks)} runs are ready, {left} are to be trained")
         stop = None
         try:
-            each = in_processes(groups, outcomes, jobs) if jobs > 1 and len(groups) > 1 else _one_by_one(groups)
+            run = partial(outcomes, accept_changes=accept_changes)
+            each = in_processes(groups, run, jobs) if jobs > 1 and len(groups) > 1 else _one_by_one(groups, run)
             for group, found in each:
                 for task, outcome in zip(group, found, strict=True):
                     if outcome.stopped:
@@ -356,28 +364,31 @@ def quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def _one_by_one(groups: Sequence[list[Task]]) -> Iterator[tuple[list[Task], list[Outcome]]]:
+def _one_by_one(
+    groups: Sequence[list[Task]], run: Callable[[list[Task]], list[Outcome]]
+) -> Iterator[tuple[list[Task], list[Outcome]]]:
     for group in groups:
         console.say(f"now: {', '.join(task.name for task in group)}")
-        found = outcomes(group)
+        found = run(group)
         yield group, found
         if any(outcome.stopped for outcome in found):
             return
 
 
-def outcomes(group: Sequence[Task]) -> list[Outcome]:
+def outcomes(group: Sequence[Task], accept_changes: bool = False) -> list[Outcome]:
     """Train runs, begun ones from where they stopped, and return how each ended."""
     if len(group) > 1:
         own = sorted({name for task in group for name in own_methods(task.config)})
         try:
-            return list(map(Outcome.of, train_together([_begun(task) or task.config for task in group], own)))
+            runs = [_begun(task) or task.config for task in group]
+            return list(map(Outcome.of, train_together(runs, own, accept_changes=accept_changes)))
         except Stopped as stop:
             return [Outcome.of(stop)] * len(group)
     task = group[0]
     token = console.PREFIX.set(f"{task.name}: ")
     try:
         if run := _begun(task):
-            return [Outcome(resume(run, own_methods(task.config)))]
+            return [Outcome(resume(run, own_methods(task.config), accept_changes=accept_changes))]
         return [Outcome(train(task.config))]
     except (Exception, Stopped) as error:
         return [Outcome.of(error)]

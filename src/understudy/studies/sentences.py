@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from understudy.compare.convergence import has_converged
 from understudy.compare.intervals import MOST_SEEDS, seeds_to_tell
 from understudy.studies.rows import LONGER, NONE
 from understudy.text import percent
 
 if TYPE_CHECKING:
     from understudy.studies.results import ResultRow, StudyResult
-
-CONVERGED, OF_ITS_BEST = 0.005, 0.02
-"""A plain student has converged if the last fifth of its run brought less AP than this, and than this share of it."""
 
 
 def sentences_of(result: "StudyResult") -> list[str]:
@@ -54,7 +52,7 @@ def _on_plain(result: "StudyResult") -> Iterator[str]:
         yield "Whether the plain student had converged is unknown: its runs have too few evaluations."
     else:
         brought = f"the last fifth of its run brought {signed(result.converged)} AP"
-        if result.converged < min(CONVERGED, OF_ITS_BEST * plain.mean()):
+        if has_converged(result.converged, plain.mean()):
             yield f"The plain student had converged: {brought}."
         else:
             yield f"The plain student had not converged: {brought}. {advice}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from understudy.compare.convergence import Course
 from understudy.compare.intervals import interval
 from understudy.compare.verdict import gap_closed, shown_mean
 from understudy.config import DistillConfig
@@ -78,25 +79,14 @@ def summarise(
                 differences=differences,
             )
         )
-    brought = [found for run in finished[plain].values() if (found := last_fifth(run.folder)) is not None]
-    converged = statistics.fmean(brought) if brought else None
+    courses = [found for run in finished[plain].values() if (found := _course(run.folder))]
+    converged = statistics.fmean(course.rise for course in courses) if courses else None
     return StudyResult(tuple(rows), teachers, converged, samples, plan, facts)
 
 
-def last_fifth(folder: RunFolder) -> float | None:
-    """Return what the last fifth of a run brought in AP: its best minus the best of the first four fifths.
-
-    Returns:
-        0..1; None if there is no evaluation in one of the two parts.
-    """
-    rows = [
-        (number_in(row, "epoch", folder.metrics), number_in(row, "AP", folder.metrics))
-        for row in read_rows(folder.metrics)
-    ]
-    last = max((epoch for epoch, _ in rows), default=0.0)
-    before = [ap for epoch, ap in rows if epoch <= 0.8 * last]
-    after = [ap for epoch, ap in rows if epoch > 0.8 * last]
-    return max([*before, *after]) - max(before) if before and after else None
+def _course(folder: RunFolder) -> Course | None:
+    file = folder.metrics
+    return Course.of([(number_in(row, "epoch", file), number_in(row, "AP", file)) for row in read_rows(file)])
 
 
 def _values(runs: Mapping[int, Trained]) -> dict[str, list[float]]:

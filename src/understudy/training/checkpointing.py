@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
 
 STOPPING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None))]
 """Signals that stop a run: Ctrl-C, those of schedulers, and that of a closed terminal (Windows lacks the last two)."""
+
+
+@contextlib.contextmanager
+def heeding(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Handle the signals that stop a run within this block; those that are ignored (``nohup``) stay ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread only
+        return
+    heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own or signal.SIG_DFL)
 
 
 class Interrupted(BaseException):
@@ -54,17 +69,9 @@ class KeepCheckpoints(L.Callback):
 
     @contextlib.contextmanager
     def handling_signals(self) -> Generator[None]:
-        """Handle the signals that stop a run within this block; those that are ignored (``nohup``) stay ignored."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers signals to the main thread only
-            return
-        heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._on_signal) for number in heeded}
-        try:
+        """Handle the signals that stop a run within this block."""
+        with heeding(self._on_signal):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
         """Save and stop if a signal asks for it; after an epoch's last step, the end of the epoch does it."""

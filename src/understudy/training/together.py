@@ -7,10 +7,9 @@ different steps go on together: those that are ahead wait for the others.
 """
 
 import contextlib
-import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from understudy.data import Batch
 from understudy.errors import RunError, Stopped, UserError
 from understudy.training import console
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
-from understudy.training.checkpointing import STOPPING
+from understudy.training.checkpointing import heeding
 from understudy.training.folder import RunFolder
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import own_methods
@@ -41,7 +40,9 @@ SHARED_WITH_TEACHER = ("teacher", "teacher_check", "teacher_cache", "teacher_cac
 """The same for those of the runs that have a teacher."""
 
 
-def train_together(runs: Sequence[TrainConfig | Path], methods: Sequence[str] = ()) -> list[Path | BaseException]:
+def train_together(
+    runs: Sequence[TrainConfig | Path], methods: Sequence[str] = (), *, accept_changes: bool = False
+) -> list[Path | BaseException]:
     """Train students on the same batches, each with its own detector, methods and optimizer, and with one teacher.
 
     Each run has its folder, and can be resumed alone. A run that fails does not stop the others.
@@ -49,6 +50,7 @@ def train_together(runs: Sequence[TrainConfig | Path], methods: Sequence[str] = 
     Args:
         runs: the config of each new run, and the folder of each interrupted one. Some may be plain students.
         methods: the user's own methods that interrupted runs may import, see :func:`.run.resume`.
+        accept_changes: likewise.
 
     Returns:
         For each run its folder, or the exception that ended it.
@@ -62,7 +64,9 @@ def train_together(runs: Sequence[TrainConfig | Path], methods: Sequence[str] = 
     _check(configs)
     with using_threads(configs[0].threads), contextlib.ExitStack() as folders:
         assembled = [
-            folders.enter_context(_reopened(run, config, methods)) if isinstance(run, Path) else _assembled(config)
+            folders.enter_context(reopened(run, _own(config, methods), accept_changes=accept_changes))
+            if isinstance(run, Path)
+            else _assembled(config)
             for run, config in zip(runs, configs, strict=True)
         ]
         for run, parts in zip(runs, assembled, strict=True):
@@ -76,11 +80,9 @@ def can_share(one: TrainConfig, other: TrainConfig) -> bool:
     return not _faults([one, other])
 
 
-def _reopened(
-    run: Path, config: TrainConfig, methods: Sequence[str]
-) -> contextlib.AbstractContextManager[AssembledRun]:
-    own = own_methods(config)
-    return reopened(run, [name for name in methods if name in own])
+def _own(config: TrainConfig, methods: Sequence[str]) -> list[str]:
+    """Return those of the user's own methods that a run uses."""
+    return [name for name in methods if name in own_methods(config)]
 
 
 def _assembled(config: TrainConfig) -> AssembledRun:
@@ -191,24 +193,14 @@ class _Group:
         return found
 
 
-@contextlib.contextmanager
-def _stopping_all(runs: Sequence[AssembledRun]) -> Generator[None]:
+def _stopping_all(runs: Sequence[AssembledRun]) -> contextlib.AbstractContextManager[None]:
     """Pass signals on to all runs, which save and stop after their step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number: int, frame: Any) -> None:
         for run in runs:
             run.checkpoints.received = run.checkpoints.received or number
 
-    heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+    return heeding(stop)
 
 
 class _Turns:
