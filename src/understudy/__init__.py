@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from understudy import functional
+    from understudy.balance import Balance
     from understudy.checkpoints import import_checkpoint, load_checkpoint
     from understudy.config import Source
     from understudy.data import open_data
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "Balance",
     "Detector",
     "Learner",
     "Method",
@@ -63,6 +65,7 @@ __all__ = [
 
 _MODULES = {
     "METHODS": "methods",
+    "Balance": "balance",
     "Detector": "detectors",
     "Learner": "learner",
     "Method": "methods.base",

@@ -40,6 +40,11 @@ class Learner(nn.Module):
         pairing: the common levels and classes of student and teacher, if these differ. The methods are built from its
             two Specs (see :func:`understudy.pairing.pair`).
 
+    Attributes:
+        keeps_shared_maps: whether the next step keeps its ``shared_maps``, for :class:`.Balance`.
+        shared_maps: of the last step, the trained maps from which all losses are computed: the backbone's stages, or
+            the levels of the pyramid if the backbone is frozen.
+
     Raises:
         UserError: a method was built for another student, or two have the same name.
     """
@@ -49,6 +54,8 @@ class Learner(nn.Module):
         methods = _checked(student, methods)
         self.student, self.pairing, self.calls = student, pairing, 0
         self.methods: Any = nn.ModuleList(methods)
+        self.keeps_shared_maps = False
+        self.shared_maps: tuple[Tensor, ...] = ()
         self._check_names()
         expected = pairing.student_part.spec(student.spec) if pairing else student.spec
         for method in methods:
@@ -146,6 +153,7 @@ class Learner(nn.Module):
         self.calls += 1
         with self.student.keeping(*self.keeps):
             outputs = self.student(images, image_sizes, targets)
+        self.shared_maps = _shared_maps(outputs) if self.keeps_shared_maps else ()
         losses, truth = self._task(outputs, targets, labelled)
         if not self.methods or teacher_outputs is None:
             return losses
@@ -220,6 +228,11 @@ class Learner(nn.Module):
                 f"Level sizes differ: student {self._names[0]} {student.level_sizes}, teacher {self._names[1]} "
                 f"{teacher.level_sizes}. Both need the same images with the same padding."
             )
+
+
+def _shared_maps(outputs: Outputs) -> tuple[Tensor, ...]:
+    maps = [level for level in outputs.stages if level.requires_grad]
+    return tuple(maps or [level for level in outputs.features if level.requires_grad])
 
 
 def _checked(student: Any, methods: Any) -> list[Method]:

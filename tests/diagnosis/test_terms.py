@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from understudy import Method
+from understudy.balance import Shares
 from understudy.diagnosis.terms import (
     Reading,
     capacity_findings,
@@ -50,7 +51,7 @@ def test_a_healthy_pair(probe_of, batch):
     probe = probe_of()
     first = probe.read(batch)
     assert [finding.severity for finding in term_findings(probe, [first])] == ["ok"]
-    assert set(first.norms) == {"", "frs_feature", "frs_class"}
+    assert set(first.gradients.norms) == {"frs_feature", "frs_class"}
     assert 0.05 < first.share < 0.9
 
     losses = probe.train_on(batch, steps=12, seconds=60)
@@ -60,16 +61,6 @@ def test_a_healthy_pair(probe_of, batch):
     assert [finding.severity for finding in capacity_findings(losses, later.share)] == ["ok"]
     assert losses[-1] < losses[0]
     assert [finding.severity for finding in frozen_findings(probe)] == ["ok"]
-
-
-def test_the_norm_of_a_reading_is_that_of_the_gradient(probe_of, batch):
-    probe = probe_of()
-    reading = probe.read(batch)
-    losses = probe.losses(batch)
-    (0.001 * losses["frs_feature"]).backward()
-    gradients = [weight.grad for weight in probe.learner.student.parameters() if weight.grad is not None]
-    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-    assert reading.norms["frs_feature"] == pytest.approx(norm, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +87,15 @@ def test_a_weight_a_thousand_times_too_large_or_too_small(probe_of, batch, facto
         # With the advised weight the term would be a third of the gradient.
         key, _, value = found[0].remedy.partition(" ")[0].partition("=")
         assert key == "methods.frs_feature_weight"
-        scaled = reading.norms["frs_feature"] * float(value) / (0.001 * factor)
-        others = sum(norm for name, norm in reading.norms.items() if name != "frs_feature")
+        gradients = reading.gradients
+        scaled = gradients.norms["frs_feature"] * float(value)
+        others = gradients.norms["frs_class"] * gradients.weights["frs_class"] + gradients.own
         assert scaled / (scaled + others) == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_one_term_without_influence(probe_of):
-    norms = {"": 1.0, "frs_feature": 0.4, "frs_class": 1e-5}
-    reading = Reading({"frs_feature": 1.0, "frs_class": 1.0}, norms)
+    gradients = Shares(1.0, {"frs_feature": 0.4, "frs_class": 1e-5}, {"frs_feature": 1.0, "frs_class": 1.0}, 0.4)
+    reading = Reading({"frs_feature": 1.0, "frs_class": 1.0}, gradients)
     found = next(share_findings(probe_of(), reading, reading, 0))
     assert found.severity == "warning"
     assert found.what == "without influence: frs_class 0.0007% of the gradient"

@@ -156,7 +156,7 @@ def test_two_entries_of_one_name_are_refused():
         ("pkd", "levels", (0,), "an integer above 0 or null, got 0"),
         ("mgd", "levels", (0,), "an integer above 0 or null, got 0"),
         ("mgd", "hidden", (1.0, -0.1, *NO_NUMBERS), "a number of at least 0 and below 1 or null, got "),
-        ("fine_grained", "share", (1.0, -0.1, *NO_NUMBERS), "a number of at least 0 and below 1, got "),
+        ("fine_grained", "iou_share", (1.0, -0.1, *NO_NUMBERS), "a number of at least 0 and below 1, got "),
         ("fgd", "temperature", (0.0, *NO_NUMBERS), "a number above 0 or null, got "),
     ],
 )
@@ -171,7 +171,7 @@ def test_options_out_of_range_are_refused(name, option, values, message):
 def test_a_method_of_a_user_by_its_import_path():
     path = f"{__name__}:Own"
     assert method_class(path) is Own
-    assert set(method_options(path).model_fields) == {"mean_weight", "ramp_steps", "power"}
+    assert set(method_options(path).model_fields) == {"mean_weight", "mean_share", "share", "ramp_steps", "power"}
     (method,), weights = build_methods({path: {"power": 2}}, LITTLE, BIG)
     assert method.options.power == 2.0
     assert weights == {"own_mean": TermWeight(2.0, 0)}

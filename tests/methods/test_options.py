@@ -32,7 +32,7 @@ def test_options_are_typed_and_all_faults_come_at_once():
     assert faults(entries) == [
         "methods.frs.normaliser: expected batch or image, got level",
         "methods.frs.class_weight: expected a number of at least 0 or null, got -1",
-        "methods.frs.ramp_steps: expected an integer of at least 0, got soon",
+        "methods.frs.ramp_steps: expected an integer of at least 0 or null, got soon",
         'methods.frs has no option "featur_weight"; did you mean "feature_weight"?',
         "there is no method 'fsr'; did you mean 'frs'? For your own method use package.module:Class",
     ]
@@ -84,7 +84,7 @@ def test_faults_of_options_of_the_pair_and_missing_weights_come_at_once():
         ({3: {}}, "a method's name is text, e.g. 'frs'; got 3"),
         ({"frs": ["a"]}, 'methods.frs: expected options and their values, got ["a"]'),
         ({"frs": []}, "methods.frs: expected options and their values, got []"),
-        ({"hint": {3: 1}}, 'methods.hint has no option "3"; it has feature_weight, ramp_steps'),
+        ({"hint": {3: 1}}, 'methods.hint has no option "3"; it has feature_weight, feature_share, share, ramp_steps'),
     ],
 )
 def test_entries_of_another_kind_are_refused(entries, message):
@@ -139,7 +139,7 @@ WRONG_FROM_PYTHON = [
     ("frs", "region", "tpfp", "got tpfp; did you mean tp_fp?"),
     ("frs", "threshold", "a", "expected a number of at least 0 and below 1 or null, got a"),
     ("frs", "centerness", "perhaps", "expected true or false, got perhaps"),
-    ("fine_grained", "share", 1.0, "expected a number of at least 0 and below 1, got 1.0"),
+    ("fine_grained", "iou_share", 1.0, "expected a number of at least 0 and below 1, got 1.0"),
     ("crosskd", "convolution", 1.5, "expected an integer above 0 or null, got 1.5"),
 ]
 
@@ -365,7 +365,7 @@ def test_the_swap_test_finds_a_dist2_of_ones_own_by_its_base_class(tiny, trained
 def test_faults_of_options_and_of_the_pair_come_at_once_and_leave_no_run_folder(tiny, trained, tmp_path):
     methods = {"ld": {"class_temperature": 0}, "pfi": {"power": 3}}
     with pytest.raises(UserError) as failure:
-        understudy.distill(tiny, run=tmp_path / "run", teacher=trained, methods=methods)
+        understudy.distill(tiny, run=tmp_path / "run", teacher=trained, methods=methods, balance="off")
     for part in (
         "methods.ld.class_temperature: ",
         "methods.pfi.power: ",

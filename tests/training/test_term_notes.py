@@ -14,18 +14,19 @@ TRAINER = SimpleNamespace(is_global_zero=True, global_step=7)
 def engine(share: float | None = None, unproven: tuple[str, ...] = ()) -> SimpleNamespace:
     losses = {"total": 9.0, "classification": 1.0, "hint_feature": 4.0, "pkd_feature": 0.5}
     weights = {"hint_feature": 2.0, "pkd_feature": 0.0}
-    return SimpleNamespace(losses=losses, term_weights=weights, share=share, unproven=set(unproven), silence={})
+    shares = None if share is None else SimpleNamespace(distillation=share)
+    return SimpleNamespace(losses=losses, term_weights=weights, shares=shares, unproven=set(unproven), silence={})
 
 
 def test_the_share_of_the_distillation(tiny, trained, tmp_path, capsys):
     """Without a ramp, and with a weight so high that hardly anything else counts."""
     keys = {"teacher": trained, "schedule.epochs": 1, "log_every": 1, "optimizer.lr": 1e-6}
-    methods = {"frs": {"ramp_steps": 0, "class_weight": 1e4}}
+    methods = {"frs": {"feature_weight": 0.01, "class_weight": 1e4}}
     run = understudy.distill(tiny, run=tmp_path / "run", methods=methods, **keys)
     rows = read_rows(run / "losses.csv")
     assert 0.99 < float(rows[0]["distillation_share"]) < 1
-    assert {row["distillation_share"] for row in rows[1:]} == {""}
-    first = {name: float(rows[0][name]) for name in rows[0] if name not in ("epoch", "step", "distillation_share")}
+    assert {bool(row["distillation_share"]) for row in rows[1:5]} == {False}
+    first = {name: float(rows[0][name]) for name in rows[0] if name not in ("epoch", "step") and "share" not in name}
     task = first["classification"] + first["bbox_regression"] + first["bbox_ctrness"]
     assert first["total"] == pytest.approx(task + 0.01 * first["frs_feature"] + 1e4 * first["frs_class"], rel=1e-4)
     err = capsys.readouterr().err
@@ -80,7 +81,7 @@ def test_a_term_is_named_once_while_it_has_no_gradient(capsys):
     for count in (1, 2, 3):
         step.silence["hint_feature"] = count
         notes.on_train_batch_end(TRAINER, step)
-    step.share = None
+    step.shares = None
     notes.on_train_batch_end(TRAINER, step)
     assert capsys.readouterr().err.count("the distillation term hint_feature (4) has no gradient any more") == 1
     assert step.silence["hint_feature"] > 3

@@ -384,6 +384,17 @@ class DistillConfig(TrainConfig):
         {"frs": {}},
         description="Distillation methods, each with its options; `understudy methods NAME` lists the options.",
     )
+    balance: Annotated[Annotated[float, Field(gt=0, lt=1)] | Literal["off"], BeforeValidator(false_as_off)] = Field(
+        0.4,
+        description="Share of the student's gradient that the distillation terms without a weight of their own have "
+        "together; their weights follow from it; off: the papers' published weights.",
+    )
+    balance_end: Annotated[float, Field(ge=0, le=10)] = Field(
+        1.0, description="Factor of the shares at the end of the run, reached linearly; 1: they stay."
+    )
+    balance_until: Fraction = Field(
+        1.0, description="Part of the run after which the weights that follow from shares stay as they are."
+    )
     teacher_check: NonNegativeInt = Field(
         100,
         description="Validation images on which the teacher is evaluated when the run starts, for at most a minute; 0: "

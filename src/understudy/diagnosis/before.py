@@ -205,7 +205,8 @@ def _step_findings(run: AssembledRun, steps: int) -> Iterator[Finding]:
     config, frozen = run.engine.config, run.engine.teacher
     assert isinstance(config, DistillConfig)
     assert frozen is not None
-    probe = Probe(run.engine.learner, run.engine.weights, frozen, run.trainer.strategy.root_device, _keys(config))
+    device, weights = run.trainer.strategy.root_device, run.engine.balance.given
+    probe = Probe(run.engine.learner, weights, frozen, device, _keys(config))
     with quiet_lightning():
         cost = cost_finding(probe, run.loader, config, FOR_COST)
         batches = [batch.to(probe.device) for batch in islice(run.loader, BATCHES)]

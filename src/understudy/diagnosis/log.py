@@ -82,9 +82,9 @@ class Log:
     @property
     def own_losses(self) -> tuple[str, ...]:
         """Names of the student's own losses."""
-        others = {"epoch", "step", "lr", "total", "distillation_share", *self.terms}
+        others = {"epoch", "step", "lr", "total", *self.terms}
         names = self.losses[0] if self.losses else ()
-        return tuple(name for name in names if name not in others and not name.endswith("_weight"))
+        return tuple(name for name in names if name not in others and not name.endswith(("_weight", "_share")))
 
     def course(self, *names: str) -> tuple[float, float]:
         """Return the sum of some losses, averaged over the first and over the last tenth of the rows."""

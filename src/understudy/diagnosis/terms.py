@@ -3,11 +3,12 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from understudy.balance import Balance, Shares
 from understudy.data import Batch
 from understudy.detectors import Detector
 from understudy.diagnosis.findings import Finding
@@ -31,27 +32,25 @@ SILENT_TERM = 2e-3
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The losses of a batch and their gradients.
+    """The losses of a batch, and the norms of their gradients where all of them meet.
 
     Attributes:
         values: losses by name, unweighted.
-        norms: norms of the gradients with respect to the student's weights, by term and multiplied by its weight;
-            ``""`` is the sum of the student's own losses.
+        gradients: as the run itself measures them.
     """
 
     values: dict[str, float]
-    norms: dict[str, float]
+    gradients: Shares
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each term's share of the sum of all norms, 0..1."""
+        return self.gradients.terms
 
     @property
     def share(self) -> float:
         """The distillation's share of the gradient, 0..1, as in ``losses.csv``, but by term."""
         return sum(self.shares.values())
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Each term's share of the sum of all norms, 0..1."""
-        total = sum(self.norms.values())
-        return {name: norm / total if total else 0.0 for name, norm in self.norms.items() if name}
 
 
 @dataclass(slots=True)
@@ -60,25 +59,33 @@ class Probe:
 
     Attributes:
         learner: the student and the methods.
-        weights: of the terms; each counts with its final weight, after the ramp.
+        given: the weights of the terms; each counts without its ramp.
         teacher: frozen.
         device: of both.
         keys: the config key of each term's weight.
         seconds_per_step: of each step on one batch.
         checksum: of the teacher's weights before the first step.
+        balance: sums the losses.
     """
 
     learner: Learner
-    weights: Mapping[str, TermWeight]
+    given: Mapping[str, TermWeight]
     teacher: Detector
     device: torch.device
     keys: Mapping[str, str]
     seconds_per_step: list[float] = field(default_factory=list)
     checksum: float = 0.0
+    balance: Balance = field(init=False)
+
+    @property
+    def weights(self) -> Mapping[str, TermWeight]:
+        """The weight of each term now."""
+        return self.balance.weights
 
     def __post_init__(self) -> None:
-        """Move both to the device."""
+        """Move both to the device, and note the teacher's weights."""
         self.learner.to(self.device).train()
+        self.balance = Balance(self.learner, {name: replace(each, ramp_steps=0) for name, each in self.given.items()})
         self.teacher.to(self.device)
         self.checksum = _checksum(self.teacher)
 
@@ -92,14 +99,10 @@ class Probe:
 
     def read(self, batch: Batch) -> Reading:
         """Measure the losses of a batch and their gradients."""
+        self.learner.keeps_shared_maps = True
         losses = self.losses(batch)
-        own = {name: loss for name, loss in losses.items() if name not in self.weights}
-        terms = {name: losses[name] * weight.weight for name, weight in self.weights.items()}
-        weighted = terms | ({"": torch.stack(list(own.values())).sum()} if own else {})
-        return Reading(
-            values={name: float(loss.detach()) for name, loss in losses.items()},
-            norms={name: self._norm(loss) for name, loss in weighted.items()},
-        )
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        return Reading(values, self.balance.measure(losses))
 
     def train_on(self, batch: Batch, steps: int, seconds: float) -> list[float]:
         """Train on one batch by AdamW for some steps, or some seconds; return the student's own loss at each."""
@@ -110,10 +113,7 @@ class Probe:
         for step in range(steps):
             started = time.monotonic()
             losses = self.losses(batch)
-            total = sum(
-                (loss * self.weights[name].weight if name in self.weights else loss for name, loss in losses.items()),
-                torch.zeros((), device=self.device),
-            )
+            total = self.balance(losses)
             own.append(sum(float(loss.detach()) for name, loss in losses.items() if name not in self.weights))
             if not math.isfinite(float(total.detach())):
                 break
@@ -125,13 +125,6 @@ class Probe:
             if time.monotonic() > end and step >= 1:
                 break
         return own
-
-    def _norm(self, loss: Tensor) -> float:
-        if not loss.requires_grad:
-            return 0.0
-        weights = [weight for weight in self.learner.student.parameters() if weight.requires_grad]
-        gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-        return math.sqrt(sum(float(each.float().square().sum()) for each in gradients if each is not None))
 
 
 def frozen_findings(probe: Probe) -> Iterator[Finding]:
@@ -152,7 +145,9 @@ def frozen_findings(probe: Probe) -> Iterator[Finding]:
 def term_findings(probe: Probe, readings: Sequence[Reading]) -> Iterator[Finding]:
     """Check on the first batches that each term is finite, not zero, and reaches the student."""
     broken = {name for reading in readings for name, value in reading.values.items() if not math.isfinite(value)}
-    broken |= {name for reading in readings for name, norm in reading.norms.items() if not math.isfinite(norm)}
+    norms = [reading.gradients.norms for reading in readings]
+    broken |= {name for found in norms for name, norm in found.items() if not math.isfinite(norm)}
+    broken |= {"" for reading in readings if not math.isfinite(reading.gradients.own)}
     if broken:
         yield Finding(
             check="terms",
@@ -167,7 +162,7 @@ def term_findings(probe: Probe, readings: Sequence[Reading]) -> Iterator[Finding
             continue
         if all(reading.values[name] == 0 for reading in readings):
             zero.append(name)
-        elif all(reading.norms[name] == 0 for reading in readings):
+        elif all(found[name] == 0 for found in norms):
             silent.append(name)
     if zero:
         yield Finding(
@@ -194,7 +189,7 @@ def share_findings(probe: Probe, first: Reading, last: Reading, steps: int) -> I
     """Judge the share of the gradient that comes from each term, at the start and after some steps."""
     if (
         not all(map(math.isfinite, (first.share, last.share)))
-        or not last.norms.get("")
+        or not last.gradients.own
         or not (first.share or last.share)
     ):
         return  # said by other findings
@@ -205,7 +200,7 @@ def share_findings(probe: Probe, first: Reading, last: Reading, steps: int) -> I
     too_small = max(first.share, last.share) < SMALLEST_SHARE
     if too_large or too_small:
         hopeless = last.share > HOPELESS_ABOVE or max(first.share, last.share) < HOPELESS_BELOW
-        name = max(probe.weights, key=lambda name: last.norms[name])
+        name = max(probe.weights, key=lambda name: last.shares[name])
         yield Finding(
             check="weights",
             severity="fatal" if hopeless else "warning",
@@ -266,9 +261,8 @@ def capacity_findings(losses: Sequence[float], share: float) -> Iterator[Finding
 
 def _better_weight(probe: Probe, name: str, reading: Reading) -> str:
     """Return the key of a weight with which this term would be about a third of the gradient."""
-    others, own = sum(norm for other, norm in reading.norms.items() if other != name), reading.norms[name]
-    weight = probe.weights[name].weight
-    wanted = f"{weight * 0.5 * others / own:.2g}" if own and others else "NUMBER"
+    weight, share = probe.weights[name].weight, reading.shares[name]
+    wanted = f"{weight * 0.5 * (1 - share) / share:.2g}" if 0 < share < 1 else "NUMBER"
     return f"{probe.keys[name]}={wanted} (now {weight:.3g}); by these readings, this is a third of the gradient"
 
 

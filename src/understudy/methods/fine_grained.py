@@ -26,7 +26,7 @@ class FineGrained(Method):
         M_l = \left\{ (n, h, w) : \exists\, \text{anchor } a, \text{object } o : \;
         \operatorname{IoU}(a, o) > \rho \max_{a'} \operatorname{IoU}(a', o) \right\}
 
-    :math:`\rho` is ``share``, :math:`a` an anchor of the cell, and :math:`a'` any anchor of any level.
+    :math:`\rho` is ``iou_share``, :math:`a` an anchor of the cell, and :math:`a'` any anchor of any level.
 
     Evidence:
         paper: Distilling Object Detectors with Fine-grained Feature Imitation.
@@ -56,7 +56,7 @@ class FineGrained(Method):
     class Options(Method.Options):
         """The options of FineGrained."""
 
-        share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+        iou_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
         """A cell is imitated if an anchor's IoU with an object is above this share of the object's best IoU; 0.5 in the
         paper."""
 
@@ -73,7 +73,7 @@ class FineGrained(Method):
         """Compute ``fine_grained_feature``, the mean over levels."""
         points = self.student.points
         anchors = widened_points(student.anchors, self.student.strides) if points else student.anchors
-        masks = imitated_cells(anchors, truth.targets, self.options.share)
+        masks = imitated_cells(anchors, truth.targets, self.options.iou_share)
         levels = zip(self.adapters, student.features, teacher.features, masks, strict=True)
         losses = [imitation_loss(adapter(own), theirs, mask) for adapter, own, theirs, mask in levels]
         return {"fine_grained_feature": torch.stack(losses).mean()}

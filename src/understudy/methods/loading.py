@@ -14,6 +14,7 @@ from understudy.errors import UserError
 from understudy.methods import METHODS
 from understudy.methods.base import Method
 from understudy.methods.options import faults_of_class, options_model, read_options
+from understudy.methods.shares import share_faults, shares_of, terms_on
 from understudy.methods.weighting import TermWeight
 from understudy.outputs import Spec
 from understudy.text import closest, shown
@@ -68,23 +69,26 @@ def own_code(name: str, done: str) -> Generator[None]:
         raise UserError(f"the method {name} cannot be {done}: {reason}") from error
 
 
-def resolve_options(entries: Entries, student: Spec) -> dict[str, dict[str, Any]]:
-    """Check the options of every method and fill in all defaults, including default weights.
+def resolve_options(entries: Entries, student: Spec, balance: float | None = None) -> dict[str, dict[str, Any]]:
+    """Check the options of every method and fill in all defaults; default weights only without a balance.
 
     Args:
         entries: method name to its options, as in the ``methods`` section of a config.
         student: the student's Spec, on which default weights depend; a weight without a default stays None.
+        balance: share of the gradient of all terms whose weights are not given; None: they have default weights.
 
     Raises:
         UserError: listing every unknown method and every unknown or wrong option at once.
     """
-    resolved, faults = _checked(entries, student)
+    resolved, faults = _checked(entries, student, balance)
     if faults:
         raise UserError.listing(SUMMARY, faults)
     return resolved
 
 
-def build_methods(entries: Entries, student: Spec, teacher: Spec) -> tuple[list[Method], dict[str, TermWeight]]:
+def build_methods(
+    entries: Entries, student: Spec, teacher: Spec, balance: float | None = None
+) -> tuple[list[Method], dict[str, TermWeight]]:
     """Build the methods of a config, and the weight of every term by its name (``frs_feature``).
 
     A term whose weight is 0 is not computed, and imposes no requirement on the pair.
@@ -93,32 +97,39 @@ def build_methods(entries: Entries, student: Spec, teacher: Spec) -> tuple[list[
         entries: method name to its options, as in the ``methods`` section of a config.
         student: the student's Spec; for detectors with other levels or classes, the reduced one of their pairing.
         teacher: the teacher's Spec, likewise.
+        balance: share of the student's gradient (0..1) of all terms whose weights are not given; the weights of these
+            have a share instead of a value, for :class:`.Balance`. None: default weights.
 
     Raises:
         UserError: listing at once every unknown method, every unknown or wrong option, every term that cannot be
-            computed for this pair and the methods that can, and every missing weight.
+            computed for this pair and the methods that can, every missing weight, and shares that leave nothing.
 
     Examples:
         >>> spec = Spec(channels=(64,) * 5, strides=(8, 16, 32, 64, 128), num_anchors=1, num_classes=3)
         >>> methods, weights = build_methods({"hint": {"feature_weight": 0.5}}, spec, spec)
         >>> weights
-        {'hint_feature': TermWeight(weight=0.5, ramp_steps=0)}
+        {'hint_feature': TermWeight(weight=0.5, ramp_steps=0, share=None)}
     """
     methods: list[Method] = []
     weights: dict[str, TermWeight] = {}
     misfits: list[str] = []
-    resolved, faults = _checked(entries, student)
-    for name, options in resolved.items():
-        method, ramp = method_class(name), options.pop("ramp_steps")
-        wanted = {term: weight for term in method.all_terms() if (weight := options.pop(f"{term}_weight")) != 0}
+    resolved, faults = _checked(entries, student, balance)
+    chosen = {name: (method_class(name), options) for name, options in resolved.items()}
+    shares, unshared = shares_of(chosen, balance) if balance is not None else ({}, [])
+    faults += unshared
+    for name, (method, given) in chosen.items():
+        wanted, own = terms_on(method, given), shares.get(name, {})
+        options = {option: given[option] for option in method.Options.model_fields}
         try:
             with own_code(name, "built"):
                 obstacles = method.obstacles(student, teacher, **options)
-                served = {term: weight for term, weight in wanted.items() if term not in obstacles}
+                served = {term: wanted[term] for term in wanted if term not in obstacles and balance is None}
                 misfit, lacking = _misfits(name, wanted, obstacles), _unweighted(name, student, served, options)
                 if not (misfit or lacking):
                     methods.append(method(student, teacher, terms=tuple(wanted), **options))
-                    weights |= {f"{method.name}_{term}": TermWeight(weight, ramp) for term, weight in wanted.items()}
+                    for term, weight in wanted.items():
+                        found = TermWeight(weight or 0.0, given["ramp_steps"], own.get(term))
+                        weights[f"{method.name}_{term}"] = found
         except UserError as error:
             faults.append(str(error))
             continue
@@ -126,7 +137,8 @@ def build_methods(entries: Entries, student: Spec, teacher: Spec) -> tuple[list[
         misfits += misfit
     if misfits:
         faults.append(
-            f"available for the student {student.name} and the teacher {teacher.name}: {serving(student, teacher)}"
+            f"available for the student {student.name} and the teacher {teacher.name}: "
+            + serving(student, teacher, balanced=balance is not None)
         )
     if faults:
         raise UserError.listing(SUMMARY, faults)
@@ -174,7 +186,7 @@ def _unknown(name: Any) -> str:
     return f"there is no method {name!r}; {hint} For your own method use package.module:Class"
 
 
-def _checked(entries: Entries, student: Spec) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _checked(entries: Entries, student: Spec, balance: float | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return the options of every method with all defaults, and their faults; a weight without default stays None."""
     if not isinstance(entries, Mapping):
         raise UserError(f'methods: expected names, each with its options, e.g. {{"frs": {{}}}}, got {shown(entries)}')
@@ -195,12 +207,15 @@ def _checked(entries: Entries, student: Spec) -> tuple[dict[str, dict[str, Any]]
         if checked is None:
             continue
         options = checked.model_dump()
+        if options["ramp_steps"] is None:
+            options["ramp_steps"] = method.ramp_steps if balance is None else 0
+        faults += share_faults(name, method, options, balance)
         defaults = method.default_weights(student, checked)
-        for term in method.terms:
+        for term in method.terms if balance is None else ():
             if options[f"{term}_weight"] is None:  # a wrong one that was given is already a fault
                 unknown = None if given.get(f"{term}_weight") is None else 1.0
                 options[f"{term}_weight"] = defaults.get(term, unknown)
-        if all(options[f"{term}_weight"] == 0 for term in method.all_terms()):
+        if not terms_on(method, options):
             weights = ", ".join(f"{term}_weight" for term in method.terms)
             faults.append(f"methods.{name} has no effect: {weights} are all 0; raise one or leave out {name}")
         resolved[name] = options
@@ -255,14 +270,20 @@ def _misfits(name: str, wanted: Collection[str], obstacles: Mapping[str, str]) -
     return lines
 
 
-def serving(student: Spec, teacher: Spec) -> str:
-    """List the methods that can compute something for a pair, with their default options."""
+def serving(student: Spec, teacher: Spec, *, balanced: bool = False) -> str:
+    """List the methods that can compute something for a pair, with their default options, and what they lack.
+
+    Args:
+        student: the student's Spec.
+        teacher: the teacher's Spec.
+        balanced: whether weights follow from shares, so that none is lacking.
+    """
     found = []
     for name, method in METHODS.items():
         obstacles = method.obstacles(student, teacher)
         free = [term for term in method.terms if term not in obstacles]
         only = [f"{', '.join(free)} only"] if obstacles.keys() & set(method.terms) else []
-        lacking = set(free) - method.default_weights(student).keys()
+        lacking = not balanced and set(free) - method.default_weights(student).keys()
         notes = "; ".join([*only, *(["set its weights"] if lacking else [])])
         found += [f"{name} ({notes})" if notes else name] if free else []
     return ", ".join(found) or "no method"

@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Validat
 from understudy.methods.compatibility import READS
 from understudy.text import closest, expected, mismatch
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
 
 class _Facts(BaseModel):
     """The class attributes that a method needs."""
@@ -28,15 +30,24 @@ class _Facts(BaseModel):
 
 @cache
 def options_model(method: type[Any]) -> type[BaseModel]:
-    """Return the typed options of a method in a config: its own, a weight for each term, and the ramp."""
+    """Return the typed options of a method in a config: its own, a weight and a share for each term, and the ramp."""
     fields: dict[str, Any] = {}
     for term in method.terms:
-        meaning = "None: the default weight of the student's family."
+        meaning = "None: as `balance` says, or with `balance=off` the default weight of the student's family."
         fields[f"{term}_weight"] = NonNegativeFloat | None, Field(None, description=meaning)
     for term in method.optional_terms:
-        fields[f"{term}_weight"] = NonNegativeFloat, Field(0.0, description="0: this term is off.")
-    meaning = "Steps over which the weights increase linearly from zero."
-    fields["ramp_steps"] = NonNegativeInt, Field(method.ramp_steps, description=meaning)
+        fields[f"{term}_weight"] = (
+            NonNegativeFloat,
+            Field(0.0, description="0: off, unless it has a share."),
+        )
+    for term in (*method.terms, *method.optional_terms):
+        meaning = "Share of the gradient (`balance`); None: an equal part of the method's."
+        fields[f"{term}_share"] = Share | None, Field(None, description=meaning)
+    meaning = "Share of the gradient of all terms (`balance`); None: an equal part of what other methods leave."
+    fields["share"] = Share | None, Field(None, description=meaning)
+    meaning = f"Steps over which the weights increase linearly from zero; None: {method.ramp_steps}"
+    meaning += ", and 0 with `balance`." if method.ramp_steps else "."
+    fields["ramp_steps"] = NonNegativeInt | None, Field(None, description=meaning)
     return create_model(f"{method.__name__}Options", __base__=method.Options, **fields)
 
 
@@ -76,7 +87,7 @@ def faults_of_class(method: type[Any]) -> Iterator[str]:
     if inspect.isabstract(method):
         yield f"it has no {', '.join(sorted(method.__abstractmethods__))}"
     terms = (*getattr(method, "terms", ()), *getattr(method, "optional_terms", ()))
-    taken = {"terms", "ramp_steps", *(f"{term}_weight" for term in terms)}
+    taken = {"terms", "ramp_steps", "share", *(f"{term}_{what}" for term in terms for what in ("weight", "share"))}
     for option in taken & method.Options.model_fields.keys():
         yield f"its option {option} has a reserved name: rename it"
 

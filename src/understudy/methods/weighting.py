@@ -18,6 +18,8 @@ class TermWeight:
     Attributes:
         weight: the final weight.
         ramp_steps: steps until it is reached; 0: it holds from the first step.
+        share: the share of the gradient (0..1) that the weight shall follow from (:class:`.Balance`); None: the weight
+            is fixed.
 
     Examples:
         >>> TermWeight(0.5, ramp_steps=10).at(5)
@@ -26,6 +28,7 @@ class TermWeight:
 
     weight: float
     ramp_steps: int = 0
+    share: float | None = None
 
     def at(self, step: int) -> float:
         """Return the weight at a step, counted from 0."""

@@ -52,7 +52,7 @@ def loss_chart(runs: Sequence[RunView], styles: Mapping[str, Style]) -> Captione
     A teacher is often trained for longer, and is left out beside students.
     """
     runs = _students(runs)
-    terms = dict.fromkeys(term for run in runs for term in run.loss_terms if term != "distillation_share")
+    terms = dict.fromkeys(term for run in runs for term in run.loss_terms)
     charts = {term: _curves(runs, styles, lambda run, term=term: (run.losses, "step", term)) for term in terms}
     charts = {term: curves for term, curves in charts.items() if curves}
     if not charts:

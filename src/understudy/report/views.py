@@ -51,13 +51,13 @@ class RunView:
     @property
     def loss_terms(self) -> list[str]:
         """The named losses, the total first."""
-        weights = {f"{name}_weight" for name in self.losses}
-        return [name for name in self.losses if name not in _POSITION_COLUMNS and name not in weights]
+        others = {f"{name}_{what}" for name in self.losses for what in ("weight", "share")} | {"distillation_share"}
+        return [name for name in self.losses if name not in _POSITION_COLUMNS and name not in others]
 
     @property
     def terms(self) -> list["TermView"]:
         """Each loss of a distilled run at its beginning and at its end; empty for other runs."""
-        terms = [name for name in self.loss_terms if name not in ("total", "distillation_share")]
+        terms = [name for name in self.loss_terms if name != "total"]
         if not any(f"{name}_weight" in self.losses for name in terms):
             return []
         epochs = self.losses["epoch"]

@@ -52,7 +52,7 @@ class _Contestant:
             outputs = engine.teacher_pass.outputs(batch, self.count) if engine.teacher_pass else None
             images, sizes = batch.images, batch.image_sizes
             terms = engine.learner(images, batch.targets, outputs, sizes, batch.labelled, teacher=engine.teacher)
-            loss = weighted_sum(terms, engine.weights, LATE)
+            loss = weighted_sum(terms, engine.balance.weights, LATE)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

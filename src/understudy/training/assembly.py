@@ -87,7 +87,7 @@ def assemble(
     parts = _build(config, train_data, new=saved is None)
     check = None
     if isinstance(config, DistillConfig):
-        methods = resolve_options(config.methods, parts.learner.student.spec)
+        methods = resolve_options(config.methods, parts.learner.student.spec, _balance(config))
         config = config.model_copy(update={"methods": methods})
         check = CheckTeacher(parts.teacher, val_data, config) if parts.teacher else None
     checkpoints = KeepCheckpoints(folder, saved["step"] if saved else 0)
@@ -122,7 +122,7 @@ def assemble(
     if is_first_process():
         facts["fingerprints"] = fingerprints(train_data, val_data, unlabelled, teacher)
     notes = _notes_on_splits(config.data, train_data, val_data) + left_out + notes
-    notes += _notes_on_long_ramps(config, engine.total_steps)
+    notes += _notes_on_weights(parts.weights) + _notes_on_long_ramps(config, engine.total_steps)
     if config.precision == "bf16" and "mobilenet" in config.detector.name and not torch.cuda.is_available():
         notes += ("precision=bf16: on CPUs, MobileNets trained 1.6 x slower with it than with precision=32",)
     return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
@@ -268,10 +268,15 @@ def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
         return _Networks(Learner(student), {})
     teacher = load_checkpoint(config.teacher)
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
-    methods, weights = build_methods(config.methods, pairing.student, pairing.teacher)
+    methods, weights = build_methods(config.methods, pairing.student, pairing.teacher, _balance(config))
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()
     return _Networks(Learner(student, methods, pairing), weights, teacher, inheritance)
+
+
+def _balance(config: DistillConfig) -> float | None:
+    """Return the share of the gradient of terms without a weight; None: they have default weights."""
+    return None if config.balance == "off" else config.balance
 
 
 def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -288,6 +293,16 @@ def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tupl
         facts["unlabelled_images"] = len(unlabelled)
         notes.append(f"{len(unlabelled)} unlabelled images of {unlabelled.source} take part in the distillation")
     return facts, tuple(notes)
+
+
+def _notes_on_weights(weights: Mapping[str, TermWeight]) -> tuple[str, ...]:
+    """Tell the shares of the gradient that the weights follow from, and the fixed weights."""
+    if not weights:
+        return ()
+    shares = [f"{name} {each.share:.0%}" for name, each in weights.items() if each.share is not None]
+    fixed = [f"{name} x {each.weight:g}" for name, each in weights.items() if each.share is None]
+    parts = [f"shares of the gradient (balance): {', '.join(shares)}"] if shares else []
+    return ("; ".join([*parts, f"fixed weights: {', '.join(fixed)}"] if fixed else parts),)
 
 
 def _notes_on_long_ramps(config: TrainConfig, steps: int) -> tuple[str, ...]:

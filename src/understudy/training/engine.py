@@ -10,19 +10,17 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
+from understudy.balance import Balance, Shares
 from understudy.checkpoints import FORMAT, build_options
-from understudy.config import TrainConfig
+from understudy.config import DistillConfig, TrainConfig
 from understudy.data import Batch, DetectionData, derived_seed, shown_location
 from understudy.detectors import Detector
 from understudy.errors import MethodError, RunError
 from understudy.learner import Learner
-from understudy.methods.weighting import TermWeight, weighted_sum
+from understudy.methods.weighting import TermWeight
 from understudy.training.optimizing import parameter_groups
 from understudy.training.schedule import LearningRate
 from understudy.training.teacher_pass import TeacherPass
-
-SHARE_EVERY = 50
-"""Steps between two measurements of the distillation's share of the gradient; each costs two backward passes."""
 
 PATIENCE = 3
 """Consecutive steps with objects in which a distillation term may be exactly zero before the run is stopped."""
@@ -65,9 +63,10 @@ class Engine(L.LightningModule):
     Attributes:
         losses: losses by name of the last step that was read, ``total`` first; distillation terms unweighted.
         read: the losses of all steps that were read and not yet logged.
+        balance: of the losses of a step.
         term_weights: the weight of each distillation term in that step.
         lr: the last step's learning rate.
-        share: the distillation's share of the last step's gradient (0..1); None if it was not measured.
+        shares: of the gradient of the last step; None if they were not measured in it.
         unproven: distillation terms that were zero in every step so far.
         restored: whether the training has begun, after the checkpoint of a resumed run was restored.
         silence: how many of the last measurements of a term found no gradient, in succession.
@@ -88,7 +87,7 @@ class Engine(L.LightningModule):
         teacher_pass: TeacherPass | None = None,
     ):
         super().__init__()
-        self.config, self.data, self.weights, self.steps_per_epoch = config, data, weights, steps_per_epoch
+        self.config, self.data, self.steps_per_epoch = config, data, steps_per_epoch
         self.unlabelled, self.teacher_pass = unlabelled, teacher_pass
         self.learner = learner
         # Not a submodule: absent from parameters, checkpoints and DDP, and never in training mode.
@@ -97,6 +96,9 @@ class Engine(L.LightningModule):
             if network is not None and not _crashes_in_channels_last(network):
                 # MobileNetV2 in float32 trained up to a third faster on a CPU; not measured on GPUs.
                 network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+        distilled = isinstance(config, DistillConfig)
+        course = {"end": config.balance_end, "until": config.balance_until} if distilled else {}
+        self.balance = Balance(learner, weights, steps=self.total_steps, **course)
         self.seconds_before = saved["seconds"] if saved else 0.0
         self.started = time.monotonic()
         self.losses: dict[str, float] = {}
@@ -104,7 +106,7 @@ class Engine(L.LightningModule):
         self.unread: list[_Step] = []
         self.term_weights: dict[str, float] = {}
         self.lr = math.nan
-        self.share: float | None = None
+        self.shares: Shares | None = None
         self.zero_steps = dict.fromkeys(learner.distillation_terms, 0)
         self.unproven = set(learner.distillation_terms)
         self.restored = False
@@ -175,19 +177,19 @@ class Engine(L.LightningModule):
             )
         except MethodError as error:
             raise MethodError(f"Step {self.global_step}: {error}") from error.__cause__
-        total = weighted_sum(terms, self.weights, self.global_step)
+        before = self.balance.reading
+        total = self.balance(terms)
+        self.shares = self.balance.reading if self.balance.reading is not before else None
         values = torch.stack([total, *terms.values()]).detach()
         objects = any(len(target["labels"]) for target in batch.targets)
         self.unread.append(_Step(self.global_step, ("total", *terms), values, objects))
-        self.term_weights = {name: weight.at(self.global_step) for name, weight in self.weights.items()}
+        self.term_weights = self.balance.last
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        measured = bool(self.learner.distillation_terms) and self.global_step % SHARE_EVERY == 0
-        if measured or self._is_read():
+        if self.shares or self._is_read():
             self.read_losses()
             self._check_reach(terms)
-        self.share = self._distillation_share(terms) if measured else None
-        if measured:
-            self._count_silence(terms)
+        if self.shares:
+            self._count_silence(terms, self.shares.norms)
         return total
 
     def _is_read(self) -> bool:
@@ -243,27 +245,15 @@ class Engine(L.LightningModule):
                 )
             self.unproven.remove(name)
 
-    def _count_silence(self, terms: Mapping[str, Tensor]) -> None:
-        """Measure the gradient of one term, of each in turn, and count how often it was zero in succession.
+    def _count_silence(self, terms: Mapping[str, Tensor], norms: Mapping[str, float]) -> None:
+        """Count how often the gradient of a term was zero in succession.
 
         Terms that read the ground truth may have none in a batch.
         """
-        names = [name for name in terms if name in self.silence]
-        if names and self.losses[name := names[self.global_step // SHARE_EVERY % len(names)]] != 0:
-            reached = any(bool(gradient.any()) for gradient in self._gradients(terms[name]))
-            self.silence[name] = 0 if reached else self.silence[name] + 1
-
-    def _distillation_share(self, terms: Mapping[str, Tensor]) -> float:
-        """Return the norm of the distillation's gradient over the sum of its norm and the task's (0..1)."""
-
-        def norm(chosen: Mapping[str, Tensor]) -> float:
-            gradients = self._gradients(weighted_sum(chosen, self.weights, self.global_step))
-            squares = [gradient.float().square().sum() for gradient in gradients]
-            return math.sqrt(torch.stack(squares).sum().item()) if squares else 0.0  # the device is waited for once
-
-        ours = norm({name: term for name, term in terms.items() if name in self.weights})
-        task = norm({name: term for name, term in terms.items() if name not in self.weights})
-        return ours / (ours + task) if ours + task else 0.0
+        for name in self.silence:
+            if self.losses[name] != 0:
+                reached = norms[name] or any(bool(gradient.any()) for gradient in self._gradients(terms[name]))
+                self.silence[name] = 0 if reached else self.silence[name] + 1
 
     def _gradients(self, loss: Tensor) -> list[Tensor]:
         """Return the gradients of a loss with respect to the student's weights that it depends on."""
@@ -292,6 +282,12 @@ class Engine(L.LightningModule):
         """Add the metadata, so that the weights can be used without the run folder."""
         self.read_losses()  # weights after a loss of nan are not saved
         checkpoint["understudy"] = self.metadata()
+        checkpoint["balance"] = self.balance.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the weights that follow from shares."""
+        if state := checkpoint.get("balance"):  # a run of an earlier version has fixed weights alone
+            self.balance.load_state_dict(state)
 
 
 def reading_is_free(values: Tensor) -> bool:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class LogLosses(L.Callback):
     """Write every named loss, averaged since the last row, to ``losses.csv``, and to TensorBoard if it is installed.
 
-    Distillation terms are unweighted; the column ``<term>_weight`` holds the weight of the row's last step.
+    Distillation terms are unweighted; the column ``<term>_weight`` holds the weight of the row's last step, and
+    ``<term>_share`` its share of the gradient, if it was measured since the last row.
 
     Args:
         folder: the run folder.
@@ -34,16 +35,16 @@ class LogLosses(L.Callback):
     def _reset(self) -> None:
         self.sums: dict[str, float] = {}
         self.count = 0
-        self.share: float | None = None
+        self.shares: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of the unfinished row, for a run that is interrupted between two rows."""
         self._add()
-        return {"sums": self.sums, "count": self.count, "share": self.share}
+        return {"sums": self.sums, "count": self.count, "shares": self.shares}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the unfinished row."""
-        self.sums, self.count, self.share = state_dict["sums"], state_dict["count"], state_dict["share"]
+        self.sums, self.count, self.shares = state_dict["sums"], state_dict["count"], state_dict["shares"]
 
     def on_train_start(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Open TensorBoard's file."""
@@ -53,7 +54,8 @@ class LogLosses(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: "Engine", *_: Any) -> None:
         """Write a row every ``every`` steps and after the last step."""
-        self.share = engine.share if engine.share is not None else self.share
+        if engine.shares:
+            self.shares = {"distillation": engine.shares.distillation, **engine.shares.terms}
         step = trainer.global_step
         if step % self.every == 0 or step == engine.total_steps:
             self._add()
@@ -90,12 +92,15 @@ class LogLosses(L.Callback):
             "step": step,
             "lr": f"{engine.lr:.4g}",
             **{name: f"{value:.6g}" for name, value in means.items()},
-            "distillation_share": "" if self.share is None else f"{self.share:.4f}",
+            **{
+                f"{name}_share": f"{self.shares[name]:.4f}" if name in self.shares else ""
+                for name in ("distillation", *engine.term_weights)
+            },
             **{f"{name}_weight": f"{weight:.6g}" for name, weight in engine.term_weights.items()},
         }
         append_row(self.folder.losses, row)
         if self.board:
             shown = {f"loss/{name}": value for name, value in means.items()}
             shown |= {f"weight/{name}": weight for name, weight in engine.term_weights.items()}
-            shown |= {"distillation_share": self.share} if self.share is not None else {}
+            shown |= {f"share/{name}": share for name, share in self.shares.items()}
             self.board.write(shown, step)

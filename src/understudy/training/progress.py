@@ -79,6 +79,9 @@ class ShowProgress(L.Callback):
 
 
 def _losses_in_one_line(engine: "Engine") -> str:
-    """Return the last step's losses; distillation terms unweighted, with their weights."""
+    """Return the last step's losses, distillation terms unweighted with their weights, and the distillation's share."""
     weights = {name: f" x {weight:.4g}" for name, weight in engine.term_weights.items()}
-    return "  ".join(f"{name} {value:.4g}{weights.get(name, '')}" for name, value in engine.losses.items())
+    losses = [f"{name} {value:.4g}{weights.get(name, '')}" for name, value in engine.losses.items()]
+    reading = engine.balance.reading if engine.term_weights else None
+    shares = [f"distillation {reading.distillation:.0%} of the gradient"] if reading else []
+    return "  ".join([*losses, *shares])

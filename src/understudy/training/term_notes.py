@@ -55,7 +55,7 @@ class NoteTerms(L.Callback):
                 )
 
     def _note_silence(self, trainer: L.Trainer, engine: "Engine") -> None:
-        if engine.share is None:  # nothing was measured in this step
+        if engine.shares is None:  # nothing was measured in this step
             return
         for name in [name for name, count in engine.silence.items() if count == SILENT]:
             engine.silence[name] += 1  # said
@@ -67,14 +67,15 @@ class NoteTerms(L.Callback):
             )
 
     def _note_share(self, trainer: L.Trainer, engine: "Engine") -> None:
-        if self.said or engine.share is None or engine.share <= LARGEST_SHARE:
+        if self.said or engine.shares is None or engine.shares.distillation <= LARGEST_SHARE:
             return
         self.said = True
+        share = f"{engine.shares.distillation:.0%}"
         weighted = {name: engine.losses[name] * weight for name, weight in engine.term_weights.items()}
         largest = max(weighted, key=lambda name: weighted[name])
         own = sum(value for name, value in engine.losses.items() if name not in weighted and name != "total")
         say(
-            f"step {trainer.global_step}: {engine.share:.0%} of the student's gradient comes from the distillation. "
+            f"step {trainer.global_step}: {share} of the student's gradient comes from the distillation. "
             f"Largest term: {largest}, {engine.losses[largest]:.4g} x {engine.term_weights[largest]:.4g} = "
             f"{weighted[largest]:.4g}; sum of the student's own losses: {own:.4g}. If the final AP is not above that "
             "of a plain student, lower the weight of this term."

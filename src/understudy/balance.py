@@ -1,0 +1,235 @@
+"""The weights of distillation terms, so that each has a chosen share of the student's gradient.
+
+Where all losses meet, in the outputs of the backbone's stages, the norm of each one's gradient is measured now and
+then. A term's weight follows from it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy.errors import UserError
+from understudy.learner import Learner
+from understudy.methods.weighting import TermWeight, weighted_sum
+from understudy.networks.processes import averaged_over_processes
+
+EVERY = 125
+"""Steps between two measurements. One takes half of the time of a step, so this is below 0.5 % of a run."""
+
+EARLY = (0, 5, 10, 15, 20, 30, 40, 50, 75)
+"""Further steps with a measurement: at first, the losses of a new head change quickly."""
+
+FREE_STEPS = 100
+"""Steps in which a weight may take any value; afterwards it stays within :data:`LARGEST_CHANGE` of its value then."""
+
+LARGEST_CHANGE = 10.0
+"""A term that dies, since the student has learnt it, must not be raised without limit; nor may one that explodes fall
+to nothing."""
+
+SMOOTHING = 0.5
+"""Part of a measurement in the new weight, in the logarithm: a single batch moves a weight by half of the distance."""
+
+HALF_SCALE = 4096.0
+"""Factor of losses in float16 while they are measured, since small gradients would become zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The norms of the gradients of one step, where all terms meet.
+
+    Attributes:
+        own: of the sum of the student's own losses.
+        norms: of each distillation term, unweighted.
+        weights: of the terms in that step.
+        together: of the weighted sum of the distillation terms.
+    """
+
+    own: float
+    norms: Mapping[str, float]
+    weights: Mapping[str, float]
+    together: float
+
+    @property
+    def distillation(self) -> float:
+        """The distillation's norm over the sum of its norm and the student's own (0..1)."""
+        return self.together / (self.together + self.own) if self.together + self.own else 0.0
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Each term's norm, weighted, over the sum of all norms (0..1)."""
+        weighted = {name: norm * self.weights[name] for name, norm in self.norms.items()}
+        total = self.own + sum(weighted.values())
+        return {name: norm / total if total else 0.0 for name, norm in weighted.items()}
+
+
+class Balance:
+    r"""Sum the losses of a step, with weights that give each distillation term its share of the gradient.
+
+    A term :math:`i` with the share :math:`s_i` gets the weight
+
+    .. math::
+        w_i = \frac{s_i}{1 - \sum_j s_j} \frac{\lVert g_\text{own} \rVert}{\lVert g_i \rVert}
+
+    where :math:`g` are gradients with respect to the maps that the losses have in common, all levels together, and the
+    sum runs over the terms that have a share. Weights are smoothed in the logarithm and bounded
+    (:data:`LARGEST_CHANGE`). Terms without a share keep their fixed weights.
+
+    In your own training loop::
+
+        methods, weights = build_methods({"frs": {}}, common.student, common.teacher, balance=0.4)
+        learner = Learner(student, methods, common)
+        balance = Balance(learner, weights)
+        ...
+        loss = balance(learner(images, targets, teacher_outputs))
+
+    The idea of weights from norms of gradients where the tasks meet is that of GradNorm (Chen et al., ICML 2018), which
+    learns them; here they follow directly.
+
+    Args:
+        learner: the student and its methods, before the first step.
+        weights: of every distillation term, from :func:`.build_methods`.
+        steps: steps of the whole run; needed for ``end`` and ``until``.
+        end: factor that the shares are multiplied by at the end of the run, reached linearly.
+        until: part of the run (0..1) after which the weights are no longer measured, and stay as they are.
+
+    Attributes:
+        weights: of every distillation term in the next step.
+        last: the weight of every distillation term in the last step.
+        reading: the last measurement; None before it.
+
+    Raises:
+        UserError: the shares leave nothing for the student's own losses.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        weights: Mapping[str, TermWeight],
+        *,
+        steps: int | None = None,
+        end: float = 1.0,
+        until: float = 1.0,
+    ):
+        self.learner, self.given, self.steps, self.end, self.until = learner, dict(weights), steps, end, until
+        self.shares = {name: weight.share for name, weight in weights.items() if weight.share is not None}
+        if sum(self.shares.values()) >= 1:
+            shares = ", ".join(f"{name} {share:g}" for name, share in self.shares.items())
+            raise UserError(f"The shares of the terms add up to 1 or more, and leave nothing for the student: {shares}")
+        self.step = 0
+        self.found: dict[str, float] = {}  # the weights that follow from the measurements
+        self.reference: dict[str, float] = {}  # those at the end of the free steps
+        self.reading: Shares | None = None
+        self.last: dict[str, float] = {}
+        learner.keeps_shared_maps = self.is_due(0)
+
+    @property
+    def weights(self) -> dict[str, TermWeight]:
+        """The weight of every distillation term in the next step; that of a term not yet measured is 0."""
+        return {
+            name: weight if weight.share is None else replace(weight, weight=self.found.get(name, 0.0))
+            for name, weight in self.given.items()
+        }
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a step is measured: those of the schedule, and all until each term has had a gradient."""
+        if not self.given:
+            return False
+        return step in EARLY or step % EVERY == 0 or (step < FREE_STEPS and self.shares.keys() != self.found.keys())
+
+    def __call__(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of a step's losses, scalar, after a measurement if one is due."""
+        if self.is_due(self.step):
+            self.measure(losses)
+        weights = self.weights
+        self.last = {name: weight.at(self.step) for name, weight in weights.items()}
+        total = weighted_sum(losses, weights, self.step)
+        self.step += 1
+        self.learner.keeps_shared_maps = self.is_due(self.step)
+        return total
+
+    def measure(self, losses: Mapping[str, Tensor]) -> Shares:
+        """Measure the gradients of a step's losses, let the weights follow, and return the measurement."""
+        own = [loss for name, loss in losses.items() if name not in self.given]
+        terms = {name: losses[name] for name in self.given}
+        gradients = {name: self._gradients(loss) for name, loss in terms.items()}
+        of_own = self._gradients(torch.stack(own).sum()) if own else []
+        norms = torch.stack([_norm(each, self.device) for each in (of_own, *gradients.values())])
+        first, *others = averaged_over_processes(norms, least=0.0).tolist()  # the device is waited for once
+        of_terms = dict(zip(gradients, others, strict=True))
+        self._follow(first, of_terms)
+        weights = {name: weight.at(self.step) for name, weight in self.weights.items()}  # those that now follow
+        together = _norm(_weighted_gradients(gradients, weights), self.device)
+        self.reading = Shares(first, of_terms, weights, float(averaged_over_processes(together, least=0.0)))
+        return self.reading
+
+    def _follow(self, own: float, norms: Mapping[str, float]) -> None:
+        """Let the weights follow the norms of a step; what is zero or not finite says nothing."""
+        if self.steps and self.step > self.until * self.steps:
+            return
+        factor = self._factor
+        rest = 1 - factor * sum(self.shares.values())
+        for name, share in self.shares.items():
+            ratio = own / norms[name] if norms[name] else 0.0
+            if not 0 < ratio < math.inf:
+                continue
+            wanted = factor * share / rest * ratio
+            before = self.found.get(name)
+            weight = wanted if before is None else before ** (1 - SMOOTHING) * wanted**SMOOTHING
+            if name in self.reference:
+                least, most = self.reference[name] / LARGEST_CHANGE, self.reference[name] * LARGEST_CHANGE
+                weight = min(max(weight, least), most)
+            elif self.step >= FREE_STEPS:
+                self.reference[name] = weight
+            self.found[name] = weight
+
+    @property
+    def _factor(self) -> float:
+        """Factor of the shares in this step."""
+        if not self.steps:
+            return 1.0
+        return 1 + (self.end - 1) * min(1.0, self.step / self.steps)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the student."""
+        return next(self.learner.student.parameters()).device
+
+    def _gradients(self, loss: Tensor) -> list[Tensor | None]:
+        """Return the gradients of a loss with respect to the maps where all meet, or to all weights without such."""
+        weights = (each for each in self.learner.student.parameters() if each.requires_grad)
+        maps = self.learner.shared_maps or tuple(weights)
+        if not loss.requires_grad:
+            return [None] * len(maps)
+        scale = HALF_SCALE if any(each.dtype == torch.float16 for each in maps) else 1.0
+        found = torch.autograd.grad(loss * scale, maps, retain_graph=True, allow_unused=True)
+        return [None if gradient is None else gradient.float() / scale for gradient in found]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold, so that a resumed run has the same weights."""
+        return {"step": self.step, "found": dict(self.found), "reference": dict(self.reference)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+        self.step, self.found, self.reference = state["step"], dict(state["found"]), dict(state["reference"])
+        self.learner.keeps_shared_maps = self.is_due(self.step)
+
+
+def _norm(gradients: Sequence[Tensor | None], device: torch.device) -> Tensor:
+    squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=device)
+
+
+def _weighted_gradients(
+    gradients: Mapping[str, Sequence[Tensor | None]], weights: Mapping[str, float]
+) -> list[Tensor | None]:
+    """Return the weighted sum of the terms' gradients at each map."""
+    at_each_map = zip(*gradients.values(), strict=True)
+    sums = []
+    for found in at_each_map:
+        weighted = [each * weights[name] for name, each in zip(gradients, found, strict=True) if each is not None]
+        sums.append(torch.stack(weighted).sum(0) if weighted else None)
+    return sums

@@ -1,0 +1,85 @@
+"""Which terms of a config's methods are on, and the share of the gradient that each is to have."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from understudy.methods.base import Method
+
+Options = Mapping[str, Any]
+
+
+def terms_on(method: type[Method], options: Options) -> dict[str, float | None]:
+    """Return the terms that are computed with their fixed weights; None: no weight is given."""
+    weights = {term: options[f"{term}_weight"] for term in method.all_terms()}
+    shared = {term for term in weights if options[f"{term}_share"] is not None}
+    return {
+        term: None if term in shared else weight for term, weight in weights.items() if weight != 0 or term in shared
+    }
+
+
+def share_faults(name: str, method: type[Method], options: Options, balance: float | None) -> Iterator[str]:
+    """Describe shares of a method's terms that contradict its weights, or have no effect."""
+    given = [f"{term}_share" for term in method.all_terms() if options[f"{term}_share"] is not None]
+    given += ["share"] if options["share"] is not None else []
+    if given and balance is None:
+        yield f"methods.{name}.{given[0]} has no effect with balance=off: set balance, or a weight instead"
+        return
+    for term in method.all_terms():
+        if options[f"{term}_share"] is not None and options[f"{term}_weight"]:
+            yield f"methods.{name}.{term}_weight and {term}_share contradict each other: leave one of them out"
+    if options["share"] is not None and None not in terms_on(method, options).values():
+        yield f"methods.{name}.share has no effect, since all terms have a weight: leave out the share or a weight"
+
+
+def shares_of(
+    chosen: Mapping[str, tuple[type[Method], Options]], balance: float
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Divide the distillation's share of the gradient among methods and terms.
+
+    Methods have equal parts of what those with a share of their own leave, and so do the terms of a method.
+
+    Args:
+        chosen: class and options of each method by its name in the config.
+        balance: share of all of them together.
+
+    Returns:
+        The shares of each method's balanced terms, and the faults.
+
+    Examples:
+        >>> from understudy.methods.loading import method_class, resolve_options
+        >>> from understudy.outputs import Spec
+        >>> spec = Spec(channels=(64,) * 5, strides=(8, 16, 32, 64, 128), num_anchors=1, num_classes=3)
+        >>> options = resolve_options({"frs": {}, "hint": {"share": 0.1}}, spec, balance=0.5)
+        >>> shares_of({name: (method_class(name), options[name]) for name in options}, 0.5)[0]
+        {'frs': {'feature': 0.2, 'class': 0.2}, 'hint': {'feature': 0.1}}
+    """
+    wholes: dict[str, float | None] = {}
+    terms: dict[str, dict[str, float | None]] = {}
+    for name, (method, options) in chosen.items():
+        balanced = [term for term, weight in terms_on(method, options).items() if weight is None]
+        if balanced:
+            terms[name] = {term: options[f"{term}_share"] for term in balanced}
+            known = [share for share in terms[name].values() if share is not None]
+            wholes[name] = options["share"] or (sum(known) if len(known) == len(balanced) else None)
+    faults: list[str] = []
+    whole = _divided(wholes, balance, f"balance={balance:g}", "methods", faults)
+    return {
+        name: _divided(parts, whole[name], f"the share {whole[name]:g} of {name}", "terms", faults)
+        for name, parts in terms.items()
+        if name in whole
+    }, faults
+
+
+def _divided(
+    parts: Mapping[str, float | None], whole: float, what: str, kind: str, faults: list[str]
+) -> dict[str, float]:
+    """Return all parts; those without a value get equal parts of the rest."""
+    known = {name: part for name, part in parts.items() if part is not None}
+    open_ones = [name for name in parts if name not in known]
+    rest = whole - sum(known.values())
+    if (open_ones and rest <= 1e-9) or sum(known.values()) >= 1:
+        given = ", ".join(f"{name} {part:g}" for name, part in known.items())
+        remedy = "lower them" if not open_ones else f"lower them, or give {', '.join(open_ones)} a share, too"
+        faults.append(f"the shares of the {kind} {given} leave nothing of {what}: {remedy}")
+        return {}
+    return known | {name: round(rest / len(open_ones), 12) for name in open_ones}

@@ -1,0 +1,210 @@
+"""The weights that follow from shares of the gradient: where and when it is measured, bounds, checkpoints, faults."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import understudy
+from understudy import balance as module
+from understudy.balance import Balance
+from understudy.errors import UserError
+from understudy.files import read_rows
+from understudy.methods.loading import build_methods
+from understudy.methods.weighting import TermWeight
+from understudy.outputs import Spec
+
+SPEC = Spec(channels=(8,) * 5, strides=(8, 16, 32, 64, 128), num_anchors=1, num_classes=3)
+
+
+class Toy:
+    """A learner of three numbers, whose losses have gradients of known norms at its shared map."""
+
+    def __init__(self):
+        self.map = torch.zeros(2, requires_grad=True)
+        self.shared_maps: tuple[torch.Tensor, ...] = (self.map,)
+        self.keeps_shared_maps = False
+        self.student = SimpleNamespace(parameters=lambda: iter([self.map]))
+
+    def losses(self, own: float, **terms: float) -> dict[str, torch.Tensor]:
+        """Losses whose gradients have these norms; the student's own and the terms' are perpendicular."""
+        x, y = self.map
+        return {"own": own * x} | {name: norm * y for name, norm in terms.items()}
+
+
+def weights_of(**shares: float | None) -> dict[str, TermWeight]:
+    return {name: TermWeight(0.5 if share is None else 0.0, share=share) for name, share in shares.items()}
+
+
+def test_each_term_has_its_share_at_once():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.3, score=0.1, fixed=None))
+    assert toy.keeps_shared_maps
+    total = balance(toy.losses(2.0, feature=1e4, score=0.01, fixed=1.0))
+    # 2 is 60 % of the gradient without the fixed term, so the others have norms of 1 and of 1/3.
+    assert balance.last == pytest.approx({"feature": 1e-4, "score": 100 / 3, "fixed": 0.5})
+    assert torch.autograd.grad(total, toy.map)[0].tolist() == pytest.approx([2.0, 1 + 1 / 3 + 0.5])
+    assert balance.reading.terms["feature"] / balance.reading.terms["score"] == pytest.approx(3)
+    assert balance.reading.distillation == pytest.approx((11 / 6) / (2 + 11 / 6))
+
+
+def test_measurements_become_rare_and_maps_are_kept_for_them_alone():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.4))
+    measured = []
+    for step in range(301):
+        if toy.keeps_shared_maps:
+            measured.append(step)
+        balance(toy.losses(1.0, feature=1.0))
+    assert measured == [0, 5, 10, 15, 20, 30, 40, 50, 75, 125, 250]
+
+
+def test_a_term_without_a_gradient_is_measured_until_it_has_one():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.4))
+    balance(toy.losses(1.0, feature=0.0))
+    assert balance.last == {"feature": 0.0}
+    assert balance.is_due(1)
+    balance(toy.losses(1.0, feature=2.0))
+    assert balance.last["feature"] == pytest.approx(0.4 / 0.6 / 2)
+    assert not balance.is_due(2)
+
+
+@given(st.lists(st.floats(0, 1e30), min_size=1, max_size=40), st.floats(0.01, 0.9))
+def test_weights_are_bounded_and_finite_whatever_the_norms(norms, share):
+    balance = Balance(Toy(), weights_of(feature=share))
+    for number, norm in enumerate(norms):
+        balance.step = 125 * number
+        balance._follow(1.0, {"feature": norm})
+        if "feature" in balance.reference:
+            ratio = balance.found["feature"] / balance.reference["feature"]
+            assert 1 / module.LARGEST_CHANGE * 0.999 <= ratio <= module.LARGEST_CHANGE * 1.001
+        assert all(math.isfinite(weight) and weight > 0 for weight in balance.found.values())
+
+
+def test_a_constant_ratio_is_reached_without_oscillation():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.5))
+    balance(toy.losses(1.0, feature=1.0))
+    found = []
+    for number in range(1, 8):
+        balance.step = 10 * number
+        balance.measure(toy.losses(1.0, feature=0.25))
+        found.append(balance.found["feature"])
+    assert found == sorted(found)
+    assert 3.9 < found[-1] < 4
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 1.0), (500, 0.6), (1000, 0.2)])
+def test_shares_change_towards_the_end(step, factor):
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.5), steps=1000, end=0.2)
+    balance.step = step
+    balance.measure(toy.losses(1.0, feature=1.0))
+    assert balance.found["feature"] == pytest.approx(0.5 * factor / (1 - 0.5 * factor))
+
+
+def test_weights_stay_after_a_part_of_the_run():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.5), steps=1000, until=0.1)
+    for step, norm in ((0, 1.0), (250, 100.0)):
+        balance.step = step
+        balance(toy.losses(1.0, feature=norm))
+    assert balance.last["feature"] == pytest.approx(1.0)
+    assert balance.reading.terms["feature"] == pytest.approx(100 / 101)  # the share is still measured
+
+
+def test_a_checkpoint_holds_the_state():
+    toy = Toy()
+    balances = [Balance(toy, weights_of(feature=0.5)) for _ in range(2)]
+    for step in range(0, 500, 125):
+        balances[0].step = step
+        balances[0](toy.losses(1.0, feature=1.0 + step))
+    balances[1].load_state_dict(balances[0].state_dict())
+    losses = toy.losses(1.0, feature=7.0)
+    for balance in balances:
+        balance.step = 500
+    assert len({float(balance(losses).detach()) for balance in balances} | {balances[0].last["feature"]}) == 2
+
+
+def test_without_shared_maps_all_weights_count():
+    toy = Toy()
+    toy.shared_maps = ()
+    balance = Balance(toy, weights_of(feature=0.5))
+    balance(toy.losses(3.0, feature=1.0))
+    assert balance.last["feature"] == pytest.approx(3.0)
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("methods", "shares"),
+    [
+        ({"frs": {}}, {"frs_feature": 0.2, "frs_class": 0.2}),
+        ({"frs": {"feature_share": 0.3}}, {"frs_feature": 0.3, "frs_class": 0.1}),
+        ({"frs": {"share": 0.6}}, {"frs_feature": 0.3, "frs_class": 0.3}),
+        ({"frs": {}, "hint": {"share": 0.1}}, {"frs_feature": 0.15, "frs_class": 0.15, "hint_feature": 0.1}),
+        ({"frs": {"class_weight": 0.02}}, {"frs_feature": 0.4, "frs_class": None}),
+        ({"frs": {"class_weight": 0}}, {"frs_feature": 0.4}),
+        ({"frs": {"box_share": 0.1}}, {"frs_feature": 0.15, "frs_class": 0.15, "frs_box": 0.1}),
+    ],
+)
+def test_shares_of_methods_and_terms(methods, shares):
+    _, weights = build_methods(methods, SPEC, SPEC, balance=0.4)
+    assert {name: weight.share for name, weight in weights.items()} == pytest.approx(shares)
+    assert all((weight.weight > 0) == (weight.share is None) for weight in weights.values())
+    assert not any(weight.ramp_steps for weight in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("methods", "balance", "message"),
+    [
+        ({"frs": {"share": 0.4}, "hint": {}}, 0.4, "the shares of the methods frs 0.4 leave nothing of balance=0.4"),
+        ({"frs": {"feature_share": 0.5}}, 0.4, "the shares of the terms feature 0.5 leave nothing of the share 0.4 of"),
+        ({"frs": {"share": 0.6}, "hint": {"share": 0.4}}, 0.4, "frs 0.6, hint 0.4 leave nothing of balance=0.4"),
+        ({"frs": {"feature_share": 0.1}}, None, "methods.frs.feature_share has no effect with balance=off"),
+        ({"frs": {"share": 0.1}}, None, "methods.frs.share has no effect with balance=off"),
+        ({"hint": {"feature_share": 0.1, "feature_weight": 1}}, 0.4, "feature_weight and feature_share contradict"),
+        ({"hint": {"share": 0.1, "feature_weight": 1}}, 0.4, "methods.hint.share has no effect, since all terms have"),
+        ({"hint": {"share": 1.5}}, 0.4, "methods.hint.share: expected a number above 0 and below 1 or null, got 1.5"),
+    ],
+)
+def test_shares_without_sense_are_refused(methods, balance, message):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        build_methods(methods, SPEC, SPEC, balance=balance)
+
+
+def test_a_run_with_published_weights(tiny, trained, tmp_path):
+    run = understudy.distill(
+        tiny, teacher=trained, run=tmp_path / "run", balance="off", log_every=1, **{"schedule.epochs": 1}
+    )
+    rows = read_rows(run / "losses.csv")
+    # FRS grows over 500 steps, and the first of these counts as 0.
+    assert [float(row["frs_feature_weight"]) for row in rows] == pytest.approx([0.01 * step / 500 for step in range(4)])
+    assert rows[0]["distillation_share"] == "0.0000"
+
+
+def test_a_loop_of_ones_own():
+    """The class in the docs: methods built with a balance, and the total from calling it."""
+    torch.manual_seed(0)
+    student, teacher = (understudy.build_detector("fcos_mobilenet_v2", num_classes=3, neck_channels=8) for _ in "st")
+    teacher.requires_grad_(False).eval()
+    methods, weights = understudy.build_methods({"frs": {}, "hint": {}}, student.spec, teacher.spec, balance=0.4)
+    learner = understudy.Learner(student, methods)
+    balance = understudy.Balance(learner, weights)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        outputs = teacher(images, needs=learner.needs)
+    targets = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}]
+    loss = balance(learner(images, targets, outputs))
+    loss.backward()
+    assert balance.reading.terms == pytest.approx({"frs_feature": 0.1, "frs_class": 0.1, "hint_feature": 0.2}, rel=1e-4)
+    # The norms are those at the outputs of the backbone's stages.
+    stages = learner.shared_maps
+    assert [level.shape[1] for level in stages] == [
+        student.spec.stage_channels[number] for number in range(len(stages))
+    ]
