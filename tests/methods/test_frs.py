@@ -6,7 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pairs import BIG, FAMILIES, LITTLE, OF_FAMILY, made_up_specs, record, run, truth
+from pairs import (
+    BIG,
+    FAMILIES,
+    LITTLE,
+    OBJECTS,
+    OF_FAMILY,
+    made_up_specs,
+    record,
+    run,
+    tiny_detector,
+    tiny_images,
+    tiny_teacher,
+    truth,
+)
 from references import identity
 from torchvision.ops import generalized_box_iou
 
@@ -20,9 +33,11 @@ from understudy.functional import (
     weighted_class_loss,
     weighted_feature_loss,
 )
+from understudy.learner import Learner
 from understudy.methods.frs import FRS
 from understudy.methods.loading import build_methods
 from understudy.methods.weighting import TermWeight
+from understudy.pairing import pair
 
 ONE_ANCHOR = replace(BIG, num_anchors=1, name="anchorless")
 RPN = replace(BIG, family="faster_rcnn", name="two_stage", **OF_FAMILY["faster_rcnn"])
@@ -230,3 +245,29 @@ def test_a_refusal_names_the_boxes_that_help():
     assert "boxes=decoded" not in str(failure.value)  # it would not help
     needs = FRS(*specs, terms=("box",), boxes="decoded").needs
     assert needs == {"class_logits", "box_raw"}
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "terms"),
+    [
+        ("faster_rcnn", "faster_rcnn", ("feature", "class", "box")),
+        ("gfl", "fcos", ("feature", "class", "box")),
+        ("retinanet", "faster_rcnn", ("feature",)),  # with other levels, and other scores
+    ],
+)
+def test_real_detectors_of_equal_and_other_levels(own, other, terms):
+    student, teacher = tiny_detector(own, 16, seed=5), tiny_teacher(other)
+    common = pair(student.spec, teacher.spec)
+    assert (len(common.student.strides) < len(student.spec.strides)) == (own == "retinanet")
+    options = {"normaliser": "pyramid", "standardise": "channel", "boxes": "decoded"}
+    learner = Learner(student, [FRS(common.student, common.teacher, terms=terms, **options)], common)
+    images = tiny_images()
+    with torch.no_grad():
+        outputs = teacher(images, needs=learner.needs)
+    losses = learner(images, OBJECTS, outputs)
+    assert set(learner.distillation_terms) == {f"frs_{term}" for term in terms}
+    for name in learner.distillation_terms:
+        wanted = student.network.parameters()
+        gradients = torch.autograd.grad(losses[name], list(wanted), retain_graph=True, allow_unused=True)
+        assert losses[name].isfinite()
+        assert any(gradient is not None and gradient.any() for gradient in gradients), name
