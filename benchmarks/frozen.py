@@ -164,11 +164,18 @@ CROSSED += ("retinanet-mmdet retinanet-mmdet", "faster_rcnn-mmdet faster_rcnn-mm
 SETTINGS = ("alike", "narrow", "half labelled", "other classes", "bfloat16")
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "frs": [{"region": region, "threshold": 0.4} for region in ("richness", "tp", "tp_fp", "tp_fn", "tp_tn")]
-    + [{"scores": "cell"}, {"normaliser": "image"}, {"centerness": True}, {"region": "tp_fn", "normaliser": "image"}],
+    + [{"scores": "cell"}, {"normaliser": "image"}, {"centerness": True}, {"region": "tp_fn", "normaliser": "image"}]
+    + [{"normaliser": "pyramid", "standardise": "channel"}, {"standardise": "level"}, {"boxes": "decoded"}],
     "cwd": [{"on": "logits"}, {"temperature": 4.0}],
     "pkd": [{"levels": 2}],
     "mgd": [{"hidden": 0.3}, {"levels": 2}],
-    "pfi": [{"power": 2}, {"normaliser": "norm"}, {"score": "sigmoid"}, {"detach": True}, {"adapter": "always"}],
+    "pfi": [
+        {"power": 2},
+        {"normaliser": "norm"},
+        {"score": "sigmoid"},
+        {"detach": True, "standardise": "level"},
+        {"adapter": "always"},
+    ],
     "ld": [{"normaliser": "positives"}, {"temperature": 5.0, "class_temperature": 1.0}],
     "soft_labels": [{"loss": "kl", "temperature": 2.0}, {"boxes": "raw"}, {"anchors": "all"}],
     "rank_mimicking": [{"score": "logit", "temperature": 2.0}],

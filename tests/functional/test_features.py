@@ -43,6 +43,39 @@ def test_correlation_ignores_scale_and_offset_and_is_at_most_two():
     assert functional.correlation_loss(-TEACHER, TEACHER).item() == pytest.approx(2 * 11 / 12, abs=1e-5)
 
 
+def test_deviations_by_hand():
+    level = torch.tensor([[[[1.0, 3.0]], [[0.0, 8.0]]]])
+    assert functional.deviation(level, "level").flatten().tolist() == pytest.approx([math.sqrt((4 + 0 + 9 + 25) / 4)])
+    assert functional.deviation(level, "channel").flatten().tolist() == [1, 4]
+    assert functional.deviation(level + 7, "channel").flatten().tolist() == [1, 4]
+    assert not functional.deviation(level.requires_grad_(), "level").requires_grad
+    with pytest.raises(ValueError, match='"level" or "channel", got \'batch\''):
+        functional.deviation(level, "batch")
+
+
+def test_a_channel_or_level_that_hardly_varies_is_not_enlarged():
+    level = torch.tensor([[[[1.0, 3.0]], [[0.0, 400.0]]]])
+    usual = math.sqrt((1 + 200**2) / 2)  # of the deviations 1 and 200
+    assert functional.deviation(level, "channel").flatten().tolist() == pytest.approx([0.1 * usual, 200])
+    constant = torch.tensor([0.1, 700.3, 0]).view(1, 3, 1, 1).expand(5, 3, 7, 11)
+    for each in ("level", "channel"):
+        assert functional.deviation(torch.full((2, 3, 4, 4), 123.456), each).unique().tolist() == [1]
+        assert functional.deviation(torch.zeros(2, 3, 4, 4), each).unique().tolist() == [1]
+    assert functional.deviation(constant, "channel").unique().tolist() == [1]
+    assert functional.deviation(constant[:1, :, :1, :1], "channel").unique().tolist() == [1]  # a level of one cell
+
+
+@pytest.mark.parametrize("each", ["level", "channel"])
+def test_divided_features_differ_as_standardised_ones(each):
+    dims = (0, 2, 3) if each == "channel" else (0, 1, 2, 3)
+    middle, size = TEACHER.mean(dims, keepdim=True), TEACHER.std(dims, keepdim=True, unbiased=False)
+    (own,), (theirs,) = functional.in_deviations([STUDENT], [TEACHER], each)
+    assert torch.allclose(own - theirs, (STUDENT - middle) / size - (TEACHER - middle) / size)
+    larger = functional.in_deviations([10 * STUDENT + 3], [10 * TEACHER + 3], each)
+    assert torch.allclose(larger[0][0] - larger[1][0], own - theirs)
+    assert torch.equal(functional.in_deviations([STUDENT], [TEACHER], None)[0][0], STUDENT)
+
+
 def test_channelwise_ignores_a_constant_of_a_channel():
     offset = torch.tensor([-3.0, 0, 4]).view(1, 3, 1, 1)
     before, after = (functional.channelwise_loss(maps, TEACHER).item() for maps in (STUDENT, STUDENT + offset))

@@ -49,6 +49,7 @@ def test_features_of_other_shapes_are_refused(loss, teacher):
         F.response_box_loss,
         lambda own, theirs: F.weighted_class_loss(own, theirs, CELLS),
         lambda own, theirs: F.weighted_box_loss(own, theirs, CELLS),
+        lambda own, theirs: F.weighted_giou_loss(own, theirs, LOGITS, CELLS),
         lambda own, theirs: F.prediction_guided_loss(A, A, own, theirs),
     ],
 )

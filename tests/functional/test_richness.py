@@ -13,9 +13,11 @@ from understudy.functional import (
     feature_richness,
     richness_mask,
     richness_masks,
+    total_mass,
     weighted_box_loss,
     weighted_class_loss,
     weighted_feature_loss,
+    weighted_giou_loss,
 )
 
 N, C, H, W, K = 2, 3, 2, 3, 4
@@ -103,6 +105,44 @@ def test_box_loss_against_a_loop():
     assert weighted_box_loss(student, teacher, weight).item() == pytest.approx(above / below)
     with pytest.raises(ValueError, match="box outputs to compare differ"):
         weighted_box_loss(student[..., :2], teacher, weight)
+
+
+def test_one_divisor_for_a_pyramid_by_hand():
+    fine, coarse = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[3.0]]]])
+    masks = [torch.tensor([[[1.0, 0.5]]]), torch.tensor([[[0.5]]])]
+    levels = list(zip((fine, coarse), (fine * 0, coarse * 0), masks, strict=True))
+    assert [weighted_feature_loss(*level).item() for level in levels] == [3 / 1.5, 4.5 / 0.5]
+    divisor = total_mass(masks)
+    assert divisor.item() == 2
+    assert [weighted_feature_loss(*level, divisor).item() for level in levels] == [3 / 2, 4.5 / 2]
+    assert total_mass([masks[0] * 0]).item() == pytest.approx(1e-6)
+
+
+def test_boxes_by_hand():
+    scores = torch.tensor([[0.6, 0.2], [0.9, 0.1]])  # of two anchors in two cells
+    logits = torch.stack([scores.logit(), torch.full((2, 2), -9.0)], dim=-1).view(1, 1, 2, 2, 2).requires_grad_()
+    teacher = torch.tensor([[[0.0, 0, 4, 2], [2, 0, 3, 1]], [[0, 0, 8, 8], [1, 1, 2, 2]]]).view(1, 1, 2, 2, 4)
+    student = torch.tensor([[[0.0, 0, 4, 4], [0, 0, 1, 1]], [[0, 0, 8, 8], [1, 1, 2, 2]]]).view(1, 1, 2, 2, 4)
+    student, teacher = student.requires_grad_(), teacher.requires_grad_()
+    # GIoU: 8 / 16 - 0 and 0 - (3 - 2) / 3; by score 0.75 * 0.5 + 0.25 * 4 / 3; the boxes of the second cell are equal
+    loss = weighted_giou_loss(student, teacher, logits, torch.tensor([[[0.6, 0.9]]]))
+    assert loss.item() == pytest.approx(0.6 * (0.375 + 1 / 3) / 1.5, rel=1e-5)
+    loss.backward()
+    assert student.grad[0, 0, 0].abs().sum(-1).gt(0).all()
+    assert teacher.grad is None
+    assert logits.grad is None
+    with pytest.raises(ValueError, match="boxes to compare differ"):
+        weighted_giou_loss(student[:, :, :1], teacher, logits, torch.ones(1, 1, 2))
+
+
+def test_boxes_of_scores_near_zero_still_have_a_gradient():
+    student = torch.tensor([0.0, 0, 4, 4]).expand(1, 1, 1, 2, 4).clone().requires_grad_()
+    logits = torch.full((1, 1, 1, 2, 3), -1e4)  # their sigmoids are 0
+    loss = weighted_giou_loss(student, student.detach() + 1, logits, torch.ones(1, 1, 1))
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+    assert student.grad.any()
 
 
 @pytest.mark.parametrize("normaliser", ["batch", "image"])

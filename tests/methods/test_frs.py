@@ -6,20 +6,38 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pairs import BIG, LITTLE, OF_FAMILY, made_up_specs, record, run, truth
+from pairs import (
+    BIG,
+    FAMILIES,
+    LITTLE,
+    OBJECTS,
+    OF_FAMILY,
+    made_up_specs,
+    record,
+    run,
+    tiny_detector,
+    tiny_images,
+    tiny_teacher,
+    truth,
+)
 from references import identity
+from torchvision.ops import generalized_box_iou
 
+from understudy.boxes import decode
 from understudy.errors import UserError
 from understudy.functional import (
+    deviation,
     feature_richness,
     richness_masks,
     weighted_box_loss,
     weighted_class_loss,
     weighted_feature_loss,
 )
+from understudy.learner import Learner
 from understudy.methods.frs import FRS
 from understudy.methods.loading import build_methods
 from understudy.methods.weighting import TermWeight
+from understudy.pairing import pair
 
 ONE_ANCHOR = replace(BIG, num_anchors=1, name="anchorless")
 RPN = replace(BIG, family="faster_rcnn", name="two_stage", **OF_FAMILY["faster_rcnn"])
@@ -139,3 +157,117 @@ def test_the_box_term_is_off_unless_it_has_a_weight_and_compares_raw_outputs():
     assert found["frs_box"].item() == pytest.approx(sum(weighted_box_loss(*level) for level in levels).item())
     found["frs_box"].backward()
     assert all(raw.grad.abs().sum() > 0 for raw in student.box_raw)
+
+
+# --- options for narrow pyramids --------------------------------------------------------------------------------------
+
+
+def slow_feature(student, teacher, masks, sizes) -> float:
+    """The feature term with one divisor, for features in units of `sizes`, by level."""
+    above = below = 0.0
+    for own, theirs, mask, size in zip(student.features, teacher.features, masks, sizes, strict=True):
+        for n, y, x in itertools.product(*map(range, mask.shape)):
+            squares = ((own - theirs) / size)[n, :, y, x].square().sum().item()
+            above += mask[n, y, x].item() * squares
+            below += mask[n, y, x].item()
+    return above / below
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("standardise", [None, "level", "channel"])
+def test_a_pyramid_with_one_divisor_against_a_slow_loop(family, standardise):
+    specs = made_up_specs(family, same_channels=True)
+    method = identity(FRS(*specs, terms=("feature",), normaliser="pyramid", standardise=standardise))
+    student, teacher = (record(spec, seed) for seed, spec in enumerate(specs, 1))
+    with torch.no_grad():
+        teacher.features[1] *= 8
+    sizes = [deviation(level, standardise) if standardise else 1.0 for level in teacher.features]
+    expected = slow_feature(student, teacher, map(feature_richness, teacher.class_logits), sizes)
+    loss = method(student, teacher, truth(specs[0]))["frs_feature"]
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert all(level.grad.any() for level in student.features)
+    assert all(level.grad is None for level in teacher.features)
+
+
+def test_all_terms_have_the_divisor_of_the_pyramid():
+    _, student, teacher, terms = run("frs", normaliser="pyramid", threshold=0.7)
+    masks = [(feature_richness(logits) > 0.7).float() for logits in teacher.class_logits]
+    divisor = sum(mask.sum() for mask in masks)
+    levels = zip(student.class_logits, teacher.class_logits, masks, strict=True)
+    expected = sum(weighted_class_loss(*level) * level[-1].sum() for level in levels) / divisor
+    assert terms["frs_class"].item() == pytest.approx(expected.item(), rel=1e-5)
+    nothing = FRS(LITTLE, BIG, normaliser="pyramid", threshold=0.9999)(student, teacher, truth(LITTLE))
+    assert all(term.item() == 0 and term.requires_grad for term in nothing.values())
+
+
+def test_the_size_of_a_level_does_not_matter_if_it_is_standardised():
+    method, student, teacher = identity(FRS(BIG, BIG, standardise="level")), record(BIG, 1), record(BIG, 2)
+    before = method(student, teacher, truth(LITTLE))["frs_feature"]
+    with torch.no_grad():
+        for record_ in (student, teacher):
+            record_.features[1].mul_(8).add_(3)
+    assert method(student, teacher, truth(LITTLE))["frs_feature"].item() == pytest.approx(before.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("own", "other"), [*((family, family) for family in FAMILIES), ("fcos", "gfl"), ("gfl", "fcos")]
+)
+def test_decoded_boxes_against_a_slow_loop(own, other):
+    specs = made_up_specs(own)[0], made_up_specs(other)[1]
+    weights = {"feature_weight": 0, "class_weight": 0, "box_weight": 1, "ramp_steps": 0}
+    (method,), _ = build_methods({"frs": {**weights, "boxes": "decoded"}}, *specs)
+    student, teacher = (record(spec, seed) for seed, spec in enumerate(specs, 1))
+    loss = method(student, teacher, truth(specs[0]))["frs_box"]
+    expected = 0.0
+    pairs = (decode(outputs, spec) for outputs, spec in zip((student, teacher), specs, strict=True))
+    for boxes, others, logits in zip(*pairs, teacher.class_logits, strict=True):
+        above = below = 0.0
+        for n, y, x in itertools.product(*map(range, logits.shape[:3])):
+            scores = [max(anchor).sigmoid().item() for anchor in logits[n, y, x]]
+            for a, score in enumerate(scores):
+                giou = generalized_box_iou(boxes[n, y, x, a][None], others[n, y, x, a][None]).item()
+                above += max(scores) * score / sum(scores) * (1 - giou)
+            below += max(scores)
+        expected += above / below
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert all(raw.grad.isfinite().all() and raw.grad.any() for raw in student.box_raw)
+    assert all(raw.grad is None for raw in teacher.box_raw)
+
+
+def test_a_refusal_names_the_boxes_that_help():
+    specs, weights = (made_up_specs("fcos")[0], made_up_specs("gfl")[1]), {"feature_weight": 1, "class_weight": 0}
+    with pytest.raises(UserError, match=r"frs_box: .*set methods\.frs\.boxes=decoded to compare boxes of any code"):
+        build_methods({"frs": {**weights, "box_weight": 1}}, *specs)
+    with pytest.raises(UserError, match="frs_box: the student little has 2 anchors") as failure:
+        build_methods({"frs": {**weights, "box_weight": 1}}, LITTLE, ONE_ANCHOR)
+    assert "boxes=decoded" not in str(failure.value)  # it would not help
+    needs = FRS(*specs, terms=("box",), boxes="decoded").needs
+    assert needs == {"class_logits", "box_raw"}
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "terms"),
+    [
+        ("faster_rcnn", "faster_rcnn", ("feature", "class", "box")),
+        ("gfl", "fcos", ("feature", "class", "box")),
+        ("retinanet", "faster_rcnn", ("feature",)),  # with other levels, and other scores
+    ],
+)
+def test_real_detectors_of_equal_and_other_levels(own, other, terms):
+    student, teacher = tiny_detector(own, 16, seed=5), tiny_teacher(other)
+    common = pair(student.spec, teacher.spec)
+    assert (len(common.student.strides) < len(student.spec.strides)) == (own == "retinanet")
+    options = {"normaliser": "pyramid", "standardise": "channel", "boxes": "decoded"}
+    learner = Learner(student, [FRS(common.student, common.teacher, terms=terms, **options)], common)
+    images = tiny_images()
+    with torch.no_grad():
+        outputs = teacher(images, needs=learner.needs)
+    losses = learner(images, OBJECTS, outputs)
+    assert set(learner.distillation_terms) == {f"frs_{term}" for term in terms}
+    for name in learner.distillation_terms:
+        wanted = student.network.parameters()
+        gradients = torch.autograd.grad(losses[name], list(wanted), retain_graph=True, allow_unused=True)
+        assert losses[name].isfinite()
+        assert any(gradient is not None and gradient.any() for gradient in gradients), name

@@ -30,7 +30,7 @@ def faults(entries, student: Spec = LITTLE, teacher: Spec = BIG) -> list[str]:
 def test_options_are_typed_and_all_faults_come_at_once():
     entries = {"frs": {"featur_weight": 1, "normaliser": "level", "class_weight": -1, "ramp_steps": "soon"}, "fsr": {}}
     assert faults(entries) == [
-        "methods.frs.normaliser: expected batch or image, got level",
+        "methods.frs.normaliser: expected batch, image or pyramid, got level",
         "methods.frs.class_weight: expected a number of at least 0 or null, got -1",
         "methods.frs.ramp_steps: expected an integer of at least 0 or null, got soon",
         'methods.frs has no option "featur_weight"; did you mean "feature_weight"?',
@@ -135,7 +135,7 @@ WRONG_FROM_PYTHON = [
     ("soft_labels", "boxes", "x", "expected decoded or raw, got x"),
     ("ld", "normaliser", "x", "expected sum or positives, got x"),
     ("frs", "scores", "foo", "expected anchor or cell, got foo"),
-    ("frs", "normaliser", "sum", "expected batch or image, got sum"),
+    ("frs", "normaliser", "sum", "expected batch, image or pyramid, got sum"),
     ("frs", "region", "tpfp", "got tpfp; did you mean tp_fp?"),
     ("frs", "threshold", "a", "expected a number of at least 0 and below 1 or null, got a"),
     ("frs", "centerness", "perhaps", "expected true or false, got perhaps"),

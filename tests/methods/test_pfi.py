@@ -9,6 +9,7 @@ from predictions import CLASSES, pair_of, record, truth
 from references import sigmoid
 
 from understudy.errors import UserError
+from understudy.functional import deviation
 from understudy.methods import METHODS
 from understudy.methods.loading import build_methods
 
@@ -43,6 +44,22 @@ def test_detached_predictions_and_adapters():
     method = METHODS["pfi"](student, replace(teacher, channels=(5, 7)))
     assert [tuple(parameter.shape) for parameter in method.parameters()] == [(7, 5, 1, 1), (7,)]
     assert method(own, record(method.teacher, 2), truth())["pfi_feature"] > 0
+
+
+@pytest.mark.parametrize("each", ["level", "channel"])
+def test_standardised_features_are_those_in_units_of_the_teachers_deviation(each):
+    student, teacher, own, theirs = pair_of()
+    sizes = [deviation(level, each) for level in theirs.features]
+    divided = [
+        replace(outputs, features=[level / size for level, size in zip(outputs.features, sizes, strict=True)])
+        for outputs in (own, theirs)
+    ]
+    found = METHODS["pfi"](student, teacher, standardise=each)(own, theirs, truth())["pfi_feature"]
+    expected = METHODS["pfi"](student, teacher)(*divided, truth())["pfi_feature"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    found.backward()
+    assert all(level.grad.any() for level in own.features)
+    assert all(level.grad is None for level in theirs.features)
 
 
 def test_the_default_is_the_mean_of_the_product():

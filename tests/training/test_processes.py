@@ -31,6 +31,8 @@ OBJECTS = [  # of four images; the first two have more, and those of the last tw
 COUNTING: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the case: method and options
     "frs": ("frs", {"normaliser": "batch"}),
     "frs by truth": ("frs", {"region": "tp_tn"}),
+    "frs of a pyramid": ("frs", {"normaliser": "pyramid", "standardise": "channel", "boxes": "decoded"}),
+    "pfi": ("pfi", {"standardise": "level"}),
     "gid": ("gid", {}),
     "fine_grained": ("fine_grained", {}),
     "defeat": ("defeat", {}),

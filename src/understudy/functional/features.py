@@ -5,6 +5,8 @@ published weight belongs to one of these functions and to no other.
 """
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,20 @@ from torch import Tensor
 
 from understudy.functional.precision import above_zero, at_least_float32, comparable
 from understudy.functional.richness import feature_richness, weighted_feature_loss
+from understudy.networks.processes import averaged_over_processes
 
 SMALLEST_DEVIATION = 1e-6
 """Added to a channel's standard deviation before dividing by it (PKD's authors' code)."""
+
+Standardise = Literal["level", "channel"]
+"""What a standard deviation of the teacher's features is taken of."""
+
+LEAST_OF_LEVEL = 0.1
+"""Smallest deviation of a channel, relative to the mean of its level: the differences in a channel that hardly varies
+are enlarged at most ten times (ours)."""
+
+CONSTANT = 1e-5
+"""Deviation, relative to the size of the features, below which a level counts as constant."""
 
 RARELY_NEGATIVE = 1e-3
 """Below this probability of a negative response its expectation is set, not computed (Overhaul's authors' code)."""
@@ -132,6 +145,66 @@ def standardised(features: Tensor) -> Tensor:
     # A norm has a gradient of zero at zero, where a square root's is infinite.
     deviation = torch.linalg.vector_norm(centred, dim=(0, 2, 3), keepdim=True) / math.sqrt(max(count - 1, 1))
     return centred / (deviation + SMALLEST_DEVIATION)
+
+
+@torch.no_grad()
+def deviation(features: Tensor, each: Standardise) -> Tensor:
+    """Return the standard deviation of a level, or of each of its channels, over the batches of all processes.
+
+    The statistics are those of this step, so there is no state to save. Padding is part of the batch.
+
+    Args:
+        features: (N, C, H, W).
+        each: ``"level"`` for one deviation over images, channels and cells, ``"channel"`` for one per channel, at least
+            :data:`LEAST_OF_LEVEL` of their root mean square.
+
+    Returns:
+        (1, 1, 1, 1) or (1, C, 1, 1), above zero; 1 if the whole level is constant.
+
+    Raises:
+        ValueError: neither a level's nor a channel's is asked for.
+
+    Examples:
+        >>> deviation(torch.tensor([[[[1.0, 3.0]], [[0.0, 8.0]]]]), each="channel").flatten()
+        tensor([1., 4.])
+    """
+    if each not in ("level", "channel"):
+        raise ValueError(f'expected the deviation of each "level" or "channel", got {each!r}')
+    features = at_least_float32(features)
+    dims = (0, 2, 3) if each == "channel" else (0, 1, 2, 3)
+
+    def mean(values: Tensor) -> Tensor:
+        total = values.sum(dims, keepdim=True)
+        count = averaged_over_processes(total.new_tensor(values.numel() / total.numel()))
+        return averaged_over_processes(total, -math.inf) / count
+
+    middle = mean(features)
+    spread = mean((features - middle).square()).sqrt()
+    usual, size = spread.square().mean().sqrt(), (middle.square() + spread.square()).mean().sqrt()
+    return torch.where(usual > CONSTANT * size, spread.clamp(min=LEAST_OF_LEVEL * usual), 1.0)
+
+
+def in_deviations(
+    student: Iterable[Tensor], teacher: Sequence[Tensor], each: Standardise | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Divide both sides of a comparison by the teacher's deviation, so that features of all levels have the same size.
+
+    This is the comparison of features that are standardised by the teacher's mean and deviation: the mean cancels out
+    in their difference.
+
+    Args:
+        student: per level (N, C, H, W), with the teacher's channels.
+        teacher: per level (N, C, H, W).
+        each: see :func:`deviation`; None returns both as they are.
+
+    Returns:
+        Both sides, in the same shapes.
+    """
+    if each is None:
+        return list(student), list(teacher)
+    sizes = [deviation(level, each) for level in teacher]
+    own, theirs = ([level / size for level, size in zip(side, sizes, strict=True)] for side in (student, teacher))
+    return own, theirs
 
 
 def correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from understudy.functional.precision import at_least_float32, comparable
-from understudy.networks.geometry import centres
+from understudy.networks.geometry import centres, paired_giou
 from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Truth, unflatten_levels
 
-Normaliser = Literal["batch", "image"]
+Normaliser = Literal["batch", "image"] | Tensor
+"""What the weighted sum over the cells of a level is divided by: a name, or the divisor itself."""
 
 Region = Literal["richness", "tp", "tp_fp", "tp_fn", "tp_tn"]
 """Cells that FRS compares: all, weighted by richness, or those of a region of the paper's Table 4."""
@@ -140,6 +141,23 @@ def cells_within(anchors: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     return torch.stack(inside)
 
 
+def total_mass(weights: Sequence[Tensor]) -> Tensor:
+    """Sum the weight maps of several levels over all images and cells, as one divisor for all of these levels.
+
+    Args:
+        weights: per level (N, H, W), not negative.
+
+    Returns:
+        A scalar above zero, averaged over processes.
+
+    Examples:
+        >>> total_mass([torch.ones(1, 2, 2), torch.tensor([[[0.5]]])])
+        tensor(4.5000)
+    """
+    masses = [at_least_float32(level).sum() for level in weights]
+    return averaged_over_processes(torch.stack(masses).sum(), SMALLEST_MASS)
+
+
 def highest_of_cell(class_logits: Tensor) -> Tensor:
     """Return the highest score of a cell over its anchors, for each class, for detectors with other anchors.
 
@@ -165,6 +183,7 @@ def weighted_feature_loss(student: Tensor, teacher: Tensor, weight: Tensor, norm
         normaliser: ``"batch"`` sums over all images and divides once by the weights of all images (the authors' code),
             averaged over processes.
             ``"image"`` divides per image and averages over images (the equation read literally).
+            A tensor is the divisor itself, e.g. :func:`total_mass` of all levels.
 
     Returns:
         A scalar.
@@ -227,8 +246,32 @@ def weighted_box_loss(student: Tensor, teacher: Tensor, weight: Tensor, normalis
     return _weighted_mean_of_cells((own - theirs).square().sum((-2, -1)), weight, normaliser)
 
 
-WEIGHTED = {"feature": weighted_feature_loss, "class": weighted_class_loss, "box": weighted_box_loss}
-"""The loss of one level for each term of FRS (Eq. 6 and 7), divided by the weights of the level."""
+def weighted_giou_loss(
+    student: Tensor, teacher: Tensor, class_logits: Tensor, weight: Tensor, normaliser: Normaliser = "batch"
+) -> Tensor:
+    """Compute one minus the GIoU of two maps of decoded boxes, averaged over cells by a weight map.
+
+    A box term for FRS (ours, in no paper), for one level. The anchors of a cell are averaged in proportion to the
+    teacher's highest class score of each, so that anchors without a detection hardly count. Weighted and summed over
+    cells, divided by the sum of the weights, it lies in 0..2 whatever the box code and the size of the objects.
+
+    Args:
+        student: (N, H, W, A, 4), xyxy in pixels.
+        teacher: (N, H, W, A, 4), a constant.
+        class_logits: the teacher's, (N, H, W, A, K), before the sigmoid; a constant.
+        weight: (N, H, W), not negative.
+        normaliser: as in :func:`weighted_feature_loss`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes differ, or the normaliser is unknown.
+    """
+    own, theirs = comparable(student, teacher, "boxes")
+    # The softmax of logarithms is the share of each score in their sum.
+    shares = F.logsigmoid(at_least_float32(class_logits.detach()).amax(-1)).softmax(-1)
+    return _weighted_mean_of_cells(((1 - paired_giou(own, theirs)) * shares).sum(-1), weight, normaliser)
 
 
 def _centerness(outputs: Outputs, wanted: bool) -> Sequence[Tensor | None]:
@@ -244,8 +287,10 @@ def _weighted_mean_of_cells(cells: Tensor, weight: Tensor, normaliser: Normalise
     if cells.shape != weight.shape:
         raise ValueError(f"weight map of shape {tuple(weight.shape)} for cells of shape {tuple(cells.shape)}")
     weight = at_least_float32(weight)
+    if isinstance(normaliser, Tensor):
+        return (cells * weight).sum() / normaliser
     if normaliser == "batch":
-        return (cells * weight).sum() / averaged_over_processes(weight.sum(), SMALLEST_MASS)
+        return (cells * weight).sum() / total_mass([weight])
     if normaliser == "image":
         return ((cells * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=SMALLEST_MASS)).mean()
     raise ValueError(f'normaliser: expected "batch" or "image", got {normaliser!r}')

@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from understudy.functional import richness
+from understudy.boxes import decode
+from understudy.functional import Standardise, in_deviations, richness
 from understudy.methods.base import Layers, Method
 from understudy.methods.compatibility import unreadable
 from understudy.outputs import Outputs, Spec, Truth
@@ -38,6 +39,16 @@ class FRS(Method):
     :math:`\operatorname{BCE}(p, q) = -q \log p - (1 - q) \log(1 - p)`. The minimum of ``class`` is the teacher's own
     entropy, not 0. A Faster R-CNN has the scores and boxes of its first stage.
 
+    With ``normaliser=pyramid``, one divisor replaces all :math:`N_l`. With ``standardise``, the teacher's deviation
+    :math:`d_{l c}` of a level or channel divides the features. With ``boxes=decoded``, ``box`` compares the boxes
+    themselves, those of a cell in proportion to the teacher's highest score of each anchor.
+
+    .. math::
+        N = \sum_l N_l \qquad
+        \sum_c \left(\frac{\phi_l(F^S_l) - F^T_l}{d_{l c}}\right)^2 \qquad
+        \sum_a \frac{\max_k \sigma(z^T_l)}{\sum_{a'} \max_k \sigma(z^T_l)}
+        \left(1 - \operatorname{GIoU}(b^S_l, b^T_l)\right)
+
     Evidence:
         paper: Distilling Object Detectors with Feature Richness, Eq. 5 to 8. It states neither weights nor ramp nor
             adapter.
@@ -47,7 +58,10 @@ class FRS(Method):
             exists although the channels agree. The weights grow linearly over 500 steps. A two-stage detector is
             distilled in its first stage alone. ``box`` and ``centerness`` are from the authors' development code, as
             are the definitions of the regions, which the paper's Table 4 names.
-        ours: ``scores=cell``, for pairs with different anchors.
+        ours: ``scores=cell``, for pairs with different anchors. ``normaliser=pyramid``, ``standardise`` and
+            ``boxes=decoded``, for narrow pyramids and small images. With a divisor per level all levels have the same
+            influence, even one whose scores are all near zero. The published weights were not made for these options:
+            with one divisor a term is as large as one level's, standardised as if features had a deviation of 1.
         weight: From the authors' configurations for RetinaNet, FCOS, GFL and Faster R-CNN. ``box`` has 0.2 for
             RetinaNet and 0.002 for GFL in their development code, and is off here by default.
         caution: A user of the authors' code could not reproduce the paper's results for FCOS; the report was never
@@ -77,15 +91,18 @@ class FRS(Method):
     class Options(Method.Options):
         """The options of FRS."""
 
-        normaliser: richness.Normaliser = "batch"
-        """Divide by the mask of the whole ``"batch"`` (the authors' code) or of each ``"image"`` (Eq. 6 read
-        literally)."""
+        normaliser: Literal["batch", "image", "pyramid"] = "batch"
+        """Divide each level by its mask in the ``"batch"`` (the authors' code) or in each ``"image"`` (Eq. 6 read
+        literally), or all by the mask of the ``"pyramid"``, where levels count by their mask (ours)."""
+        standardise: Standardise | None = None
+        """Divide features by the teacher's deviation of each ``"level"`` or ``"channel"`` in the batch (ours)."""
         threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
         """None: cells are weighted by richness. A score in 0..1: cells above it have the weight 1, all others 0. If
         ``region`` needs a threshold, None stands for 0.1, as in the authors' ablation."""
         scores: Literal["anchor", "cell"] = "anchor"
-        """The class term compares the scores of every ``"anchor"`` (the authors' way), or for each class the highest of
-        a ``"cell"``, which does not require equal anchors (ours, in no paper)."""
+        """Compare scores per ``"anchor"``, or, for any anchors, the highest of each class in a ``"cell"`` (ours)."""
+        boxes: Literal["raw", "decoded"] = "raw"
+        """Compare ``"raw"`` box outputs (authors' development code), or ``"decoded"`` boxes by their GIoU (ours)."""
         centerness: bool = False
         """Multiply the scores by the teacher's centre-ness, which an FCOS has (the authors' development code)."""
         region: richness.Region = "richness"
@@ -101,21 +118,23 @@ class FRS(Method):
 
     @classmethod
     def reads_with(cls, options: Options) -> Mapping[str, tuple[str, ...]]:
-        """Return the inputs of each term; cells, centre-ness and the ground truth depend on the options."""
+        """Return the inputs of each term; cells, boxes, centre-ness and the ground truth depend on the options."""
         more = ("teacher_centerness",) if options.centerness else ()
         more += () if options.region in richness.WITHOUT_TRUTH else ("assignment",)
         cells = {"class": ("cell_scores",)} if options.scores == "cell" else {}
-        return {term: (*reads, *more) for term, reads in (dict(cls.reads) | cells).items()}
+        boxes = {"box": ("boxes", "teacher_scores")} if options.boxes == "decoded" else {}
+        return {term: (*reads, *more) for term, reads in {**cls.reads, **cells, **boxes}.items()}
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Name the option that helps if the teacher has no centre-ness, or if only the anchors differ."""
-        none = options.centerness and not teacher.centerness
-        central = ["set methods.frs.centerness=false"] if none else []
-        anchors, cells = (unreadable([read], student, teacher) for read in ("class_logits", "cell_scores"))
-        alike = options.scores == "anchor" and anchors and not cells
+        """Name the option that helps if the teacher has no centre-ness, or only anchors or raw boxes differ."""
+        central = ["set methods.frs.centerness=false"] if options.centerness and not teacher.centerness else []
+        inputs = "class_logits", "cell_scores", "box_raw", "boxes"
+        anchor, cell, raw, box = (unreadable([read], student, teacher) for read in inputs)
+        alike, same = options.scores == "anchor" and anchor and not cell, options.boxes == "raw" and raw and not box
         per_cell = ["set methods.frs.scores=cell to compare cells"] if alike else []
-        return {"feature": central, "class": central + per_cell, "box": central}
+        decoded = ["set methods.frs.boxes=decoded to compare boxes of any code"] if same else []
+        return {"feature": central, "class": central + per_cell, "box": central + decoded}
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
@@ -123,14 +142,21 @@ class FRS(Method):
         """Compute ``frs_feature``, ``frs_class`` and, if it has a weight, ``frs_box``, each summed over levels."""
         options = self.options
         masks = richness.richness_masks(student, teacher, truth, options.centerness, options.region, options.threshold)
-        cell = richness.highest_of_cell if options.scores == "cell" else nn.Identity()
-        compared = {
-            "feature": (map(nn.Module.__call__, self.adapters, student.features), teacher.features),
-            "class": (map(cell, student.class_logits), map(cell, teacher.class_logits)),
-            "box": (student.box_raw, teacher.box_raw),
-        }
+        divisor = richness.total_mass(masks) if options.normaliser == "pyramid" else options.normaliser
         terms = {}
         for term in self.terms:
-            loss, levels = richness.WEIGHTED[term], zip(*compared[term], masks, strict=True)
-            terms[f"frs_{term}"] = torch.stack([loss(*level, options.normaliser) for level in levels]).sum()
+            loss, *sides = self._compared(term, student, teacher)
+            terms[f"frs_{term}"] = torch.stack([loss(*each, divisor) for each in zip(*sides, masks, strict=True)]).sum()
         return terms
+
+    def _compared(self, term: str, student: Outputs, teacher: Outputs) -> tuple[Any, ...]:
+        if term == "feature":
+            adapted = map(nn.Module.__call__, self.adapters, student.features)
+            return richness.weighted_feature_loss, *in_deviations(adapted, teacher.features, self.options.standardise)
+        if term == "class":
+            cell = richness.highest_of_cell if self.options.scores == "cell" else nn.Identity()
+            return richness.weighted_class_loss, map(cell, student.class_logits), map(cell, teacher.class_logits)
+        if self.options.boxes == "raw":
+            return richness.weighted_box_loss, student.box_raw, teacher.box_raw
+        boxes = decode(student, self.student), decode(teacher, self.teacher)
+        return richness.weighted_giou_loss, *boxes, teacher.class_logits
