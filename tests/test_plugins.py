@@ -46,7 +46,7 @@ keys |= {"data.path": scenes, "schedule.epochs": 1}
 teacher = understudy.train(keys, run=f"{folder}/teacher", detector={"name": "tinyyolo_d67_w50", "neck_channels": 24})
 methods = {"channel_means": {"scale": 2.0}, "frs": {}, "hint": {}}
 student = {"name": "tinyyolo_d33_w25", "neck_channels": 16}
-understudy.distill(keys, run=f"{folder}/student", detector=student, teacher=teacher, methods=methods)
+understudy.distill(keys, run=f"{folder}/student", detector=student, teacher=teacher, methods=methods, balance="off")
 lists = [["methods", "--short"], ["methods", "channel_means"]]
 for words in [["export", f"{folder}/student", f"{folder}/deploy"], *lists]:
     try:

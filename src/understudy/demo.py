@@ -89,7 +89,7 @@ def train_all(output: Path, seed: int, train_teacher: bool = False, say: Callabl
     say(f"3/5  Training a plain student for {STUDENT_EPOCHS} epochs")
     train(load_config(TrainConfig, student_config(scenes, plain, seed)))
     say(f"4/5  Training the same student for {STUDENT_EPOCHS} epochs with the teacher (FRS)")
-    config = student_config(scenes, distilled, seed) | {"teacher": teacher, "methods": METHODS}
+    config = student_config(scenes, distilled, seed) | {"teacher": teacher, "methods": METHODS, "balance": "off"}
     distill(load_config(DistillConfig, config))
     return [teacher, plain, distilled]
 

@@ -52,10 +52,11 @@ def test_losses_of_a_distilled_run_raw_and_weighted(run_view):
         "classification": np.array([4.0, 2, 2, 1]),
         "frs_feature": np.array([np.nan, 300, 200, 100]),
         "distillation_share": np.array([0.5, np.nan, np.nan, np.nan]),
+        "frs_feature_share": np.array([0.5, np.nan, np.nan, np.nan]),
         "frs_feature_weight": np.array([0, 0.01, 0.02, 0.02]),
     }
     run = run_view("frs", "distilled", 0.4, losses=losses)
-    assert run.loss_terms == ["total", "classification", "frs_feature", "distillation_share"]
+    assert run.loss_terms == ["total", "classification", "frs_feature"]
     assert [(term.name, term.first, term.last, term.weight) for term in run.terms] == [
         ("classification", 3.0, 1.5, None),
         ("frs_feature", 300.0, 150.0, 0.02),
