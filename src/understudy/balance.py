@@ -18,7 +18,7 @@ from understudy.methods.weighting import TermWeight, weighted_sum
 from understudy.networks.processes import averaged_over_processes
 
 EVERY = 125
-"""Steps between two measurements. One takes half of the time of a step, so this is below 0.5 % of a run."""
+"""Steps between two measurements. One takes up to a third of a step, so this is 0.25 % of a run."""
 
 EARLY = (0, 5, 10, 15, 20, 30, 40, 50, 75)
 """Further steps with a measurement: at first, the losses of a new head change quickly."""
