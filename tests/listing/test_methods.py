@@ -153,7 +153,7 @@ def test_pairs_are_grouped_by_the_terms_that_are_served(monkeypatch):
         "  source: this test",
         "  weights: 1 / 2 (fcos)",
         "  detectors: fcos; retinanet, faster_rcnn (near only, with",
-        "    methods.picky.far_weight=0) (no weight: retinanet, faster_rcnn)",
+        "    methods.picky.far_weight=0) (no published weight: retinanet, faster_rcnn)",
         "  across families: retinanet from fcos, retinanet from gfl, retinanet from",
         "    faster_rcnn, fcos from retinanet, fcos from gfl, fcos from faster_rcnn,",
         "    faster_rcnn from retinanet, faster_rcnn from fcos, faster_rcnn from gfl",
@@ -187,12 +187,12 @@ def test_pairs_are_grouped_by_the_terms_that_are_served(monkeypatch):
 
 
 def test_pages_state_which_weights_exist():
-    assert "detectors: all (no weight: faster_rcnn)" in block_of("rank_mimicking")
+    assert "detectors: all (no published weight: faster_rcnn)" in block_of("rank_mimicking")
     assert "detectors: all across" in block_of("hint")
     assert "weights: 1 (every family)" in block_of("hint")
     assert "others:" not in listing.explain("hint")
     assert "--method hint" in listing.explain("hint").splitlines()[-1]
-    assert "others: none, set class_weight=..., location_weight=..." in listing.explain("bckd")
+    assert "others: none published; with balance=off, set class_weight=..., location_weight=..." in listing.explain("bckd")
     assert "feature only, with methods.frs.class_weight=0" in block_of("frs")
 
 
@@ -212,10 +212,8 @@ def test_a_class_without_docstring_and_weights_is_explained():
     text = listing.explain(f"{__name__}:Bare")
     assert text.startswith("It has no docstring.\n")
     assert "reads: neck features\n" in text
-    assert " yes" not in text
-    assert f"  a: with methods.{__name__}:Bare.near_weight=...\n" in text
-    assert "  all: none, set near_weight=...\n" in text
-    assert text.count("understudy distill ...") == 1
+    assert "  all: none published; with balance=off, set near_weight=...\n" in text
+    assert text.count("understudy distill ...") == 2
 
 
 class Raising(Bare):

@@ -6,7 +6,7 @@ It is printed from stored facts, so that it appears at once; see :mod:`.facts`.
 import json
 import re
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -149,14 +149,14 @@ def _usual_weights(facts: Facts) -> Iterator[str]:
     owners = {weights: "every family" if facts["for_every_family"] and len(families) == 1 else ", ".join(names)
               for weights, names in families.items()}  # fmt: skip
     text = "; ".join(f"{weights} ({names})" for weights, names in owners.items())
-    yield _fact("weights", text or "none: set your own")
+    yield _fact("weights", text or "none published")
 
 
 def _serves(facts: Facts) -> Iterator[str]:
     """Return the families it is available for, alone and across; the terms if not all are available."""
     alike = {student: terms for student, teacher, terms in facts["served"] if student == teacher}
     unweighted = [family for family, terms in alike.items() if _unweighted(facts, family, terms)]
-    note = f" (no weight: {', '.join(unweighted)})" if unweighted else ""
+    note = f" (no published weight: {', '.join(unweighted)})" if unweighted else ""
     yield _fact("detectors", _listing(_grouped(facts, alike), len(alike), "all") + note)
     across = {f"{student} from {teacher}": terms for student, teacher, terms in facts["served"] if student != teacher}
     yield _fact("across families", _listing(_grouped(facts, across), len(across), "every pair"))
@@ -178,14 +178,13 @@ def _grouped(facts: Facts, served: Mapping[str, Terms]) -> dict[str, list[str]]:
     return dict(sorted(groups.items(), key=lambda group: len(group[1])))
 
 
-def _only(facts: Facts, student: str, terms: Terms, without: Collection[str] = ()) -> str:
-    """Return which terms are available, if not all are, and the weights that a run has to set (any for `without`)."""
+def _only(facts: Facts, student: str, terms: Terms) -> str:
+    """Return which terms are available, if not all are, and the weights that a run has to set."""
     every = [*facts["terms"], *facts["optional_terms"]]
     only = f"{', '.join(terms)} only" if list(terms) != every else ""
     usual, name = facts["weights"].get(student, {}), facts["name"]
     off = [term for term in facts["terms"] if term not in terms and usual.get(term) != 0]
     keys = [f"methods.{name}.{term}_weight=0" for term in off]
-    keys += [f"methods.{name}.{term}_weight=..." for term in without]
     return ", ".join([*([only] if only else []), *([f"with {' '.join(keys)}"] if keys else [])])
 
 
@@ -215,11 +214,7 @@ def _fact(title: str, text: str) -> str:
 
 def _matrix(facts: Facts) -> str:
     """Return the table of families of students and teachers; letters stand for a part of the terms, or for weights."""
-    how = {
-        (student, teacher): _only(facts, student, terms, _unweighted(facts, student, terms))
-        for student, teacher, terms in facts["served"]
-        if terms
-    }
+    how = {(student, teacher): _only(facts, student, terms) for student, teacher, terms in facts["served"] if terms}
     letters = dict(zip(dict.fromkeys(only for only in how.values() if only), "abcdefghij", strict=False))
     families = list(dict.fromkeys(student for student, _, _ in facts["served"]))
     width = max(map(len, families)) + 2
@@ -247,7 +242,9 @@ def _weights(facts: Facts) -> Iterator[str]:
         yield wrapped(f"{family}: {_assigned(weights)}", "  ", hanging=4)
     if _families_without(facts):
         needed = ", ".join(f"{term}_weight=..." for term in facts["terms"])
-        yield wrapped(f"{'others' if given else 'all'}: none, set {needed}", "  ", hanging=4)
+        yield wrapped(
+            f"{'others' if given else 'all'}: none published; with balance=off, set {needed}", "  ", hanging=4
+        )
 
 
 def _assigned(weights: Mapping[str, float]) -> str:
@@ -270,8 +267,8 @@ def _examples(facts: Facts) -> Iterator[str]:
     name = facts["name"]
     command = ["understudy distill ...", f"--method {name}"]
     command += [f"methods.{name}.{each['name']}=..." for each in facts["options"] if each["default"] is None]
-    if any(facts["weights"].values()):
-        yield shell_lines(" ".join(command), terminal_width())
+    yield shell_lines(" ".join(command), terminal_width())
     if _families_without(facts):
+        command += ["balance=off"]
         command += [f"methods.{name}.{term}_weight=..." for term in facts["terms"]]
         yield shell_lines(" ".join(command), terminal_width())

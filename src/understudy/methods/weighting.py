@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LARGEST_SHARE, SMALLEST_SHARE = 0.9, 0.05
+LARGEST_SHARE, SMALLEST_SHARE = 0.95, 0.05
 """Limits of the share of the gradient that comes from distillation (ours). Above the first, the student's own task has
 little influence; below the second, distillation has."""
 
