@@ -167,12 +167,9 @@ def test_pairs_are_grouped_by_the_terms_that_are_served(monkeypatch):
     )
     assert "                   retinanet         fcos          gfl  faster_rcnn\n" in text
     assert "  retinanet                a            a            a            a\n" in text
-    assert "  fcos                     b          yes            b            b\n" in text
+    assert "  fcos                     a          yes            a            a\n" in text
     assert "  gfl                      -            -            -            -\n" in text
-    assert (
-        "  a: near only, with methods.picky.far_weight=0 methods.picky.near_weight=...\n"
-        "  b: near only, with methods.picky.far_weight=0\n"
-    ) in text
+    assert "  a: near only, with methods.picky.far_weight=0\n" in text
     assert (
         "  methods.picky.reach=[1, 2]\n      How far, in levels. (a list, each item an integer)\n"
         "  methods.picky.strict=...\n      (true or false; required)\n"
@@ -192,7 +189,8 @@ def test_pages_state_which_weights_exist():
     assert "weights: 1 (every family)" in block_of("hint")
     assert "others:" not in listing.explain("hint")
     assert "--method hint" in listing.explain("hint").splitlines()[-1]
-    assert "others: none published; with balance=off, set class_weight=..., location_weight=..." in listing.explain("bckd")
+    said = " ".join(listing.explain("bckd").split())
+    assert "others: none published; with balance=off, set class_weight=..., location_weight=..." in said
     assert "feature only, with methods.frs.class_weight=0" in block_of("frs")
 
 
