@@ -99,7 +99,7 @@ class Costs:
 
     def student(self, epochs: int, **more: Any) -> DistillConfig:
         """Return the config of a student."""
-        keys = {"teacher": self.teacher, "methods": "hint", "teacher_check": 0}
+        keys = {"teacher": self.teacher, "methods": "hint", "teacher_check": 0, "teacher_cache": "off"}
         return load_config(DistillConfig, self.keys(epochs) | keys | more)
 
     def rows(self) -> Iterator[Row]:

@@ -345,6 +345,11 @@ class TrainConfig(Section):
     schedule: ScheduleConfig = Field(
         default_factory=ScheduleConfig, description="The length of the run and the learning rate schedule."
     )
+    ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | Literal["off"], BeforeValidator(false_as_off)] = Field(
+        0.9998,
+        description="Decay of the moving average of the weights, which is what is evaluated and saved as the detector; "
+        "step t uses at most (1 + t) / (10 + t), so that a short run has a short average; off: the weights themselves.",
+    )
     batch_size: PositiveInt = Field(16, description="Images per step and process.")
     precision: Annotated[Literal["32", "bf16", "16"], BeforeValidator(number_as_text)] = Field(
         "32",
@@ -390,9 +395,10 @@ class DistillConfig(TrainConfig):
         "none.",
     )
     teacher_cache: Annotated[Literal["off", "auto", "memory"] | FilePath, BeforeValidator(false_as_off)] = Field(
-        "off",
+        "auto",
         description="Where the teacher's outputs of images are kept for later epochs: in memory, in a folder (for "
-        "other runs, too), or, with auto, in memory if the methods and the augmentation permit it.",
+        "other runs, too), or, with auto, in memory if methods, augmentation, `teacher_cache_gb` and a quarter of the "
+        "machine's memory permit it.",
     )
     teacher_cache_gb: PositiveFloat = Field(4.0, description="Maximum size of the teacher cache in GiB.")
     inherit: bool = Field(

@@ -24,6 +24,7 @@ from understudy.learner import Learner
 from understudy.methods.loading import build_methods, resolve_options
 from understudy.methods.weighting import TermWeight
 from understudy.pairing import pair
+from understudy.training.averaging import AverageWeights
 from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.engine import Engine
 from understudy.training.fingerprints import fingerprints
@@ -49,6 +50,7 @@ class AssembledRun:
         loader: batches of the training split.
         validate: the callback that writes the result at the end.
         checkpoints: the callback that handles signals.
+        average: the callback that averages the weights.
         facts: facts about the run, for ``environment.json``.
         notes: lines for the user.
         resumed: whether the run continues from its last checkpoint.
@@ -60,6 +62,7 @@ class AssembledRun:
     loader: DataLoader
     validate: Validate
     checkpoints: KeepCheckpoints
+    average: AverageWeights
     facts: Mapping[str, Any]
     notes: tuple[str, ...]
     resumed: bool
@@ -91,8 +94,9 @@ def assemble(
         config = config.model_copy(update={"methods": methods})
         check = CheckTeacher(parts.teacher, val_data, config) if parts.teacher else None
     checkpoints = KeepCheckpoints(folder, saved["step"] if saved else 0)
-    validate = Validate(folder, val_data, config, checkpoints, check)
-    first = [check] if check else []
+    average = AverageWeights(config.ema)
+    validate = Validate(folder, val_data, config, checkpoints, average, check)
+    first = [*([check] if check else []), average]  # before the step is logged and saved
     callbacks = [*first, LogLosses(folder, config.log_every), NoteTerms(), checkpoints, validate, ShowProgress()]
     trainer.callbacks += callbacks  # ty: ignore[missing-attribute]
     loader = training_loader(
@@ -115,7 +119,7 @@ def assemble(
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     teacher = parts.teacher.detector if parts.teacher else None
     distilled = isinstance(config, DistillConfig) and teacher is not None
-    teacher_pass = open_teacher(config, [parts.learner], teacher) if distilled else None
+    teacher_pass = open_teacher(config, [parts.learner], teacher, train_data, count) if distilled else None
     engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, teacher_pass)
     facts, notes = _facts_and_notes(parts, unlabelled)
     facts["training_images"] = len(train_data)
@@ -125,7 +129,8 @@ def assemble(
     notes += _notes_on_long_ramps(config, engine.total_steps)
     if config.precision == "bf16" and "mobilenet" in config.detector.name and not torch.cuda.is_available():
         notes += ("precision=bf16: on CPUs, MobileNets trained 1.6 x slower with it than with precision=32",)
-    return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
+    new = saved is None
+    return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, average, facts, notes, resumed=not new)
 
 
 def resolve_config(config: TrainConfig) -> TrainConfig:
