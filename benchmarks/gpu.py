@@ -168,6 +168,7 @@ def loop() -> None:
             "evaluate_every": 1000,
             "batch_size": 16,
             "log_every": 16,
+            "optimizer.name": "sgd",
             "optimizer.lr": 1e-4,
             "teacher_check": 0,
         }

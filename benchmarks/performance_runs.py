@@ -92,6 +92,7 @@ class Costs:
             "schedule.warmup_steps": 0,
             "evaluate_every": 1000,
             "batch_size": BATCH,
+            "optimizer.name": "sgd",
             "optimizer.lr": 1e-5,
             "accelerator": "cpu",
             "run": self.place / str(self.count),

@@ -27,6 +27,7 @@ BUDGET: dict[str, tuple[str, ...]] = {
     "weight decay": ("optimizer.weight_decay",),
     "factors of biases": ("optimizer.bias_lr_mult", "optimizer.bias_decay_mult"),
     "largest norm of the gradient": ("optimizer.clip_norm",),
+    "initial weights": ("init",),
     "moving average of the weights": ("ema",),
     "precision": ("precision",),
     "epochs between evaluations": ("evaluate_every",),

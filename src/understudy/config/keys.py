@@ -252,14 +252,14 @@ class OptimizerConfig(Section):
 
     DEFAULTS: ClassVar[dict[str, dict[str, float]]] = {
         "sgd": {"weight_decay": 1e-4},  # the learning rate depends on the detector; see training/assembly.py
-        "adamw": {"lr": 1e-4, "weight_decay": 0.05},
+        "adamw": {"lr": 1e-3, "weight_decay": 0.05},
     }
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
+    name: Literal["sgd", "adamw"] = Field("adamw", description="Optimizer.")
     lr: Auto[PositiveFloat] = Field(
         _FILLED_IN,
         description="Learning rate for `reference_batch` images per step; null: sgd 0.01 (Faster R-CNN 0.02), adamw "
-        "0.0001.",
+        "0.001.",
         examples=[0.01],
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
@@ -277,7 +277,7 @@ class OptimizerConfig(Section):
     )
     reference_batch: PositiveInt = Field(16, description="Images per step that `lr` refers to.")
     clip_norm: PositiveFloat | None = Field(
-        None,
+        10.0,
         description="Maximum norm of the gradient of all trained weights together, including those of the methods; "
         "null: no clipping.",
     )
@@ -285,7 +285,7 @@ class OptimizerConfig(Section):
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fill in the defaults that depend on the optimizer."""
-        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "sgd")))
+        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "adamw")))
 
 
 class ScheduleConfig(Section):
@@ -339,6 +339,11 @@ class TrainConfig(Section):
     run: FilePath = Field(description="Output folder of the run; must be new or empty.", examples=["runs/first"])
     data: DataConfig = Field(description="The images and how they are loaded.")
     detector: DetectorConfig = Field(default_factory=DetectorConfig, description="The detector to train.")
+    init: FilePath | None = Field(
+        None,
+        description="Run folder or checkpoint whose weights the detector starts with, layer by layer where names and "
+        "shapes agree; of other classes, those of the same name; null: none.",
+    )
     optimizer: OptimizerConfig = Field(
         default_factory=OptimizerConfig, description="The optimizer and its learning rate."
     )

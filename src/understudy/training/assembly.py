@@ -37,6 +37,7 @@ from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.term_notes import NoteTerms
 from understudy.training.validation import Validate
+from understudy.training.warm_start import WarmStart, has_same_backbone, warm_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
             changes["teacher_cache"] = config.teacher_cache.resolve()
     if config.optimizer.lr is None and (family := family_of(config.detector.name)):
         changes["optimizer"] = config.optimizer.model_copy(update={"lr": family.sgd_lr})
+    if config.init:
+        changes["init"] = config.init.resolve()
     weights = config.detector.backbone_weights
     if weights and Path(weights).exists():
         changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})
@@ -252,31 +255,36 @@ def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> Detection
 
 @dataclass(frozen=True, slots=True)
 class _Networks:
-    """The learner, the weights of its distillation terms, the teacher, and what the student inherited from it."""
+    """The learner, the weights of its distillation terms, the teacher, and what the student began with."""
 
     learner: Learner
     weights: Mapping[str, TermWeight]
     teacher: Checkpoint | None = None
     inheritance: Inheritance | None = None
+    started: WarmStart | None = None
 
 
 def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     """Build student, teacher and methods; the weights of a resumed run come from its checkpoint."""
     torch.manual_seed(config.seed)
+    options = build_options(config, len(data.classes))
+    source = load_checkpoint(config.init) if config.init and new else None
+    covered = source is not None and has_same_backbone(source, options)
     student = build_detector(
-        **build_options(config, len(data.classes)),
-        backbone_weights=config.detector.backbone_weights if new else None,
+        **options,
+        backbone_weights=config.detector.backbone_weights if new and not covered else None,
         channel_order=config.detector.channel_order if new else "rgb",
         frozen_stages=config.detector.frozen_stages,
     )
+    started = warm_start(student, source, data.classes, config.data.aliases) if source else None
     if not isinstance(config, DistillConfig):
-        return _Networks(Learner(student), {})
+        return _Networks(Learner(student), {}, started=started)
     teacher = load_checkpoint(config.teacher)
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
     methods, weights = build_methods(config.methods, pairing.student, pairing.teacher)
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()
-    return _Networks(Learner(student, methods, pairing), weights, teacher, inheritance)
+    return _Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started)
 
 
 def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -286,6 +294,9 @@ def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tupl
     if pairing := parts.learner.pairing:
         facts["pairing"] = pairing.facts()
         notes += [pairing.note] if pairing.note else []
+    if parts.started:
+        facts["init"] = parts.started.facts()
+        notes.append(parts.started.note)
     if parts.inheritance:
         facts["inherited"] = parts.inheritance.facts()
         notes.append(parts.inheritance.note)

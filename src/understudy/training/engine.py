@@ -214,8 +214,8 @@ class Engine(L.LightningModule):
         broken = [f"{name} is {value}" for name, value in self.losses.items() if not math.isfinite(value)]
         if broken:
             raise RunError(
-                f"Step {step}: {', '.join(broken)}. Possible remedies: lower optimizer.lr, set "
-                "optimizer.clip_norm=35, raise schedule.warmup_steps, use precision=32, or run `understudy check "
+                f"Step {step}: {', '.join(broken)}. Possible remedies: lower optimizer.lr or "
+                "optimizer.clip_norm, raise schedule.warmup_steps, use precision=32, or run `understudy check "
                 f"{shown_location(self.config.data.path)}` to find invalid boxes. Steps after the last checkpoint were "
                 "not saved."
             )
