@@ -71,6 +71,14 @@ def test_flipped_images_are_entries_of_their_own(passes, tiny, trained, tmp_path
     assert 8 < sum(passes) <= 16
 
 
+def test_variants_of_images_are_entries_of_their_own(passes, tiny, trained, tmp_path):
+    """Two epochs fill the cache with two variants of each image; it is not used again before the third."""
+    keys = {"data.variants": 2, "data.colour": 1.0, "data.scale": 2.0, "data.shorter_side": [64, 96], "batch_size": 4}
+    keys |= {"data.longer_side": 96, "schedule.epochs": 4, "evaluate_every": 4}
+    understudy.distill(tiny, run=tmp_path / "run", teacher=trained, **keys)
+    assert 16 <= sum(passes) < 4 * 8
+
+
 def test_another_teacher_or_another_part_shares_no_entry(passes, tiny, trained, distilled, tmp_path):
     keys = {**KEYS, "teacher_cache": tmp_path / "cache", "schedule.epochs": 1}
     for number, changed in enumerate([{}, {"teacher": distilled}, {"methods": "hint"}]):
@@ -90,9 +98,14 @@ def test_a_full_cache_is_said_and_the_run_goes_on(passes, uncached, tiny, traine
     ("keys", "reason"),
     [
         ({"methods": "crosskd"}, "crosskd reads the layers of the teacher, not only its outputs"),
-        ({"data.shorter_side": [64, 96]}, r"data.shorter_side=\[64, 96\]: images have other sizes in each epoch"),
+        (
+            {"data.shorter_side": [64, 96]},
+            r"data.shorter_side=\[64, 96\]: each epoch has other pixels; .*variants=4",
+        ),
+        ({"data.colour": 0.5}, r"data.colour=0.5: each epoch has other pixels"),
+        ({"data.scale": 1.5}, r"data.scale=1.5: each epoch has other pixels"),
     ],
-    ids=["layers", "sizes"],
+    ids=["layers", "sizes", "colour", "scale"],
 )
 def test_a_cache_without_use_is_refused_and_auto_leaves_it_out(keys, reason, passes, tiny, trained, tmp_path):
     keys = {**tiny, "teacher": trained, "schedule.epochs": 1, **keys}

@@ -4,101 +4,30 @@ These models are the only list of keys. The checks, the error messages, ``unders
 docs/config.md follow from them.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_validator,
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from understudy.config.values import (
+    FILLED_IN,
+    Auto,
+    FilePath,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Pixels,
+    PositiveFloat,
+    PositiveInt,
+    Text,
+    ThreeNumbers,
+    ThreePositive,
+    false_as_off,
+    names_as_options,
+    number_as_text,
+    one_as_list,
 )
-from pydantic_core import core_schema
-
-T = TypeVar("T")
-
-
-# --------------------------------------------------------------------------------------------------------- value types
-
-
-class Nullable:
-    """Marks a key that a user may leave null, although it has a value in a finished config."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.nullable_schema(handler(source))
-
-
-def number_as_text(value: Any) -> Any:
-    """Accept ``precision=32`` from Python for the name ``"32"``."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def possible_path(value: Any) -> Any:
-    """Refuse a path that no file can have, and an empty one, which would silently mean the current folder."""
-    text = str(value) if isinstance(value, str | Path) else "."
-    if not text or "\0" in text:
-        raise ValueError("empty, or with a null character")
-    text.encode()  # a lone surrogate, from a name that is not UTF-8, could not be written to config.yaml
-    return value
-
-
-def expanded(path: Path) -> Path:
-    """Replace ``~`` by the home folder; a user without one is a fault of the value, not of the program."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-
-
-def one_as_list(value: Any) -> Any:
-    """Turn a single number or text into a list of one; return anything else as it is."""
-    return [value] if isinstance(value, int | str) else value
-
-
-def false_as_off(value: Any) -> Any:
-    """Read YAML's ``off``, which is false, as the text."""
-    return "off" if value is False else value
-
-
-def repeated(names: Sequence[str]) -> list[str]:
-    """Return the names that occur more than once."""
-    return [name for name, count in Counter(names).items() if count > 1]
-
-
-def names_as_options(value: Any) -> Any:
-    """Turn a method's name, or a list of names, into a mapping of names to options; None means no options.
-
-    Other values are returned as they are, for the check of types to refuse.
-    """
-    if isinstance(value, str):
-        return {value: {}}
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-        return value if repeated(value) else {name: {} for name in value}
-    if isinstance(value, Mapping):
-        return {name: {} if options is None else options for name, options in value.items()}
-    return value
-
-
-Auto = Annotated[T, Nullable()]
-_FILLED_IN: Any = None  # the default of an Auto key; typed as its value, because a finished config never holds the null
-
-Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(number_as_text)]
-FilePath = Annotated[Path, BeforeValidator(possible_path), AfterValidator(expanded)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(ge=32, le=32768)]
-# Upper limits that no run needs, so that no arithmetic overflows; texts leave them out (`text.UNLIMITED`).
-PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=10**9)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
-ThreeNumbers = tuple[float, float, float]
-ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-
 
 # ------------------------------------------------------------------------------------------------------------ sections
 
@@ -147,6 +76,20 @@ class DataConfig(Section):
     )
     longer_side: Pixels = Field(1333, description="Maximum length of an image's longer side in pixels.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
+    colour: Fraction = Field(
+        0.0,
+        description="Strength of random changes of brightness, contrast, saturation and hue of a training image; 1: as "
+        "in SSD, 0: none.",
+    )
+    scale: Annotated[float, Field(ge=1, le=8)] = Field(
+        1.0,
+        description="Largest random enlargement of a training image, by a crop, and reduction, on grey; 1: none.",
+    )
+    variants: PositiveInt | None = Field(
+        None,
+        description="Number of variants of each training image (flip, size, colour, scale), shown in turn by the "
+        "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch.",
+    )
     group_by_aspect: bool = Field(
         False,
         description="Whether a batch has only images that are higher than wide, or only others, as in mmdet; saves "
@@ -257,13 +200,13 @@ class OptimizerConfig(Section):
 
     name: Literal["sgd", "adamw"] = Field("adamw", description="Optimizer.")
     lr: Auto[PositiveFloat] = Field(
-        _FILLED_IN,
+        FILLED_IN,
         description="Learning rate for `reference_batch` images per step; null: sgd 0.01 (Faster R-CNN 0.02), adamw "
         "0.001.",
         examples=[0.01],
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
-    weight_decay: Auto[NonNegativeFloat] = Field(_FILLED_IN, description="Weight decay; null: sgd 0.0001, adamw 0.05.")
+    weight_decay: Auto[NonNegativeFloat] = Field(FILLED_IN, description="Weight decay; null: sgd 0.0001, adamw 0.05.")
     bias_lr_mult: PositiveFloat = Field(
         1.0, description="Factor of the learning rate of biases, apart from those of normalisation layers."
     )
@@ -303,7 +246,7 @@ class ScheduleConfig(Section):
         "(or at `drops`), cosine lowers it smoothly.",
     )
     epochs: Auto[PositiveInt] = Field(
-        _FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
+        FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
     )
     drops: list[Annotated[float, Field(gt=0, lt=1)]] | None = Field(
         None,

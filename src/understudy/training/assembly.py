@@ -15,7 +15,16 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
-from understudy.data import DetectionData, Limits, as_paths, open_data, open_unlabelled, splits, training_loader
+from understudy.data import (
+    Augmentation,
+    DetectionData,
+    Limits,
+    as_paths,
+    open_data,
+    open_unlabelled,
+    splits,
+    training_loader,
+)
 from understudy.detectors import build_detector
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
@@ -113,6 +122,7 @@ def assemble(
         group_by_aspect=config.data.group_by_aspect,
         unlabelled=unlabelled,
         unlabelled_batch=config.data.unlabelled_batch or 0,
+        augmentation=Augmentation(config.data.colour, config.data.scale, config.data.variants),
     )
     count = len(unlabelled) if unlabelled else 0
     if saved:

@@ -90,10 +90,14 @@ def _obstacles(config: DistillConfig, learners: Sequence[Learner]) -> list[str]:
             reasons.append(f"{method.name} reads the layers of the teacher, not only its outputs")
         elif "queries" in method.needs:
             reasons.append(f"{method.name} reads the teacher's queries, which are not kept")
-    if len(set(config.data.shorter_side)) > 1:
-        reasons.append(
-            f"data.shorter_side={config.data.shorter_side}: images have other sizes in each epoch; give one size"
-        )
+    data = config.data
+    varied = {"shorter_side": len(set(data.shorter_side)) > 1, "colour": data.colour > 0, "scale": data.scale > 1}
+    reasons += [
+        f"data.{key}={getattr(data, key)}: each epoch has other pixels; give each image a few fixed variants, "
+        "data.variants=4, or leave it out"
+        for key, others in varied.items()
+        if others and not data.variants
+    ]
     return reasons
 
 
@@ -114,8 +118,10 @@ def _pixels(data: DetectionData, config: DataConfig) -> float:
 
 
 def _views(config: DataConfig) -> int:
-    """Return in how many ways an image comes: as it is, and mirrored."""
-    return 2 if 0 < config.flip < 1 else 1
+    """Return in how many ways an image comes: its variants, or as it is and mirrored."""
+    mirrored = 2 if 0 < config.flip < 1 else 1
+    varied = config.colour or config.scale > 1 or len(set(config.shorter_side)) > 1
+    return config.variants if config.variants and varied else min(mirrored, config.variants or mirrored)
 
 
 def _processes(config: DistillConfig) -> int:
@@ -229,9 +235,9 @@ class TeacherCache(TeacherPass):
 
     def _key(self, drawn: Tensor | Pixels, size: Sequence[int], padded: Sequence[int]) -> str:
         """Return the key of an image, or of what it is made from, in a batch padded to a size."""
-        values, flipped = (drawn.values, drawn.flipped) if isinstance(drawn, Pixels) else (drawn, False)
+        values, view = (drawn.values, drawn.view) if isinstance(drawn, Pixels) else (drawn, None)
         found = hashlib.blake2b(self.prefix, digest_size=16)
-        found.update(repr((tuple(values.shape), str(values.dtype), flipped, tuple(size), tuple(padded))).encode())
+        found.update(repr((tuple(values.shape), str(values.dtype), view, tuple(size), tuple(padded))).encode())
         found.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
         return found.hexdigest()
 
