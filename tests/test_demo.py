@@ -29,7 +29,16 @@ def test_the_demo_makes_runs_table_and_page(tmp_path, monkeypatch):
         assert json.loads((tmp_path / "demo" / run / "result.json").read_text())["images"] == 3
     plain, distilled = (load_checkpoint(tmp_path / "demo" / run).config for run in ("plain", "distilled"))
     others = {key for key in distilled if distilled[key] != plain.get(key)}
-    assert others == {"run", "teacher", "methods", "teacher_check", "teacher_cache", "teacher_cache_gb", "inherit"}
+    of_teacher = {
+        "teacher",
+        "methods",
+        "teacher_check",
+        "teacher_cache",
+        "teacher_cache_gb",
+        "pseudo_labels",
+        "inherit",
+    }
+    assert others == {"run", *of_teacher}
     assert lines[0].startswith("1/5")
     assert lines[-1].startswith("5/5")
 

@@ -120,8 +120,8 @@ class DataConfig(Section):
     )
     unlabelled: FilePath | None = Field(
         None,
-        description="Unlabelled images for the distillation losses only: a folder of images, or a data set whose "
-        "`train` split is used without its labels.",
+        description="Unlabelled images for the distillation losses and `pseudo_labels`: a folder of images, or a data "
+        "set whose `train` split is used without its labels.",
     )
     unlabelled_batch: NonNegativeInt | None = Field(
         None,
@@ -349,6 +349,11 @@ class DistillConfig(TrainConfig):
         "machine's memory permit it.",
     )
     teacher_cache_gb: PositiveFloat = Field(4.0, description="Maximum size of the teacher cache in GiB.")
+    pseudo_labels: Annotated[Fraction | Literal["off"], BeforeValidator(false_as_off)] = Field(
+        "off",
+        description="Lowest score of the teacher's detections on unlabelled images that are ground truth of the "
+        "student, e.g. 0.5; off: none.",
+    )
     inherit: bool = Field(
         False,
         description="Whether to initialise the student's neck and head with the teacher's weights, where the names and "

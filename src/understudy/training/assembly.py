@@ -41,6 +41,7 @@ from understudy.training.folder import RunFolder
 from understudy.training.launching import is_first_process
 from understudy.training.loss_log import LogLosses
 from understudy.training.progress import ShowProgress
+from understudy.training.pseudo_labels import PseudoLabels
 from understudy.training.resuming import check_unchanged_data
 from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
@@ -131,7 +132,8 @@ def assemble(
     teacher = parts.teacher.detector if parts.teacher else None
     distilled = isinstance(config, DistillConfig) and teacher is not None
     teacher_pass = open_teacher(config, [parts.learner], teacher, train_data, count) if distilled else None
-    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, teacher_pass)
+    of_teacher = teacher_pass, _pseudo_labels(config, parts) if distilled else None
+    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, *of_teacher)
     facts, notes = _facts_and_notes(parts, unlabelled)
     facts["training_images"] = len(train_data)
     if is_first_process():
@@ -254,6 +256,11 @@ def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> Detection
                 f"data.unlabelled_batch={data.unlabelled_batch} has no effect without unlabelled images. Add "
                 "data.unlabelled=FOLDER, or leave data.unlabelled_batch out."
             )
+        if isinstance(config, DistillConfig) and config.pseudo_labels != "off":
+            raise UserError(
+                f"pseudo_labels={config.pseudo_labels} has no effect without unlabelled images. Add "
+                "data.unlabelled=FOLDER, or leave pseudo_labels out."
+            )
         return None
     if not isinstance(config, DistillConfig):
         raise UserError(
@@ -295,6 +302,13 @@ def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()
     return _Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started)
+
+
+def _pseudo_labels(config: DistillConfig, parts: _Networks) -> PseudoLabels | None:
+    teacher, pairing = parts.teacher, parts.learner.pairing
+    if config.pseudo_labels == "off" or teacher is None or pairing is None:
+        return None
+    return PseudoLabels(config.pseudo_labels, teacher.detector, pairing, len(teacher.classes))
 
 
 def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:

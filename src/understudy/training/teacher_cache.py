@@ -28,6 +28,7 @@ from understudy.learner import Learner
 from understudy.outputs import Needs, Origin, Outputs
 from understudy.training.console import say
 from understudy.training.fingerprints import weights_digest
+from understudy.training.pseudo_labels import with_needs
 from understudy.training.teacher_pass import TeacherPass
 
 LISTS = ("stages", "features", "class_logits", "box_raw")
@@ -62,10 +63,11 @@ def open_teacher(
     Raises:
         UserError: a cache cannot hold what the methods read, or its entries would hardly be used again.
     """
-    needs, chosen = Needs.union([learner.needs for learner in learners]), config.teacher_cache
+    needs = with_needs([learner.needs for learner in learners], pseudo_labels=config.pseudo_labels != "off")
+    chosen = config.teacher_cache
     if chosen == "off":
         return TeacherPass(teacher, needs)
-    reasons = list(_obstacles(config, learners))
+    reasons = list(_obstacles(config, learners, teacher))
     if chosen != "auto":
         if reasons:
             raise UserError.listing(f"teacher_cache={chosen} has no use, set teacher_cache=off:", reasons)
@@ -83,13 +85,15 @@ def open_teacher(
     return TeacherPass(teacher, needs, f"teacher_cache=auto: off, {'; '.join(reasons)}")
 
 
-def _obstacles(config: DistillConfig, learners: Sequence[Learner]) -> list[str]:
+def _obstacles(config: DistillConfig, learners: Sequence[Learner], teacher: Detector) -> list[str]:
     reasons = []
     for method in (method for learner in learners for method in learner.methods):
         if method.needs is None or method.keeps or any("layers" in reads for reads in method.reads.values()):
             reasons.append(f"{method.name} reads the layers of the teacher, not only its outputs")
         elif "queries" in method.needs:
             reasons.append(f"{method.name} reads the teacher's queries, which are not kept")
+    if config.pseudo_labels != "off" and teacher.spec.queries:
+        reasons.append("pseudo_labels reads the teacher's queries, which are not kept")
     data = config.data
     varied = {"shorter_side": len(set(data.shorter_side)) > 1, "colour": data.colour > 0, "scale": data.scale > 1}
     reasons += [
