@@ -168,6 +168,7 @@ def loop() -> None:
             "evaluate_every": 1000,
             "batch_size": 16,
             "log_every": 16,
+            "optimizer.name": "sgd",
             "optimizer.lr": 1e-4,
             "teacher_check": 0,
         }
@@ -175,9 +176,9 @@ def loop() -> None:
         teacher = understudy.train(plain, run=folder / "teacher", **{"detector.name": "retinanet_resnet50"})
         tried: dict[str, dict[str, Any]] = {
             "plain": {},
-            "hint": {"methods": "hint"},
-            "hint, bf16": {"methods": "hint", "precision": "bf16"},
-            "hint, compile=true": {"methods": "hint", "compile": True},
+            "hint": {"methods": "hint", "teacher_cache": "off"},
+            "hint, bf16": {"methods": "hint", "teacher_cache": "off", "precision": "bf16"},
+            "hint, compile=true": {"methods": "hint", "teacher_cache": "off", "compile": True},
             "hint, teacher_cache=memory": {"methods": "hint", "teacher_cache": "memory", "data.flip": 0.0},
         }
         for number, (name, more) in enumerate(tried.items()):

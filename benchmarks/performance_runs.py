@@ -92,6 +92,7 @@ class Costs:
             "schedule.warmup_steps": 0,
             "evaluate_every": 1000,
             "batch_size": BATCH,
+            "optimizer.name": "sgd",
             "optimizer.lr": 1e-5,
             "accelerator": "cpu",
             "run": self.place / str(self.count),
@@ -99,7 +100,7 @@ class Costs:
 
     def student(self, epochs: int, **more: Any) -> DistillConfig:
         """Return the config of a student."""
-        keys = {"teacher": self.teacher, "methods": "hint", "teacher_check": 0}
+        keys = {"teacher": self.teacher, "methods": "hint", "teacher_check": 0, "teacher_cache": "off"}
         return load_config(DistillConfig, self.keys(epochs) | keys | more)
 
     def rows(self) -> Iterator[Row]:

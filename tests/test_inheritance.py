@@ -83,7 +83,7 @@ def test_a_run_reports_and_records_what_it_inherited_and_a_resumed_one_does_not_
     tiny, trained, tmp_path, capsys
 ):
     run = tmp_path / "run"
-    keys = tiny | {"schedule.epochs": 2, "optimizer.lr": 1e-9, "teacher": str(trained), "inherit": True}
+    keys = tiny | {"schedule.epochs": 2, "optimizer.lr": 1e-9, "ema": "off", "teacher": str(trained), "inherit": True}
     with at_step(4, ctrl_c), pytest.raises(KeyboardInterrupt):
         understudy.distill(keys, run=run)
     assert "the student inherits 54 of the 54 tensors of its neck and head" in capsys.readouterr().err

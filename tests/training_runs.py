@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 from collections.abc import Callable, Generator, Iterable
 from functools import lru_cache
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from understudy.files import read_rows
+from understudy.training.averaging import RAW
 from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.loss_log import LogLosses
 
@@ -66,6 +68,7 @@ def _contents(run: Path, *times: int) -> dict:
     result = json.loads((run / "result.json").read_text())
     return {
         "weights": as_bytes(last["state_dict"]),
+        "weights in training": as_bytes(last.get(RAW, {})),
         "optimizer": as_bytes(last["optimizer_states"]),
         "schedule": last["lr_schedulers"],
         "best": as_bytes(best["state_dict"]),
@@ -88,3 +91,35 @@ def assert_same(run: Path, other: Path) -> None:
     """Two runs wrote the same, to the bit."""
     found, expected = contents(run), contents(other)
     assert [key for key in expected if found[key] != expected[key]] == []
+
+
+@contextlib.contextmanager
+def recorded() -> Generator[list[dict[str, torch.Tensor]]]:
+    """Collect the weights in training of a run: the initial ones, and those after each step."""
+    found, before, original = [], LogLosses.on_train_start, LogLosses.on_train_batch_end
+
+    def note(engine) -> None:
+        found.append({name: value.clone() for name, value in engine.state_dict().items()})
+
+    def started(self, trainer, engine):
+        note(engine)
+        before(self, trainer, engine)
+
+    def stepped(self, trainer, engine, *args):
+        note(engine)
+        original(self, trainer, engine, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LogLosses, "on_train_start", started)
+        patch.setattr(LogLosses, "on_train_batch_end", stepped)
+        yield found
+
+
+def edited_checkpoint(run: Path, folder: Path, edit: Callable[[dict], object]) -> Path:
+    """A copy of a finished run that is not finished, with another last checkpoint."""
+    shutil.copytree(run, folder)
+    (folder / "result.json").unlink()
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    edit(content)
+    torch.save(content, folder / "last.ckpt")
+    return folder

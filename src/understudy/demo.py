@@ -34,6 +34,7 @@ RECIPE: dict[str, Any] = {
     "data": {"shorter_side": [SIZE], "longer_side": SIZE, "workers": 0},
     "optimizer": {"name": "adamw", "lr": 3e-3, "clip_norm": 10.0},
     "schedule": {"name": "cosine"},
+    "ema": "off",
     "batch_size": 16,
     "accelerator": "cpu",
     "log_every": 5,
@@ -89,7 +90,8 @@ def train_all(output: Path, seed: int, train_teacher: bool = False, say: Callabl
     say(f"3/5  Training a plain student for {STUDENT_EPOCHS} epochs")
     train(load_config(TrainConfig, student_config(scenes, plain, seed)))
     say(f"4/5  Training the same student for {STUDENT_EPOCHS} epochs with the teacher (FRS)")
-    config = student_config(scenes, distilled, seed) | {"teacher": teacher, "methods": METHODS, "balance": "off"}
+    taught = {"teacher": teacher, "methods": METHODS, "balance": "off", "teacher_cache": "off"}
+    config = student_config(scenes, distilled, seed) | taught
     distill(load_config(DistillConfig, config))
     return [teacher, plain, distilled]
 

@@ -1,5 +1,6 @@
 """Initialise a student's neck and head with those of its teacher."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,21 +64,10 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
         UserError: no layer fits.
     """
     own, theirs = student.network.state_dict(), teacher.network.state_dict()
-    same_neck, same_coarse = (fact(student) == fact(teacher) for fact in (_neck, _coarse_levels))
-    same_head = _head(student) == _head(teacher) and not anchor_differences(student.spec, teacher.spec, raw=True)
     every = tuple(range(len(pairing.classes)))
     same_classes = not pairing.unknown and not pairing.unused and pairing.teacher_labels == every
     names = [name for name in own if not name.startswith("backbone.body.")]
-    misfits = {
-        _layer(name)
-        for name in names
-        if not (same_neck and (same_head or name.startswith("backbone.")))
-        or (name.startswith(CLASS_LAYERS) and not same_classes)
-        or (name.startswith(COARSE_LAYERS) and not same_coarse)
-        or name not in theirs
-        or own[name].shape != theirs[name].shape
-    }
-    taken = tuple(name for name in names if _layer(name) not in misfits)
+    taken = fitting(student, teacher, names, same_classes=same_classes)
     if not any(own[name].dim() > 1 for name in taken):  # at most a few scales, but no whole layer
         raise UserError(
             f"inherit=true: no layer of the teacher's neck and head fits the student. The student {student.spec.name} "
@@ -88,6 +78,35 @@ def inherit(student: Detector, teacher: Detector, pairing: Pairing) -> Inheritan
     return Inheritance(
         taken, tuple(name for name in names if name not in taken), sum(theirs[name].numel() for name in taken)
     )
+
+
+def fitting(student: Detector, source: Detector, names: Collection[str], *, same_classes: bool) -> tuple[str, ...]:
+    """Return the names of a student's tensors for which those of another detector have the same shape and meaning.
+
+    Args:
+        student: the detector that takes them.
+        source: the other one.
+        names: those to choose from, in the plain network.
+        same_classes: whether both have the same classes in the same order.
+    """
+    own, theirs = student.network.state_dict(), source.network.state_dict()
+    same_neck, same_coarse = (fact(student) == fact(source) for fact in (_neck, _coarse_levels))
+    same_head = same_neck and has_same_head(student, source)
+    misfits = {
+        _layer(name)
+        for name in names
+        if not (same_head or name.startswith("backbone.body.") or (same_neck and name.startswith("backbone.")))
+        or (name.startswith(CLASS_LAYERS) and not same_classes)
+        or (name.startswith(COARSE_LAYERS) and not same_coarse)
+        or name not in theirs
+        or own[name].shape != theirs[name].shape
+    }
+    return tuple(name for name in names if _layer(name) not in misfits)
+
+
+def has_same_head(student: Detector, source: Detector) -> bool:
+    """Return whether the outputs of two heads mean the same, apart from their classes."""
+    return _head(student) == _head(source) and not anchor_differences(student.spec, source.spec, raw=True)
 
 
 def _layer(name: str) -> str:

@@ -174,7 +174,10 @@ def test_pairs_are_grouped_by_the_terms_that_are_served(monkeypatch):
         "  methods.picky.reach=[1, 2]\n      How far, in levels. (a list, each item an integer)\n"
         "  methods.picky.strict=...\n      (true or false; required)\n"
     ) in text
-    assert "  fcos: near_weight=1, far_weight=2\n  others: none published; with balance=off, set near_weight=..., far_weight=...\n" in text
+    assert (
+        "  fcos: near_weight=1, far_weight=2\n"
+        "  others: none published; with balance=off, set near_weight=..., far_weight=...\n" in text
+    )
     assert text.endswith(
         "Example:\n"
         "  understudy distill ... --method picky methods.picky.strict=...\n"

@@ -263,7 +263,7 @@ def test_the_first_five_steps_are_what_they_were(tiny, confident, tmp_path):
 def one_step(tiny, run, **keys) -> tuple[dict, dict]:
     """The learner's weights and the last checkpoint after one step of 8 images."""
     keys = {"batch_size": 8, "schedule.epochs": 1, "optimizer.name": "sgd", "detector.norm": "frozen"} | keys
-    keys["log_every"] = 1
+    keys |= {"log_every": 1, "ema": "off"}
     folder = understudy.train(tiny, run=run, **keys)
     last = torch.load(folder / "last.ckpt", weights_only=True)
     return last["state_dict"], last
@@ -292,6 +292,7 @@ def test_the_norm_is_that_of_student_and_adapters_together(tiny, trained, tmp_pa
         "methods": {"mgd": {"feature_weight": 0.05}},
         "optimizer.weight_decay": 0.0,
         "optimizer.clip_norm": 0.01,
+        "ema": "off",
         "teacher": trained,
     }
     runs = [understudy.distill(tiny, run=tmp_path / f"run{lr}", **keys, **{"optimizer.lr": lr}) for lr in (1e-30, 1.0)]

@@ -11,6 +11,7 @@ from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.files import read_rows
 from understudy.outputs import Needs
+from understudy.training import teacher_cache
 from understudy.training.teacher_cache import Store, TeacherCache
 
 KEYS = {"data.flip": 0.0, "batch_size": 4, "log_every": 1}
@@ -23,7 +24,7 @@ def passes(monkeypatch) -> list[int]:
     images, forward = [], Detector.forward
 
     def counted(self, batch, *arguments, needs=None, **more):
-        if needs is not None:
+        if needs is not None and len(batch) > 1:  # with one, the size of an entry is measured
             images.append(len(batch))
         return forward(self, batch, *arguments, needs=needs, **more)
 
@@ -34,7 +35,8 @@ def passes(monkeypatch) -> list[int]:
 @pytest.fixture(scope="module")
 def uncached(tiny, trained, tmp_path_factory):
     """A run without a cache."""
-    return understudy.distill(tiny, run=tmp_path_factory.mktemp("runs") / "off", teacher=trained, **KEYS)
+    run = tmp_path_factory.mktemp("runs") / "off"
+    return understudy.distill(tiny, run=run, teacher=trained, teacher_cache="off", **KEYS)
 
 
 def losses(run) -> list[list[float]]:
@@ -69,6 +71,14 @@ def test_flipped_images_are_entries_of_their_own(passes, tiny, trained, tmp_path
     assert 8 < sum(passes) <= 16
 
 
+def test_variants_of_images_are_entries_of_their_own(passes, tiny, trained, tmp_path):
+    """Two epochs fill the cache with two variants of each image; it is not used again before the third."""
+    keys = {"data.variants": 2, "data.colour": 1.0, "data.scale": 2.0, "data.shorter_side": [64, 96], "batch_size": 4}
+    keys |= {"data.longer_side": 96, "schedule.epochs": 4, "evaluate_every": 4}
+    understudy.distill(tiny, run=tmp_path / "run", teacher=trained, **keys)
+    assert 16 <= sum(passes) < 4 * 8
+
+
 def test_another_teacher_or_another_part_shares_no_entry(passes, tiny, trained, distilled, tmp_path):
     keys = {**KEYS, "teacher_cache": tmp_path / "cache", "schedule.epochs": 1}
     for number, changed in enumerate([{}, {"teacher": distilled}, {"methods": "hint"}]):
@@ -77,10 +87,10 @@ def test_another_teacher_or_another_part_shares_no_entry(passes, tiny, trained, 
 
 
 def test_a_full_cache_is_said_and_the_run_goes_on(passes, uncached, tiny, trained, tmp_path, capsys):
-    keys = {"teacher": trained, "teacher_cache": "memory", "teacher_cache_gb": 2e-5, **KEYS}
+    keys = {"teacher": trained, "teacher_cache": "memory", "teacher_cache_gb": 2.5e-5, **KEYS}
     run = understudy.distill(tiny, run=tmp_path / "run", **keys)
-    assert capsys.readouterr().err.count("The teacher cache is full (2e-05 GiB): other images") == 1
-    assert 8 < sum(passes) < 2 * 8
+    assert capsys.readouterr().err.count("The teacher cache is full (2.5e-05 GiB): other images") == 1
+    assert passes == [4] * 3  # all images of the first epoch, and the batch with the last of them
     torch.testing.assert_close(losses(run), losses(uncached), rtol=2e-3, atol=1e-6)
 
 
@@ -88,9 +98,14 @@ def test_a_full_cache_is_said_and_the_run_goes_on(passes, uncached, tiny, traine
     ("keys", "reason"),
     [
         ({"methods": "crosskd"}, "crosskd reads the layers of the teacher, not only its outputs"),
-        ({"data.shorter_side": [64, 96]}, r"data.shorter_side=\[64, 96\]: images have other sizes in each epoch"),
+        (
+            {"data.shorter_side": [64, 96]},
+            r"data.shorter_side=\[64, 96\]: each epoch has other pixels; .*variants=4",
+        ),
+        ({"data.colour": 0.5}, r"data.colour=0.5: each epoch has other pixels"),
+        ({"data.scale": 1.5}, r"data.scale=1.5: each epoch has other pixels"),
     ],
-    ids=["layers", "sizes"],
+    ids=["layers", "sizes", "colour", "scale"],
 )
 def test_a_cache_without_use_is_refused_and_auto_leaves_it_out(keys, reason, passes, tiny, trained, tmp_path):
     keys = {**tiny, "teacher": trained, "schedule.epochs": 1, **keys}
@@ -99,6 +114,29 @@ def test_a_cache_without_use_is_refused_and_auto_leaves_it_out(keys, reason, pas
     assert not (tmp_path / "run").exists()
     understudy.distill(keys, run=tmp_path / "run", teacher_cache="auto")
     assert len(passes) == 4
+
+
+@pytest.mark.parametrize("memory", [False, True], ids=["limit", "memory"])
+def test_by_default_the_outputs_are_kept_if_they_fit(memory, passes, tiny, trained, tmp_path, capsys, monkeypatch):
+    keys = {"teacher": trained, "teacher_check": 0, "schedule.epochs": 1, **KEYS}
+    taken = "the teacher's outputs of 8 images take about 0.03 MiB"
+    understudy.distill(tiny, run=tmp_path / "fits", **keys)
+    assert f"teacher_cache=auto: in memory, {taken}\n" in capsys.readouterr().err
+    if memory:
+        monkeypatch.setattr(teacher_cache, "_memory", lambda: 4 * 2e-5 * 2**30)
+    else:
+        keys["teacher_cache_gb"] = 2e-5
+    understudy.distill(tiny, run=tmp_path / "off", **keys)
+    assert f"teacher_cache=auto: off, {taken}, more than the 0.02 MiB" in capsys.readouterr().err
+
+
+def test_the_size_of_an_entry_is_measured_on_a_small_image(confident):
+    teacher = load_checkpoint(confident("fcos_mobilenet_v2")).detector.requires_grad_(False)
+    needs = Needs(frozenset({"features", "class_logits"}))
+    with torch.no_grad():
+        outputs = teacher(torch.zeros(1, 3, 256, 384), needs=needs)
+    held = sum(level.numel() for level in (*outputs.features, *outputs.class_logits)) * 2
+    assert held == pytest.approx(teacher_cache._bytes_per_pixel(teacher, needs) * 256 * 384)
 
 
 def test_values_beyond_float16_are_kept_in_bfloat16(confident):

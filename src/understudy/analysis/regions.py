@@ -12,6 +12,7 @@ from understudy import figures
 from understudy.analysis.sweep import plain_config, refuse_keys, run_all
 from understudy.compare.runs import read_runs
 from understudy.config import DistillConfig, Source, TrainConfig, load_config
+from understudy.config.keys import DEFAULT_METHODS
 from understudy.errors import UserError
 from understudy.figures import Captioned
 from understudy.text import closest, percent
@@ -124,6 +125,8 @@ def analyse_regions(
     refuse_keys(overrides, {"run": "--output", "methods.frs.region": "--region"})
     names = [name for name in REGIONS if name in regions or not regions]
     base = load_config(DistillConfig, source, [*overrides, f"run={output / 'soft'}"], methods)
+    if base.methods == DEFAULT_METHODS:
+        base = base.model_copy(update={"methods": {"frs": {}}})  # the regions are those of FRS as published
     if "frs" not in base.methods:
         raise UserError(
             f"The regions are options of the method frs; the config has {', '.join(base.methods)}: add --method frs."

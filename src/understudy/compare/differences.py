@@ -14,6 +14,7 @@ BUDGET: dict[str, tuple[str, ...]] = {
     "mode of the shorter side": ("data.shorter_side_mode",),
     "longer side": ("data.longer_side",),
     "flip": ("data.flip",),
+    "augmentation": ("data.colour", "data.scale", "data.variants"),
     "grouping by aspect ratio": ("data.group_by_aspect",),
     "leaving out images without objects": ("data.skip_empty",),
     "unlabelled images per step": ("data.unlabelled_batch",),
@@ -27,6 +28,8 @@ BUDGET: dict[str, tuple[str, ...]] = {
     "weight decay": ("optimizer.weight_decay",),
     "factors of biases": ("optimizer.bias_lr_mult", "optimizer.bias_decay_mult"),
     "largest norm of the gradient": ("optimizer.clip_norm",),
+    "initial weights": ("init",),
+    "moving average of the weights": ("ema",),
     "precision": ("precision",),
     "epochs between evaluations": ("evaluate_every",),
 }

@@ -17,6 +17,7 @@ GROUPS = {
     "inherit": "inheritance",
     "optimizer.clip_norm": "gradient clip",
     "schedule.epochs": "epochs",
+    "ema": "moving average",
     "batch_size": "images per step",
     "data.shorter_side": "image size",
     "data.longer_side": "image size",

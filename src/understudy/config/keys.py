@@ -4,101 +4,30 @@ These models are the only list of keys. The checks, the error messages, ``unders
 docs/config.md follow from them.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_validator,
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from understudy.config.values import (
+    FILLED_IN,
+    Auto,
+    FilePath,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Pixels,
+    PositiveFloat,
+    PositiveInt,
+    Text,
+    ThreeNumbers,
+    ThreePositive,
+    false_as_off,
+    names_as_options,
+    number_as_text,
+    one_as_list,
 )
-from pydantic_core import core_schema
-
-T = TypeVar("T")
-
-
-# --------------------------------------------------------------------------------------------------------- value types
-
-
-class Nullable:
-    """Marks a key that a user may leave null, although it has a value in a finished config."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.nullable_schema(handler(source))
-
-
-def number_as_text(value: Any) -> Any:
-    """Accept ``precision=32`` from Python for the name ``"32"``."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def possible_path(value: Any) -> Any:
-    """Refuse a path that no file can have, and an empty one, which would silently mean the current folder."""
-    text = str(value) if isinstance(value, str | Path) else "."
-    if not text or "\0" in text:
-        raise ValueError("empty, or with a null character")
-    text.encode()  # a lone surrogate, from a name that is not UTF-8, could not be written to config.yaml
-    return value
-
-
-def expanded(path: Path) -> Path:
-    """Replace ``~`` by the home folder; a user without one is a fault of the value, not of the program."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-
-
-def one_as_list(value: Any) -> Any:
-    """Turn a single number or text into a list of one; return anything else as it is."""
-    return [value] if isinstance(value, int | str) else value
-
-
-def false_as_off(value: Any) -> Any:
-    """Read YAML's ``off``, which is false, as the text."""
-    return "off" if value is False else value
-
-
-def repeated(names: Sequence[str]) -> list[str]:
-    """Return the names that occur more than once."""
-    return [name for name, count in Counter(names).items() if count > 1]
-
-
-def names_as_options(value: Any) -> Any:
-    """Turn a method's name, or a list of names, into a mapping of names to options; None means no options.
-
-    Other values are returned as they are, for the check of types to refuse.
-    """
-    if isinstance(value, str):
-        return {value: {}}
-    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-        return value if repeated(value) else {name: {} for name in value}
-    if isinstance(value, Mapping):
-        return {name: {} if options is None else options for name, options in value.items()}
-    return value
-
-
-Auto = Annotated[T, Nullable()]
-_FILLED_IN: Any = None  # the default of an Auto key; typed as its value, because a finished config never holds the null
-
-Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(number_as_text)]
-FilePath = Annotated[Path, BeforeValidator(possible_path), AfterValidator(expanded)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(ge=32, le=32768)]
-# Upper limits that no run needs, so that no arithmetic overflows; texts leave them out (`text.UNLIMITED`).
-PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=10**9)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
-ThreeNumbers = tuple[float, float, float]
-ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-
 
 # ------------------------------------------------------------------------------------------------------------ sections
 
@@ -147,6 +76,20 @@ class DataConfig(Section):
     )
     longer_side: Pixels = Field(1333, description="Maximum length of an image's longer side in pixels.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
+    colour: Fraction = Field(
+        0.0,
+        description="Strength of random changes of brightness, contrast, saturation and hue of a training image; 1: as "
+        "in SSD, 0: none.",
+    )
+    scale: Annotated[float, Field(ge=1, le=8)] = Field(
+        1.0,
+        description="Largest random enlargement of a training image, by a crop, and reduction, on grey; 1: none.",
+    )
+    variants: PositiveInt | None = Field(
+        None,
+        description="Number of variants of each training image (flip, size, colour, scale), shown in turn by the "
+        "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch.",
+    )
     group_by_aspect: bool = Field(
         False,
         description="Whether a batch has only images that are higher than wide, or only others, as in mmdet; saves "
@@ -177,8 +120,8 @@ class DataConfig(Section):
     )
     unlabelled: FilePath | None = Field(
         None,
-        description="Unlabelled images for the distillation losses only: a folder of images, or a data set whose "
-        "`train` split is used without its labels.",
+        description="Unlabelled images for the distillation losses and `pseudo_labels`: a folder of images, or a data "
+        "set whose `train` split is used without its labels.",
     )
     unlabelled_batch: NonNegativeInt | None = Field(
         None,
@@ -252,18 +195,18 @@ class OptimizerConfig(Section):
 
     DEFAULTS: ClassVar[dict[str, dict[str, float]]] = {
         "sgd": {"weight_decay": 1e-4},  # the learning rate depends on the detector; see training/assembly.py
-        "adamw": {"lr": 1e-4, "weight_decay": 0.05},
+        "adamw": {"lr": 1e-3, "weight_decay": 0.05},
     }
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
+    name: Literal["sgd", "adamw"] = Field("adamw", description="Optimizer.")
     lr: Auto[PositiveFloat] = Field(
-        _FILLED_IN,
+        FILLED_IN,
         description="Learning rate for `reference_batch` images per step; null: sgd 0.01 (Faster R-CNN 0.02), adamw "
-        "0.0001.",
+        "0.001.",
         examples=[0.01],
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")
-    weight_decay: Auto[NonNegativeFloat] = Field(_FILLED_IN, description="Weight decay; null: sgd 0.0001, adamw 0.05.")
+    weight_decay: Auto[NonNegativeFloat] = Field(FILLED_IN, description="Weight decay; null: sgd 0.0001, adamw 0.05.")
     bias_lr_mult: PositiveFloat = Field(
         1.0, description="Factor of the learning rate of biases, apart from those of normalisation layers."
     )
@@ -277,7 +220,7 @@ class OptimizerConfig(Section):
     )
     reference_batch: PositiveInt = Field(16, description="Images per step that `lr` refers to.")
     clip_norm: PositiveFloat | None = Field(
-        None,
+        10.0,
         description="Maximum norm of the gradient of all trained weights together, including those of the methods; "
         "null: no clipping.",
     )
@@ -285,7 +228,7 @@ class OptimizerConfig(Section):
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fill in the defaults that depend on the optimizer."""
-        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "sgd")))
+        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "adamw")))
 
 
 class ScheduleConfig(Section):
@@ -303,7 +246,7 @@ class ScheduleConfig(Section):
         "(or at `drops`), cosine lowers it smoothly.",
     )
     epochs: Auto[PositiveInt] = Field(
-        _FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
+        FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
     )
     drops: list[Annotated[float, Field(gt=0, lt=1)]] | None = Field(
         None,
@@ -339,11 +282,21 @@ class TrainConfig(Section):
     run: FilePath = Field(description="Output folder of the run; must be new or empty.", examples=["runs/first"])
     data: DataConfig = Field(description="The images and how they are loaded.")
     detector: DetectorConfig = Field(default_factory=DetectorConfig, description="The detector to train.")
+    init: FilePath | None = Field(
+        None,
+        description="Run folder or checkpoint whose weights the detector starts with, layer by layer where names and "
+        "shapes agree; of other classes, those of the same name; null: none.",
+    )
     optimizer: OptimizerConfig = Field(
         default_factory=OptimizerConfig, description="The optimizer and its learning rate."
     )
     schedule: ScheduleConfig = Field(
         default_factory=ScheduleConfig, description="The length of the run and the learning rate schedule."
+    )
+    ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | Literal["off"], BeforeValidator(false_as_off)] = Field(
+        0.9998,
+        description="Decay of the moving average of the weights, which is what is evaluated and saved as the detector; "
+        "step t uses at most (1 + t) / (10 + t), so that a short run has a short average; off: the weights themselves.",
     )
     batch_size: PositiveInt = Field(16, description="Images per step and process.")
     precision: Annotated[Literal["32", "bf16", "16"], BeforeValidator(number_as_text)] = Field(
@@ -376,13 +329,18 @@ class TrainConfig(Section):
     )
 
 
+DEFAULT_METHODS: dict[str, dict[str, Any]] = {"frs": {"standardise": "level", "boxes": "decoded", "box_weight": None}}
+"""FRS with features divided by the teacher's deviation, and with decoded boxes; docs/balance.md says why."""
+
+
 class DistillConfig(TrainConfig):
     """The config of a distillation run: a training run with a teacher and methods."""
 
     teacher: FilePath = Field(description="Teacher: a run folder or a checkpoint.", examples=["runs/teacher"])
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1), BeforeValidator(names_as_options)] = Field(
-        {"frs": {}},
-        description="Distillation methods, each with its options; `understudy methods NAME` lists the options.",
+        DEFAULT_METHODS,
+        description="Distillation methods, each with its options; `understudy methods NAME` lists the options. The "
+        "default is adapted to the pair, and is `frs` as published with `balance=off`.",
     )
     balance: Annotated[Annotated[float, Field(gt=0, lt=1)] | Literal["off"], BeforeValidator(false_as_off)] = Field(
         0.4,
@@ -401,11 +359,17 @@ class DistillConfig(TrainConfig):
         "none.",
     )
     teacher_cache: Annotated[Literal["off", "auto", "memory"] | FilePath, BeforeValidator(false_as_off)] = Field(
-        "off",
+        "auto",
         description="Where the teacher's outputs of images are kept for later epochs: in memory, in a folder (for "
-        "other runs, too), or, with auto, in memory if the methods and the augmentation permit it.",
+        "other runs, too), or, with auto, in memory if methods, augmentation, `teacher_cache_gb` and a quarter of the "
+        "machine's memory permit it.",
     )
     teacher_cache_gb: PositiveFloat = Field(4.0, description="Maximum size of the teacher cache in GiB.")
+    pseudo_labels: Annotated[Fraction | Literal["off"], BeforeValidator(false_as_off)] = Field(
+        "off",
+        description="Lowest score of the teacher's detections on unlabelled images that are ground truth of the "
+        "student, e.g. 0.5; off: none.",
+    )
     inherit: bool = Field(
         False,
         description="Whether to initialise the student's neck and head with the teacher's weights, where the names and "

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from understudy.config.describing import all_keys
 from understudy.config.faults import faults_of, not_key_value
-from understudy.config.keys import Section, TrainConfig, names_as_options, one_as_list, repeated
+from understudy.config.keys import Section, TrainConfig
 from understudy.config.paths import (
     as_section,
     bare,
@@ -23,6 +23,7 @@ from understudy.config.paths import (
     path_of,
     type_at,
 )
+from understudy.config.values import names_as_options, one_as_list, repeated
 from understudy.config.yaml_text import NULL, DuplicateKey, parse_text, read_config, typed_by_look
 from understudy.errors import UserError
 from understudy.reading import yaml_problem

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from understudy.config.keys import Nullable, Section
+from understudy.config.keys import Section
+from understudy.config.values import Nullable
 from understudy.text import expected
 
 

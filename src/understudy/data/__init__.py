@@ -7,9 +7,11 @@ from understudy.data.images import UnreadableImage, image_size, load_image
 from understudy.data.limits import LIMITS, Limits
 from understudy.data.loading import EpochSampler, derived_seed, evaluation_loader, training_loader
 from understudy.data.records import DetectionData, Record, Records
+from understudy.data.views import Augmentation
 
 __all__ = [
     "LIMITS",
+    "Augmentation",
     "Batch",
     "CheckReport",
     "DetectionData",

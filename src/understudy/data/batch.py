@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from understudy.data import transforms
-from understudy.data.images import as_floats
+from understudy.data.views import View
 
 
 @dataclass(slots=True)
@@ -16,18 +16,15 @@ class Pixels:
 
     Attributes:
         values: as from `load_pixels`.
-        size: (h, w) to which it is resized.
-        flipped: whether it is mirrored after that.
+        view: what is shown of it, and how.
     """
 
     values: Tensor
-    size: tuple[int, int]
-    flipped: bool
+    view: View
 
     def to_image(self) -> Tensor:
         """Return the image (3, h, w) float32 in 0..1, on the device of the pixels."""
-        image = transforms.resize(as_floats(self.values), self.size)
-        return image.flip(-1) if self.flipped else image
+        return self.view.image(self.values)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from understudy.data.batch import Batch, Pixels
 from understudy.data.batching import SizeBatches
 from understudy.data.images import UnreadableImage, load_pixels
 from understudy.data.records import DetectionData, Record
+from understudy.data.views import PLAIN, Augmentation, View
 from understudy.errors import RunError, UserError
 
 _UNLABELLED = 0x756E6C61  # separates the random numbers of unlabelled images from those of the others
@@ -36,6 +37,7 @@ def training_loader(
     group_by_aspect: bool = False,
     unlabelled: DetectionData | None = None,
     unlabelled_batch: int = 0,
+    augmentation: Augmentation = PLAIN,
 ) -> DataLoader:
     """Make a loader of shuffled, augmented batches: the same for the same seed, with any number of workers.
 
@@ -56,6 +58,7 @@ def training_loader(
             `EpochSampler`.
         unlabelled: images from `open_unlabelled` to add to the batches; they do not lengthen an epoch.
         unlabelled_batch: number of them per batch of this process, after its labelled images.
+        augmentation: random colours and scales, and the number of variants of an image.
 
     Raises:
         UserError: there are fewer images than one batch of every process needs.
@@ -68,12 +71,15 @@ def training_loader(
             f"{f' for each of {world_size} processes' if several else ''}. "
             f"Lower batch_size{' or the number of processes' if several else ''}."
         )
-    dataset = LoadedImages(data, shorter_side, longer_side, flip, seed)
+    options = shorter_side, longer_side, flip
+    dataset = LoadedImages(data, *options, seed, augmentation=augmentation)
     high = (data.records.images[:, 2] > data.records.images[:, 1]).tolist() if group_by_aspect else []
     if unlabelled is None or not unlabelled_batch:
         sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, high)
         return _loader(dataset, workers, sampler=sampler, batch_size=batch_size, drop_last=True)
-    others = LoadedImages(unlabelled, shorter_side, longer_side, flip, derived_seed(seed, _UNLABELLED), labelled=False)
+    others = LoadedImages(
+        unlabelled, *options, derived_seed(seed, _UNLABELLED), labelled=False, augmentation=augmentation
+    )
     sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, high, len(unlabelled), unlabelled_batch)
     size = batch_size + unlabelled_batch
     return _loader(MixedImages(dataset, others), workers, sampler=sampler, batch_size=size, drop_last=True)
@@ -224,7 +230,8 @@ def _grouped(order: list[int], high: Sequence[bool], batch_size: int) -> list[in
 class LoadedImages(Dataset):
     """The images of a split, read, augmented and scaled; indexed by (index, epoch).
 
-    The augmentation of an image depends on (seed, epoch, index) alone, not on the worker or the images loaded before.
+    The augmentation of an image depends on (seed, epoch, index) alone, not on the worker or the images loaded before;
+    with a number of variants, on the epoch's remainder by it.
     """
 
     def __init__(
@@ -235,9 +242,10 @@ class LoadedImages(Dataset):
         flip: float,
         seed: int,
         labelled: bool = True,
+        augmentation: Augmentation = PLAIN,
     ):
         self.data, self.shorter_side, self.longer_side = data, list(shorter_side), longer_side
-        self.flip, self.seed, self.labelled = flip, seed, labelled
+        self.flip, self.seed, self.labelled, self.augmentation = flip, seed, labelled, augmentation
 
     def __len__(self) -> int:
         return len(self.data)
@@ -252,26 +260,22 @@ class LoadedImages(Dataset):
             if self.labelled:
                 return RunError(f"{error}. To list every such image: understudy check {self.data.source}")
             return RunError(f"{error}. Remove this unlabelled image from its folder.")
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, position))
-        size_index = int(torch.randint(len(self.shorter_side), (), generator=generator))
-        flipped = bool(torch.rand((), generator=generator) < self.flip)
-        return self.sample(record, values, self.shorter_side[size_index], flipped)
+        turn = self.augmentation.turn(epoch)
+        return self.sample(record, values, torch.Generator().manual_seed(derived_seed(self.seed, turn, position)))
 
-    def sample(self, record: Record, values: Tensor, shorter_side: int, flipped: bool) -> "Sample":
-        """Resize and flip the boxes of an image, and note what is to be done with its pixels."""
-        original_size = record.height, record.width
+    def sample(self, record: Record, values: Tensor, generator: torch.Generator) -> "Sample":
+        """Draw a view of an image, and note what is to be done with its pixels."""
+        original_size, wanted = (record.height, record.width), ~record.ignore
+        boxes, labels = transforms.clip_boxes(record.boxes[wanted], original_size), record.labels[wanted]
+        shorter_side = self.shorter_side[int(torch.randint(len(self.shorter_side), (), generator=generator))]
+        flipped = bool(torch.rand((), generator=generator) < self.flip)
+        window = self.augmentation.window(original_size, boxes, generator)
         size = transforms.resized_size(original_size, shorter_side, self.longer_side)
-        wanted = ~record.ignore
-        boxes = transforms.clip_boxes(record.boxes[wanted], original_size)
-        boxes = transforms.scale_boxes(boxes, original_size, size)
-        if flipped:
-            boxes = transforms.flip_boxes(boxes, size[1])
+        view = View(size, flipped, window, self.augmentation.colours(generator))
+        boxes, shown = view.boxes(boxes, original_size)
         boxes = boxes.float()
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a box clipped at the border may become empty in float32
-        labels = record.labels[wanted][solid]
-        return Sample(
-            Pixels(values, size, flipped), boxes[solid], labels, original_size, record.image_id, self.labelled
-        )
+        solid = shown & (boxes[:, 2:] > boxes[:, :2]).all(1)  # one that is clipped may become empty in float32
+        return Sample(Pixels(values, view), boxes[solid], labels[solid], original_size, record.image_id, self.labelled)
 
 
 class MixedImages(Dataset):
@@ -357,7 +361,7 @@ def collate(samples: "list[Sample | RunError]") -> Batch | RunError:
     return Batch(
         drawn=_packed([sample.pixels for sample in loaded]),
         targets=[{"boxes": each, "labels": of_each} for each, of_each in zip(boxes, labels, strict=True)],
-        image_sizes=[sample.pixels.size for sample in loaded],
+        image_sizes=[sample.pixels.view.size for sample in loaded],
         original_sizes=[sample.original_size for sample in loaded],
         image_ids=[sample.image_id for sample in loaded],
         labelled=[sample.labelled for sample in loaded],

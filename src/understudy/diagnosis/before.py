@@ -11,7 +11,7 @@ from pydantic import Field
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DistillConfig
-from understudy.config.keys import FilePath
+from understudy.config.values import FilePath
 from understudy.data import DetectionData, Limits, as_paths, check_data, open_data, open_unlabelled, shown_location
 from understudy.detectors import build_detector
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell

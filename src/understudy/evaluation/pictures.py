@@ -78,7 +78,7 @@ class Pictures:
             values = load_pixels(record.path, (record.width, record.height), data.limits.max_pixels)
         except UnreadableImage as error:
             return error
-        sample = self.images.sample(record, values, self.side, flipped=False)
+        sample = self.images.sample(record, values, torch.Generator())  # nothing is drawn: one size, no flip
         bytes_ = values.permute(2, 0, 1) if values.dtype == torch.uint8 else (as_floats(values) * 255).round().byte()
         return Picture(record, bytes_, sample)
 

@@ -211,7 +211,7 @@ def _checked(entries: Entries, student: Spec, balance: float | None) -> tuple[di
             options["ramp_steps"] = method.ramp_steps if balance is None else 0
         faults += share_faults(name, method, options, balance)
         defaults = method.default_weights(student, checked)
-        for term in method.terms if balance is None else ():
+        for term in method.all_terms() if balance is None else ():
             if options[f"{term}_weight"] is None:  # a wrong one that was given is already a fault
                 unknown = None if given.get(f"{term}_weight") is None else 1.0
                 options[f"{term}_weight"] = defaults.get(term, unknown)

@@ -11,6 +11,7 @@ from understudy.methods.compatibility import READS
 from understudy.text import closest, expected, mismatch
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+OPTIONAL = "0: off, unless it has a share; None: as `balance` says."
 
 
 class _Facts(BaseModel):
@@ -36,10 +37,7 @@ def options_model(method: type[Any]) -> type[BaseModel]:
         meaning = "None: as `balance` says, or with `balance=off` the default weight of the student's family."
         fields[f"{term}_weight"] = NonNegativeFloat | None, Field(None, description=meaning)
     for term in method.optional_terms:
-        fields[f"{term}_weight"] = (
-            NonNegativeFloat,
-            Field(0.0, description="0: off, unless it has a share."),
-        )
+        fields[f"{term}_weight"] = NonNegativeFloat | None, Field(0.0, description=OPTIONAL)
     for term in (*method.terms, *method.optional_terms):
         meaning = "Share of the gradient (`balance`); None: an equal part of the method's."
         fields[f"{term}_share"] = Share | None, Field(None, description=meaning)

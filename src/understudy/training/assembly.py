@@ -4,7 +4,7 @@ Every fault of a config that fits no data, detector or machine is found here, be
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,27 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
-from understudy.data import DetectionData, Limits, as_paths, open_data, open_unlabelled, splits, training_loader
+from understudy.config.keys import DEFAULT_METHODS
+from understudy.data import (
+    Augmentation,
+    DetectionData,
+    Limits,
+    as_paths,
+    open_data,
+    open_unlabelled,
+    splits,
+    training_loader,
+)
 from understudy.detectors import build_detector
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.inheritance import Inheritance, inherit
 from understudy.learner import Learner
+from understudy.methods.default import default_methods
 from understudy.methods.loading import build_methods, resolve_options
 from understudy.methods.weighting import TermWeight
 from understudy.pairing import pair
+from understudy.training.averaging import AverageWeights
 from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.engine import Engine
 from understudy.training.fingerprints import fingerprints
@@ -31,11 +43,13 @@ from understudy.training.folder import RunFolder
 from understudy.training.launching import is_first_process
 from understudy.training.loss_log import LogLosses
 from understudy.training.progress import ShowProgress
+from understudy.training.pseudo_labels import PseudoLabels
 from understudy.training.resuming import check_unchanged_data
 from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.term_notes import NoteTerms
 from understudy.training.validation import Validate
+from understudy.training.warm_start import WarmStart, has_same_backbone, warm_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,7 @@ class AssembledRun:
         loader: batches of the training split.
         validate: the callback that writes the result at the end.
         checkpoints: the callback that handles signals.
+        average: the callback that averages the weights.
         facts: facts about the run, for ``environment.json``.
         notes: lines for the user.
         resumed: whether the run continues from its last checkpoint.
@@ -60,6 +75,7 @@ class AssembledRun:
     loader: DataLoader
     validate: Validate
     checkpoints: KeepCheckpoints
+    average: AverageWeights
     facts: Mapping[str, Any]
     notes: tuple[str, ...]
     resumed: bool
@@ -87,12 +103,12 @@ def assemble(
     parts = _build(config, train_data, new=saved is None)
     check = None
     if isinstance(config, DistillConfig):
-        methods = resolve_options(config.methods, parts.learner.student.spec, _balance(config))
-        config = config.model_copy(update={"methods": methods})
+        config = config.model_copy(update={"methods": parts.methods})
         check = CheckTeacher(parts.teacher, val_data, config) if parts.teacher else None
     checkpoints = KeepCheckpoints(folder, saved["step"] if saved else 0)
-    validate = Validate(folder, val_data, config, checkpoints, check)
-    first = [check] if check else []
+    average = AverageWeights(config.ema)
+    validate = Validate(folder, val_data, config, checkpoints, average, check)
+    first = [*([check] if check else []), average]  # before the step is logged and saved
     callbacks = [*first, LogLosses(folder, config.log_every), NoteTerms(), checkpoints, validate, ShowProgress()]
     trainer.callbacks += callbacks  # ty: ignore[missing-attribute]
     loader = training_loader(
@@ -108,6 +124,7 @@ def assemble(
         group_by_aspect=config.data.group_by_aspect,
         unlabelled=unlabelled,
         unlabelled_batch=config.data.unlabelled_batch or 0,
+        augmentation=Augmentation(config.data.colour, config.data.scale, config.data.variants),
     )
     count = len(unlabelled) if unlabelled else 0
     if saved:
@@ -115,8 +132,9 @@ def assemble(
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
     teacher = parts.teacher.detector if parts.teacher else None
     distilled = isinstance(config, DistillConfig) and teacher is not None
-    teacher_pass = open_teacher(config, [parts.learner], teacher) if distilled else None
-    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, teacher_pass)
+    teacher_pass = open_teacher(config, [parts.learner], teacher, train_data, count) if distilled else None
+    of_teacher = teacher_pass, _pseudo_labels(config, parts) if distilled else None
+    engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, *of_teacher)
     facts, notes = _facts_and_notes(parts, unlabelled)
     facts["training_images"] = len(train_data)
     if is_first_process():
@@ -125,7 +143,8 @@ def assemble(
     notes += _notes_on_weights(parts.weights) + _notes_on_long_ramps(config, engine.total_steps)
     if config.precision == "bf16" and "mobilenet" in config.detector.name and not torch.cuda.is_available():
         notes += ("precision=bf16: on CPUs, MobileNets trained 1.6 x slower with it than with precision=32",)
-    return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, facts, notes, resumed=saved is not None)
+    new = saved is None
+    return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, average, facts, notes, resumed=not new)
 
 
 def resolve_config(config: TrainConfig) -> TrainConfig:
@@ -148,6 +167,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
             changes["teacher_cache"] = config.teacher_cache.resolve()
     if config.optimizer.lr is None and (family := family_of(config.detector.name)):
         changes["optimizer"] = config.optimizer.model_copy(update={"lr": family.sgd_lr})
+    if config.init:
+        changes["init"] = config.init.resolve()
     weights = config.detector.backbone_weights
     if weights and Path(weights).exists():
         changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})
@@ -236,6 +257,11 @@ def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> Detection
                 f"data.unlabelled_batch={data.unlabelled_batch} has no effect without unlabelled images. Add "
                 "data.unlabelled=FOLDER, or leave data.unlabelled_batch out."
             )
+        if isinstance(config, DistillConfig) and config.pseudo_labels != "off":
+            raise UserError(
+                f"pseudo_labels={config.pseudo_labels} has no effect without unlabelled images. Add "
+                "data.unlabelled=FOLDER, or leave pseudo_labels out."
+            )
         return None
     if not isinstance(config, DistillConfig):
         raise UserError(
@@ -247,31 +273,48 @@ def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> Detection
 
 @dataclass(frozen=True, slots=True)
 class _Networks:
-    """The learner, the weights of its distillation terms, the teacher, and what the student inherited from it."""
+    """The learner, the weights of its distillation terms, the teacher, and what the student began with."""
 
     learner: Learner
     weights: Mapping[str, TermWeight]
     teacher: Checkpoint | None = None
     inheritance: Inheritance | None = None
+    started: WarmStart | None = None
+    methods: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # with all options
 
 
 def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     """Build student, teacher and methods; the weights of a resumed run come from its checkpoint."""
     torch.manual_seed(config.seed)
+    options = build_options(config, len(data.classes))
+    source = load_checkpoint(config.init) if config.init and new else None
+    covered = source is not None and has_same_backbone(source, options)
     student = build_detector(
-        **build_options(config, len(data.classes)),
-        backbone_weights=config.detector.backbone_weights if new else None,
+        **options,
+        backbone_weights=config.detector.backbone_weights if new and not covered else None,
         channel_order=config.detector.channel_order if new else "rgb",
         frozen_stages=config.detector.frozen_stages,
     )
+    started = warm_start(student, source, data.classes, config.data.aliases) if source else None
     if not isinstance(config, DistillConfig):
-        return _Networks(Learner(student), {})
+        return _Networks(Learner(student), {}, started=started)
     teacher = load_checkpoint(config.teacher)
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
-    methods, weights = build_methods(config.methods, pairing.student, pairing.teacher, _balance(config))
+    wanted = config.methods
+    if wanted == DEFAULT_METHODS:
+        wanted = default_methods(pairing.student, pairing.teacher, balanced=config.balance != "off")
+    resolved = resolve_options(wanted, student.spec, _balance(config))
+    methods, weights = build_methods(wanted, pairing.student, pairing.teacher, _balance(config))
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()
-    return _Networks(Learner(student, methods, pairing), weights, teacher, inheritance)
+    return _Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started, resolved)
+
+
+def _pseudo_labels(config: DistillConfig, parts: _Networks) -> PseudoLabels | None:
+    teacher, pairing = parts.teacher, parts.learner.pairing
+    if config.pseudo_labels == "off" or teacher is None or pairing is None:
+        return None
+    return PseudoLabels(config.pseudo_labels, teacher.detector, pairing, len(teacher.classes))
 
 
 def _balance(config: DistillConfig) -> float | None:
@@ -286,6 +329,9 @@ def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tupl
     if pairing := parts.learner.pairing:
         facts["pairing"] = pairing.facts()
         notes += [pairing.note] if pairing.note else []
+    if parts.started:
+        facts["init"] = parts.started.facts()
+        notes.append(parts.started.note)
     if parts.inheritance:
         facts["inherited"] = parts.inheritance.facts()
         notes.append(parts.inheritance.note)

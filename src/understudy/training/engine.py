@@ -19,6 +19,7 @@ from understudy.errors import MethodError, RunError
 from understudy.learner import Learner
 from understudy.methods.weighting import TermWeight
 from understudy.training.optimizing import parameter_groups
+from understudy.training.pseudo_labels import PseudoLabels
 from understudy.training.schedule import LearningRate
 from understudy.training.teacher_pass import TeacherPass
 
@@ -59,6 +60,7 @@ class Engine(L.LightningModule):
         unlabelled: number of unlabelled images in the run.
         saved: metadata of the checkpoint that the run is resumed from, or None.
         teacher_pass: where the teacher's outputs come from; None without a teacher.
+        pseudo_labels: gives unlabelled images objects, or None.
 
     Attributes:
         losses: losses by name of the last step that was read, ``total`` first; distillation terms unweighted.
@@ -85,10 +87,11 @@ class Engine(L.LightningModule):
         unlabelled: int = 0,
         saved: Mapping[str, Any] | None = None,
         teacher_pass: TeacherPass | None = None,
+        pseudo_labels: PseudoLabels | None = None,
     ):
         super().__init__()
         self.config, self.data, self.steps_per_epoch = config, data, steps_per_epoch
-        self.unlabelled, self.teacher_pass = unlabelled, teacher_pass
+        self.unlabelled, self.teacher_pass, self.pseudo_labels = unlabelled, teacher_pass, pseudo_labels
         self.learner = learner
         # Not a submodule: absent from parameters, checkpoints and DDP, and never in training mode.
         self.__dict__["teacher"] = teacher
@@ -171,6 +174,8 @@ class Engine(L.LightningModule):
             RunError: a loss is not finite, a distillation term has no effect, or a method raises an error.
         """
         teacher_outputs = self.teacher_pass.outputs(batch, self.global_step) if self.teacher_pass else None
+        if self.pseudo_labels and teacher_outputs:
+            batch = self.pseudo_labels.added_to(batch, teacher_outputs)
         try:
             terms = self.learner(
                 batch.images, batch.targets, teacher_outputs, batch.image_sizes, batch.labelled, teacher=self.teacher
@@ -216,8 +221,8 @@ class Engine(L.LightningModule):
         broken = [f"{name} is {value}" for name, value in self.losses.items() if not math.isfinite(value)]
         if broken:
             raise RunError(
-                f"Step {step}: {', '.join(broken)}. Possible remedies: lower optimizer.lr, set "
-                "optimizer.clip_norm=35, raise schedule.warmup_steps, use precision=32, or run `understudy check "
+                f"Step {step}: {', '.join(broken)}. Possible remedies: lower optimizer.lr or "
+                "optimizer.clip_norm, raise schedule.warmup_steps, use precision=32, or run `understudy check "
                 f"{shown_location(self.config.data.path)}` to find invalid boxes. Steps after the last checkpoint were "
                 "not saved."
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.config import DistillConfig, TrainConfig, flat, load_config
 from understudy.errors import UserError
 from understudy.files import write_atomically
 from understudy.reading import read_json, read_yaml
@@ -23,6 +23,9 @@ _HELD: set[Path] = set()  # folders that this process has locked: its own locks 
 
 _FIRST_FILES = {".lock", ".environment.json.part", "environment.json", ".config.yaml.part"}
 """What a start that was killed before it wrote the config leaves behind."""
+
+UNSTATED: dict[str, Any] = {"ema": "off"}
+"""What runs did whose config.yaml lacks a key, being of an earlier version, if it differs from the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,10 @@ class RunFolder:
         Raises:
             UserError: the file cannot be read, or is not a config.
         """
-        kind = DistillConfig if "teacher" in read_yaml(self.config, "config file") else TrainConfig
-        return load_config(kind, self.config)
+        content = read_yaml(self.config, "config file")
+        kind = DistillConfig if "teacher" in content else TrainConfig
+        unstated = {key: value for key, value in UNSTATED.items() if key not in flat(content)}
+        return load_config(kind, self.config, unstated)
 
     def read_environment(self) -> dict[str, Any]:
         """Return the content of ``environment.json``; an empty dict if there is no such file, or if it is damaged."""

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "teacher",
     "teacher_check",
     "detector.backbone_weights",
+    "init",
     "accelerator",
     "threads",
     "devices",

@@ -87,6 +87,7 @@ def reopened(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = F
         if content:
             summary = f"The weights in {folder.last} do not fit the run:"
             check_weights(summary, assembled.engine.state_dict(), content["state_dict"])
+            assembled.average.check(folder.last, assembled.engine, content)
         notes = record_resumption(folder, assembled.facts, saved, accept_changes) if is_first_process() else []
         yield replace(assembled, notes=(*notes, *assembled.notes))
 
@@ -122,7 +123,8 @@ def _in_first_process(block: contextlib.AbstractContextManager[None]) -> context
 def fit(run: AssembledRun) -> Path:
     """Train an assembled run, whose folder is taken, and return the folder; raises as :func:`train`."""
     if is_first_process():
-        for note in run.notes:
+        teacher_pass = run.engine.teacher_pass
+        for note in (*run.notes, *([teacher_pass.note] if teacher_pass and teacher_pass.note else [])):
             say(note)
     torch.set_flush_denormal(True)  # denormal numbers make training on a CPU many times slower
     with quiet_lightning(), _failures_explained(run.folder), run.checkpoints.handling_signals():

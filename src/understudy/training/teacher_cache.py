@@ -1,11 +1,14 @@
 """Keep the teacher's outputs of images that a run sees again, so that a later epoch needs no pass of the teacher.
 
 An entry belongs to the pixels that the teacher sees, with flip, size and padding, and to its weights, the precision and
-the parts of its record. It holds one image in float16, or in bfloat16 if a value does not fit.
+the parts of its record. It holds one image in float16, or in bfloat16 if a value does not fit. It does not depend on
+the images that the teacher ran on together with it, so that a resumed run repeats it to the bit, see :data:`AT_ONCE`.
 """
 
 import hashlib
 import io
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from understudy.config import DistillConfig
-from understudy.data import Batch
+from understudy.config import DataConfig, DistillConfig
+from understudy.data import Batch, DetectionData
 from understudy.data.batch import Pixels
+from understudy.data.transforms import padded_size, resized_size
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.files import write_atomically
@@ -24,46 +28,120 @@ from understudy.learner import Learner
 from understudy.outputs import Needs, Origin, Outputs
 from understudy.training.console import say
 from understudy.training.fingerprints import weights_digest
+from understudy.training.pseudo_labels import with_needs
 from understudy.training.teacher_pass import TeacherPass
 
 LISTS = ("stages", "features", "class_logits", "box_raw")
 """Parts of a record that have a tensor for each level."""
 
+AT_ONCE = 4
+"""Images of a pass of the teacher on the CPU, on a GPU those of a batch; missing ones are filled up.
+
+The last digits of an image's outputs depend on the number of images of the pass, from which the library chooses its
+arithmetic, but not on the other images.
+"""
+
+SHARE_OF_MEMORY = 0.25
+"""Largest part of the machine's memory that ``teacher_cache=auto`` takes."""
+
 Entry = Mapping[str, Any]
 """The parts of one image: ``values`` (V,), all of them in one row, and ``layout``, the part, name and shape of each."""
 
 
-def open_teacher(config: DistillConfig, learners: Sequence[Learner], teacher: Detector) -> TeacherPass:
+def open_teacher(
+    config: DistillConfig, learners: Sequence[Learner], teacher: Detector, data: DetectionData, unlabelled: int = 0
+) -> TeacherPass:
     """Return where the teacher's outputs come from, with the cache that a config asks for.
 
     Args:
         config: of a run.
         learners: of this run and of those that share its teacher.
         teacher: frozen, in ``eval()``.
+        data: the training split.
+        unlabelled: number of unlabelled images.
 
     Raises:
         UserError: a cache cannot hold what the methods read, or its entries would hardly be used again.
     """
-    needs = Needs.union([learner.needs for learner in learners])
-    reasons = list(_obstacles(config, learners)) if config.teacher_cache != "off" else []
-    if reasons and config.teacher_cache != "auto":
-        raise UserError.listing(f"teacher_cache={config.teacher_cache} has no use, set teacher_cache=off:", reasons)
-    if reasons or config.teacher_cache == "off":
+    needs = with_needs([learner.needs for learner in learners], pseudo_labels=config.pseudo_labels != "off")
+    chosen = config.teacher_cache
+    if chosen == "off":
         return TeacherPass(teacher, needs)
-    folder = None if config.teacher_cache in ("auto", "memory") else Path(config.teacher_cache)
-    return TeacherCache(teacher, needs, Store(folder, int(config.teacher_cache_gb * 2**30)), config.precision)
+    reasons = list(_obstacles(config, learners, teacher))
+    if chosen != "auto":
+        if reasons:
+            raise UserError.listing(f"teacher_cache={chosen} has no use, set teacher_cache=off:", reasons)
+        store = Store(None if chosen == "memory" else Path(chosen), int(config.teacher_cache_gb * 2**30))
+        return TeacherCache(teacher, needs, store, config.precision)
+    if not reasons:
+        limit = min(int(config.teacher_cache_gb * 2**30), int(SHARE_OF_MEMORY * _memory() / _processes(config)))
+        images = len(data) + unlabelled
+        size = _bytes_per_pixel(teacher, needs) * _pixels(data, config.data) * images * _views(config.data)
+        taken = f"the teacher's outputs of {images} images take about {_mib(size)}"
+        if size <= limit:
+            note = f"teacher_cache=auto: in memory, {taken}"
+            return TeacherCache(teacher, needs, Store(None, limit), config.precision, note)
+        reasons = [f"{taken}, more than the {_mib(limit)} that teacher_cache_gb and the machine's memory permit"]
+    return TeacherPass(teacher, needs, f"teacher_cache=auto: off, {'; '.join(reasons)}")
 
 
-def _obstacles(config: DistillConfig, learners: Sequence[Learner]) -> list[str]:
+def _obstacles(config: DistillConfig, learners: Sequence[Learner], teacher: Detector) -> list[str]:
     reasons = []
     for method in (method for learner in learners for method in learner.methods):
         if method.needs is None or method.keeps or any("layers" in reads for reads in method.reads.values()):
             reasons.append(f"{method.name} reads the layers of the teacher, not only its outputs")
-    if len(set(config.data.shorter_side)) > 1:
-        reasons.append(
-            f"data.shorter_side={config.data.shorter_side}: images have other sizes in each epoch; give one size"
-        )
+        elif "queries" in method.needs:
+            reasons.append(f"{method.name} reads the teacher's queries, which are not kept")
+    if config.pseudo_labels != "off" and teacher.spec.queries:
+        reasons.append("pseudo_labels reads the teacher's queries, which are not kept")
+    data = config.data
+    varied = {"shorter_side": len(set(data.shorter_side)) > 1, "colour": data.colour > 0, "scale": data.scale > 1}
+    reasons += [
+        f"data.{key}={getattr(data, key)}: each epoch has other pixels; give each image a few fixed variants, "
+        "data.variants=4, or leave it out"
+        for key, others in varied.items()
+        if others and not data.variants
+    ]
     return reasons
+
+
+@torch.no_grad()
+def _bytes_per_pixel(teacher: Detector, needs: Needs) -> float:
+    """Return the size of an entry per pixel of its image, measured on a small one; all maps grow with the image."""
+    side = max(128, *teacher.spec.strides)
+    device = next(teacher.parameters()).device
+    outputs = teacher(torch.zeros(1, 3, side, side, device=device), needs=needs)
+    return _entry(outputs, 0, needs)["values"].nbytes / side**2
+
+
+def _pixels(data: DetectionData, config: DataConfig) -> float:
+    """Return the mean number of pixels of a training image, padded alone."""
+    sizes = [(height, width) for width, height in data.records.images[:, 1:3].tolist()]
+    resized = (resized_size(size, config.shorter_side[-1], config.longer_side) for size in sizes)
+    return sum(math.prod(padded_size(size)) for size in resized) / len(sizes)
+
+
+def _views(config: DataConfig) -> int:
+    """Return in how many ways an image comes: its variants, or as it is and mirrored."""
+    mirrored = 2 if 0 < config.flip < 1 else 1
+    varied = config.colour or config.scale > 1 or len(set(config.shorter_side)) > 1
+    return config.variants if config.variants and varied else min(mirrored, config.variants or mirrored)
+
+
+def _processes(config: DistillConfig) -> int:
+    return config.devices if isinstance(config.devices, int) else 1
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.{0 if size > 2**24 else 2}f} MiB"
+
+
+def _memory() -> float:
+    """Return the bytes of the machine's memory; infinity where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
 
 
 class Store:
@@ -114,10 +192,11 @@ class TeacherCache(TeacherPass):
         needs: the parts of its record.
         store: of the entries.
         precision: of the run; outputs differ by it.
+        note: for the user.
     """
 
-    def __init__(self, teacher: Detector, needs: Needs, store: Store, precision: str):
-        super().__init__(teacher, needs)
+    def __init__(self, teacher: Detector, needs: Needs, store: Store, precision: str, note: str | None = None):
+        super().__init__(teacher, needs, note)
         self.store = store
         parts = sorted(needs.parts or ())
         self.prefix = f"{weights_digest(teacher)} {parts} {needs.levels} {precision}".encode()
@@ -136,12 +215,14 @@ class TeacherCache(TeacherPass):
         missing = [number for number, entry in enumerate(entries) if entry is None]
         size = (batch.images.shape[-2], batch.images.shape[-1])
         anchors = self.store.get(self._anchors_key(size)) or {"anchors": []}
-        if missing:
+        at_once = min(AT_ONCE, len(entries)) if batch.images.device.type == "cpu" else len(entries)
+        for start in range(0, len(missing), at_once):
             self.runs += 1
-            sizes = [batch.image_sizes[number] for number in missing]
-            found = self.teacher(batch.images[missing], sizes, needs=self.needs)
-            for place, number in enumerate(missing):
-                entries[number] = entry = _entry(found, place)
+            chosen = missing[start : start + at_once]
+            filled = [*chosen, *chosen[:1] * (at_once - len(chosen))]
+            found = self.teacher(batch.images[filled], [batch.image_sizes[each] for each in filled], needs=self.needs)
+            for place, number in enumerate(chosen):
+                entries[number] = entry = _entry(found, place, self.needs)
                 self.store.put(batch.keys[number], entry, entry["values"].nbytes)
             if found.anchors and not anchors["anchors"]:
                 anchors = {"anchors": [level.cpu() for level in found.anchors]}
@@ -158,9 +239,9 @@ class TeacherCache(TeacherPass):
 
     def _key(self, drawn: Tensor | Pixels, size: Sequence[int], padded: Sequence[int]) -> str:
         """Return the key of an image, or of what it is made from, in a batch padded to a size."""
-        values, flipped = (drawn.values, drawn.flipped) if isinstance(drawn, Pixels) else (drawn, False)
+        values, view = (drawn.values, drawn.view) if isinstance(drawn, Pixels) else (drawn, None)
         found = hashlib.blake2b(self.prefix, digest_size=16)
-        found.update(repr((tuple(values.shape), str(values.dtype), flipped, tuple(size), tuple(padded))).encode())
+        found.update(repr((tuple(values.shape), str(values.dtype), view, tuple(size), tuple(padded))).encode())
         found.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
         return found.hexdigest()
 
@@ -168,9 +249,10 @@ class TeacherCache(TeacherPass):
         return hashlib.blake2b(self.prefix + repr(("anchors", size)).encode(), digest_size=16).hexdigest()
 
 
-def _entry(outputs: Outputs, image: int) -> Entry:
-    """Take one image out of a record."""
-    named = [(part, "", level[image]) for part in LISTS for level in getattr(outputs, part)]
+def _entry(outputs: Outputs, image: int, needs: Needs) -> Entry:
+    """Take one image out of a record, without the stages if they are not read: they are most of it."""
+    parts = [part for part in LISTS if part != "stages" or part in (needs.parts or ())]
+    named = [(part, "", level[image]) for part in parts for level in getattr(outputs, part)]
     named += [("extra", name, value[image]) for name, value in outputs.extra.items()]
     row = torch.cat([value.float().flatten() for _, _, value in named]).cpu()
     half = row.half()

@@ -13,10 +13,11 @@ class TeacherPass:
     Args:
         teacher: frozen, in ``eval()``.
         needs: the parts of its record that are read.
+        note: a line for the user, or None.
     """
 
-    def __init__(self, teacher: Detector, needs: Needs):
-        self.teacher, self.needs = teacher, needs
+    def __init__(self, teacher: Detector, needs: Needs, note: str | None = None):
+        self.teacher, self.needs, self.note = teacher, needs, note
 
     def prepare(self, batch: Batch) -> None:
         """Look at a batch as its loader returns it, before it is moved to the device and resized."""
@@ -42,7 +43,7 @@ class SharedPass(TeacherPass):
     """
 
     def __init__(self, source: TeacherPass):
-        super().__init__(source.teacher, source.needs)
+        super().__init__(source.teacher, source.needs, source.note)
         self.source = source
         self.step, self.last = -1, Outputs([], [])
 

@@ -28,7 +28,7 @@ from understudy.training.folder import RunFolder
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import own_methods
 from understudy.training.run import fit, reopened, using_threads
-from understudy.training.teacher_cache import open_teacher
+from understudy.training.teacher_cache import TeacherCache, open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.teacher_pass import SharedPass
 from understudy.training.trainer import make_trainer, quiet_lightning
@@ -36,7 +36,7 @@ from understudy.training.trainer import make_trainer, quiet_lightning
 SHARED = ("data", "seed", "batch_size", "schedule", "precision", "accelerator", "threads")
 """Keys of the config in which the runs must agree."""
 
-SHARED_WITH_TEACHER = ("teacher", "teacher_check", "teacher_cache", "teacher_cache_gb")
+SHARED_WITH_TEACHER = ("teacher", "pseudo_labels", "teacher_check", "teacher_cache", "teacher_cache_gb")
 """The same for those of the runs that have a teacher."""
 
 
@@ -138,20 +138,23 @@ class _Group:
         # Those that are behind go first, so that all runs come to a step in the same round.
         turns = _Turns(sorted(range(len(runs)), key=lambda number: starts[number]))
         taught = [run for run in runs if run.engine.teacher_pass]
-        passes = None
-        if taught:
-            engine = taught[0].engine
-            assert isinstance(engine.config, DistillConfig)
-            assert engine.teacher
-            passes = SharedPass(open_teacher(engine.config, [run.engine.learner for run in taught], engine.teacher))
-        batches = _Batches(runs[0].loader, starts, runs[0].trainer.strategy.root_device, turns, passes)
+        passes: dict[bool, SharedPass] = {}  # of the runs that use kept outputs, which are rounded, and of the others
+        for cached in {isinstance(run.engine.teacher_pass, TeacherCache) for run in taught}:
+            those = [run.engine for run in taught if isinstance(run.engine.teacher_pass, TeacherCache) is cached]
+            config, teacher, data = those[0].config, taught[0].engine.teacher, those[0].data
+            assert isinstance(config, DistillConfig)
+            assert teacher
+            learners = [engine.learner for engine in those]
+            passes[cached] = SharedPass(open_teacher(config, learners, teacher, data, those[0].unlabelled))
+        batches = _Batches(runs[0].loader, starts, runs[0].trainer.strategy.root_device, turns, [*passes.values()])
         bar = _OneBar()
         checks: list[CheckTeacher] = []  # in the order in which the runs begin
         for number in turns.order:
             run = runs[number]
             callbacks: Any = run.trainer.callbacks  # ty: ignore[missing-attribute]
-            if passes and run.engine.teacher_pass:
-                run.engine.__dict__["teacher"], run.engine.teacher_pass = passes.teacher, passes
+            if own := run.engine.teacher_pass:
+                shared = passes[isinstance(own, TeacherCache)]
+                run.engine.__dict__["teacher"], run.engine.teacher_pass = shared.teacher, shared
                 checks += [each for each in callbacks if isinstance(each, CheckTeacher)]
             kept = [each for each in callbacks if not isinstance(each, ShowProgress)]
             callbacks[:] = [_TakeTurns(turns, number), *kept, bar]
@@ -289,7 +292,7 @@ class _Batches:
         starts: for each run, the number of the first batch that it takes.
         device: of the runs.
         turns: of the runs.
-        passes: of the teacher, if there is one.
+        passes: of the teacher.
 
     Attributes:
         next: the number of the batch that is loaded next.
@@ -302,7 +305,7 @@ class _Batches:
         starts: Sequence[int],
         device: torch.device,
         turns: _Turns,
-        passes: SharedPass | None,
+        passes: Sequence[SharedPass],
     ):
         self.loader, self.device, self.turns, self.passes = loader, device, turns, passes
         self.length, self.next = len(loader), min(starts)
@@ -348,8 +351,8 @@ class _Batches:
         except RunError as error:
             self.error = error
             raise
-        if self.passes:
-            self.passes.source.prepare(batch)
+        for each in self.passes:
+            each.source.prepare(batch)
         batch = batch.to(self.device)  # resized once for all
         for number, queue in self.queues.items():
             if self.taken[number] <= self.next:

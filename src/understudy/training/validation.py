@@ -15,6 +15,7 @@ from understudy.data.digests import digest_of_split
 from understudy.evaluation import Detections, detect_all, gather_detections, score
 from understudy.files import append_row, write_atomically
 from understudy.reading import number_in, read_rows
+from understudy.training.averaging import AverageWeights
 from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.console import say
 from understudy.training.folder import RunFolder
@@ -36,6 +37,7 @@ class Validate(L.Callback):
         data: the validation split.
         config: the run's config.
         checkpoints: has saved the epoch before it is evaluated, and stops the run if a signal asks for it.
+        average: of the weights, which is what is evaluated and kept.
         check: the check of the teacher, which compares the best student with it.
     """
 
@@ -45,10 +47,11 @@ class Validate(L.Callback):
         data: DetectionData,
         config: TrainConfig,
         checkpoints: KeepCheckpoints,
+        average: AverageWeights,
         check: CheckTeacher | None = None,
     ):
         self.folder, self.data, self.config = folder, data, config
-        self.checkpoints, self.check = checkpoints, check
+        self.checkpoints, self.average, self.check = checkpoints, average, check
         self.stopped_early: dict[str, int] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, engine: "Engine") -> None:
@@ -80,12 +83,13 @@ class Validate(L.Callback):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        with trainer.precision_plugin.forward_context():
-            batches = self._until_stopped(trainer, loader)
-            detections = detect_all(engine.learner.student, batches, engine.device, self.data.category_ids)
-        detections = gather_detections(detections)
-        if trainer.is_global_zero:
-            self._record(trainer, engine, epoch, detections)
+        with self.average.in_place(trainer, engine):
+            with trainer.precision_plugin.forward_context():
+                batches = self._until_stopped(trainer, loader)
+                detections = detect_all(engine.learner.student, batches, engine.device, self.data.category_ids)
+            detections = gather_detections(detections)
+            if trainer.is_global_zero:
+                self._record(trainer, engine, epoch, detections)
         trainer.strategy.barrier("validated")
         # Otherwise only the result is left to write.
         if not self._stop_if_stale(trainer, epoch) and epoch != self.config.schedule.epochs:

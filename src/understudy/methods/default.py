@@ -1,0 +1,36 @@
+"""The methods of a run whose config names none: what proved best without tuning, as far as a pair permits it."""
+
+from typing import Any
+
+from understudy.config.keys import DEFAULT_METHODS
+from understudy.methods.frs import FRS
+from understudy.outputs import Spec
+
+
+def default_methods(student: Spec, teacher: Spec, *, balanced: bool = True) -> dict[str, dict[str, Any]]:
+    """Return the default methods for a pair, with their options.
+
+    If the anchors differ, cells are compared; a term that cannot be computed at all is left out.
+
+    Args:
+        student: the student's Spec; for detectors with other levels or classes, the reduced one of their pairing.
+        teacher: the teacher's Spec, likewise.
+        balanced: whether weights follow from shares; otherwise FRS is used as published.
+
+    Examples:
+        >>> spec = Spec(channels=(64,) * 5, strides=(8, 16, 32, 64, 128), num_anchors=1, num_classes=3)
+        >>> default_methods(spec, spec, balanced=False)
+        {'frs': {}}
+    """
+    options = dict(DEFAULT_METHODS["frs"]) if balanced else {}
+    if "class" in FRS.obstacles(student, teacher, **_without_weights(options)):
+        options["scores"] = "cell"
+    obstacles = FRS.obstacles(student, teacher, **_without_weights(options))
+    if "feature" not in obstacles:
+        left_out = [term for term in obstacles if term != "box" or "box_weight" in options]
+        options |= {f"{term}_weight": 0.0 for term in left_out}
+    return {"frs": options}
+
+
+def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if not name.endswith("_weight")}
