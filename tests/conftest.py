@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,22 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _neither_download_nor_estimate() -> Iterator[None]:
+    """No test downloads weights, and runs begin without an estimate, which takes longer than a tiny run's first steps.
+
+    ``tests/training/test_cost.py`` measures it.
+    """
+
+    def refuse(url: str, *_: object, **__: object) -> None:
+        raise AssertionError(f"a test must not download {url}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+        patch.setattr("understudy.training.defaults.measure_step", lambda *_: "")
+        yield
+
+
 # --- tiny runs, trained once per process: a run takes about a second --------------------------------------------------
 
 
@@ -83,11 +99,16 @@ def tiny(scenes) -> dict[str, Any]:
         "detector.name": "fcos_mobilenet_v2",
         "detector.width_mult": 0.35,
         "detector.neck_channels": 16,
+        "detector.backbone_weights": None,
+        "detector.norm": "batch",
+        "detector.anchor_scale": None,
         "optimizer.name": "sgd",
         "optimizer.scale_lr": False,
         "optimizer.clip_norm": 1e9,
+        "schedule": "1x",
         "schedule.epochs": 3,
         "batch_size": 2,
+        "evaluate_every": 1,
         "accelerator": "cpu",
         "log_every": 3,
     }

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from understudy.data import open_data
+from understudy.data.records import DetectionData, Record, Records
 from understudy.errors import UserError
 
 SIZE = (100, 80)
@@ -140,3 +142,16 @@ def message_of(path: Path, split: str = "train") -> str:
     with pytest.raises(UserError) as error:
         open_data(path, split)
     return str(error.value)
+
+
+def squares(side: float, count: int = 20, size: tuple[int, int] = (200, 160)) -> DetectionData:
+    """Images of this width and height with a square each, anywhere; one more is ignored."""
+    generator = torch.Generator().manual_seed(0)
+    records = []
+    for number in range(count):
+        corner = torch.rand(1, 2, generator=generator, dtype=torch.float64) * (torch.tensor(size) - side)
+        boxes = torch.cat([torch.cat([corner, corner + side], 1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
+        ignore, ids = torch.tensor([False, True]), torch.arange(2)
+        labels, areas = torch.zeros(2, dtype=torch.int64), (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        records.append(Record(number, Path(f"{number}.png"), *size, boxes, labels, ignore, areas, ids))
+    return DetectionData(("a",), (1,), Records.of(records), "coco", Path(), "train")

@@ -12,6 +12,7 @@ from understudy.evaluation import Evaluation
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 TEACHER = {"name": "retinanet_resnet18", "neck_channels": 16, "norm": "batch"}
 STUDENT = {"name": "retinanet_mobilenet_v2", "neck_channels": 8, "width_mult": 0.35, "norm": "batch"}
+NOTHING_OPEN = {"backbone_weights": None, "anchor_scale": None}
 
 
 def evaluation_of(ap: float) -> Evaluation:
@@ -21,8 +22,9 @@ def evaluation_of(ap: float) -> Evaluation:
 
 
 def config_of(folder: Path, *, detector=None, teacher=None, data="unused", **options) -> TrainConfig:
-    values = {"data": {"path": str(data), "shorter_side": [64], "longer_side": 96}, "detector": detector or STUDENT}
-    values |= {"run": str(folder)} | options
+    sizes = {"shorter_side": [64], "longer_side": 96, "workers": 2}
+    values = {"data": {"path": str(data), **sizes}, "detector": {**NOTHING_OPEN, **(detector or STUDENT)}}
+    values |= {"schedule": "1x", "batch_size": 16, "evaluate_every": 1, "run": str(folder)} | options
     return DistillConfig(**values, teacher=str(teacher)) if teacher else TrainConfig(**values)
 
 

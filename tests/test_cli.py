@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from data_sets import squares
 
 import understudy
 from understudy.cli import app, main
@@ -95,6 +96,7 @@ ARGUMENTS = {
     "analyse regions": "-o out",
     "analyse teachers": "t u -o out",
     "analyse swap": "t s",
+    "suggest": "d",
 }
 """The shortest arguments of every command that needs PyTorch."""
 
@@ -236,8 +238,12 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     assert run("check", "photos", "--sheet", "sheet.png").out == "3 images\n"
     ((arguments, options),) = calls
     assert (arguments, options["force"]) == (([Path("photos")], Path("sheet.png"), LIMITS), False)
-    described = {"detector": "retinanet_resnet50", "shorter_side": 800, "longer_side": 1333, "anchor_scale": None}
-    assert options["describe_boxes"].keywords == described
+    line, remarks = options["describe_boxes"](squares(8.0))
+    assert "at data.shorter_side=160" in line, "the size of the images"
+    assert "anchors of retinanet_resnet50: 16 to 407 pixels (detector.anchor_scale=2)" in line
+    assert "data.shorter_side=320" in remarks[0]
+    run("check", "photos", "--detector", "fcos_resnet18", "--shorter-side", "96")
+    assert "at data.shorter_side=96" in calls[1][1]["describe_boxes"](squares(8.0))[0]
     report.ok = False
     assert run("check", "photos").code == 2
 

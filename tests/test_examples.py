@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from arguments import arguments_of
 from torchvision.models.detection import RetinaNet
 
 from understudy.cli import main
@@ -38,7 +39,7 @@ def test_a_method_of_ones_own_from_the_command_line(tiny, trained, tmp_path, mon
     monkeypatch.chdir(EXAMPLES)
     keys = {**tiny, "run": tmp_path / "run", "teacher": trained, "schedule.epochs": 1, "log_every": 1}
     options = ["--method", "own_method:ScoredFeatures", "methods.own_method:ScoredFeatures.power=1"]
-    distill = ["distill", *(f"{key}={value}" for key, value in keys.items()), *options]
+    distill = ["distill", *arguments_of(keys), *options]
     for arguments in (distill, ["methods", "own_method:ScoredFeatures"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)

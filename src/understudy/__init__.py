@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from understudy.outputs import Outputs, Spec, Truth
     from understudy.pairing import Pairing, pair
     from understudy.studies.results import StudyResult
+    from understudy.training.suggestion import Suggestion
 
     __version__: str
 
@@ -60,6 +61,7 @@ __all__ = [
     "pair",
     "resume",
     "study",
+    "suggest",
     "train",
 ]
 
@@ -147,6 +149,25 @@ def resume(run: "str | Path", methods: "Sequence[str]" = (), *, accept_changes: 
     from understudy.training import run as training
 
     return training.resume(Path(run), methods, accept_changes=accept_changes)
+
+
+def suggest(config: "Source" = None, **overrides: Any) -> "Suggestion":
+    """Return what a run would choose for data and machine, and why, like ``understudy suggest``.
+
+    Args:
+        config: a YAML file, a mapping or a config, as in :func:`train` or, with a teacher, :func:`distill`.
+        overrides: config keys, as in :func:`train`; ``run`` is not needed.
+
+    Returns:
+        The complete config (``config``), the reasons by key (``reasons``), and time and memory (``cost``). Nothing is
+        trained, written or downloaded.
+
+    Raises:
+        UserError: the config or the data have faults; the message lists all of them.
+    """
+    from understudy.training import suggestion
+
+    return suggestion.suggest(config, overrides)
 
 
 def doctor(

@@ -36,11 +36,13 @@ RECIPE: dict[str, Any] = {
     "schedule": {"name": "cosine"},
     "ema": "off",
     "batch_size": 16,
+    "evaluate_every": 1,
     "accelerator": "cpu",
     "log_every": 5,
 }
-TEACHER = {"name": "fcos_mobilenet_v2", "neck_channels": 64}
-STUDENT = {"name": "fcos_mobilenet_v2", "neck_channels": 32, "width_mult": 0.35}
+UNTRAINED: dict[str, Any] = {"backbone_weights": None, "norm": "batch"}
+TEACHER = {"name": "fcos_mobilenet_v2", "neck_channels": 64, **UNTRAINED}
+STUDENT = {"name": "fcos_mobilenet_v2", "neck_channels": 32, "width_mult": 0.35, **UNTRAINED}
 METHODS: dict[str, dict[str, Any]] = {"frs": {"ramp_steps": 100}}
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import yaml
+from arguments import arguments_of
 from run_folders import STUDENT, TEACHER, make_run
 from training_runs import at_step, ctrl_c
 
@@ -22,7 +23,7 @@ from understudy.errors import UserError
 def keys(tiny, trained) -> list[str]:
     """Keys of the smallest distilled run, as arguments."""
     values = tiny | {"schedule.epochs": 1, "teacher": trained}
-    return [f"{key}={value}" for key, value in values.items()]
+    return arguments_of(values)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_all_faults_at_once():
         ("data.shorter_side.x=640", "data.shorter_side.x: no such item; "),
         (
             "data.shorter_side=[640, big]",
-            "data.shorter_side: expected a list, each item an integer from 32 to 32768, got ",
+            "data.shorter_side: expected a list, each item an integer from 32 to 32768 or null, got ",
         ),
         ("data.shorter_side=[]", "data.shorter_side: expected a list, "),
         ("data.path=", "data.path: expected one or several paths, got null"),
@@ -60,7 +60,7 @@ def test_all_faults_at_once():
         ("devices=some", "devices: expected an integer above 0 or auto, got some"),
         ("devices=0", "devices: expected an integer above 0 or auto, got 0"),
         ("precision=64", "precision: expected 32, bf16 or 16, got 64"),
-        ("batch_size=8.5", "batch_size: expected an integer above 0, got 8.5"),
+        ("batch_size=8.5", "batch_size: expected an integer above 0 or null, got 8.5"),
         ("optimizer.scale_lr=maybe", "optimizer.scale_lr: expected true or false, got maybe"),
         (
             "detector.image_std=[1, 1, 0]",
@@ -107,11 +107,11 @@ def test_a_method_given_twice(tmp_path):
 
 
 def test_faults_from_python_are_the_same():
-    assert faults(TrainConfig, {"run": "", "data": {"path": 3.5, "flip": "x"}, "seed": True, "batch_size": None}) == [
+    assert faults(TrainConfig, {"run": "", "data": {"path": 3.5, "flip": "x"}, "seed": True, "log_every": None}) == [
         'run: expected a path, got ""',
         "data.path: expected one or several paths, got 3.5",
         "data.flip: expected a number from 0 to 1, got x",
-        "batch_size: expected an integer above 0, got null",
+        "log_every: expected an integer above 0, got null",
     ]
     assert faults(TrainConfig, {"run": "r", "data": "p", "optimizer": {"lr": math.inf}}) == [
         "optimizer.lr: expected a finite number above 0 or null, got Infinity"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.config import LEFT_OPEN, DistillConfig, TrainConfig, filled_from, load_config, open_keys
 
 NEEDED = ["run=runs/a", "data=photos"]
 
@@ -15,9 +15,9 @@ def option(*arguments: str) -> TrainConfig:
 def test_defaults():
     config = option()
     assert (config.run, config.data.path) == (Path("runs/a"), Path("photos"))
-    assert (config.data.shorter_side, config.data.longer_side, config.data.flip) == ([800], 1333, 0.5)
+    assert (config.data.shorter_side, config.data.longer_side, config.data.flip) == (None, None, 0.5)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adamw", 1e-3, 0.05)
-    assert (config.schedule.epochs, config.batch_size, config.precision) == (12, 16, "32")
+    assert (config.schedule.epochs, config.batch_size, config.precision) == (None, None, "32")
     assert load_config(DistillConfig, None, [*NEEDED, "teacher=t"]).methods == {"frs": {}}
 
 
@@ -26,10 +26,23 @@ def test_what_depends_on_another_key_is_filled_in():
     assert option("optimizer=sgd").optimizer.weight_decay == 1e-4
     assert option("optimizer=adamw", "optimizer.lr=1e-3").optimizer.lr == 1e-3
     assert option("optimizer.lr=null").optimizer.lr == 1e-3
-    assert [option(f"schedule={name}").schedule.epochs for name in ("1x", "2x", "cosine")] == [12, 24, 12]
-    assert option().detector.norm == "batch"
-    assert option("detector.backbone_weights=IMAGENET1K_V1").detector.norm == "frozen"
-    assert option("detector.backbone_weights=w.pth", "detector.norm=batch").detector.norm == "batch"
+    assert [option(f"schedule={name}").schedule.epochs for name in ("1x", "2x", "cosine")] == [12, 24, None]
+
+
+def test_what_is_left_open_is_taken_from_another_config():
+    plain, other = option(), option("batch_size=4", "data.shorter_side=320", "detector.anchor_scale=null")
+    assert open_keys(plain) == [key for key in LEFT_OPEN if key != "data.unlabelled_batch"]
+    assert set(open_keys(plain)) - set(open_keys(other)) == {
+        "batch_size",
+        "data.shorter_side",
+        "detector.anchor_scale",
+    }
+    filled = filled_from(plain, other)
+    assert (filled.batch_size, filled.data.shorter_side, filled.detector.anchor_scale) == (4, [320], None)
+    assert filled_from(other, plain) == other
+    assert filled_from(plain, other, ["batch_size"]).data.shorter_side is None
+    unlabelled = option("data.unlabelled=more")
+    assert "data.unlabelled_batch" in open_keys(unlabelled)
 
 
 def test_finished_configs_cannot_be_changed_by_accident():

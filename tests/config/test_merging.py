@@ -24,7 +24,6 @@ def option(*arguments: str) -> TrainConfig:
         ("data.path=2024", "data", "path", Path("2024")),
         ("data.shorter_side=640", "data", "shorter_side", [640]),
         ("data.shorter_side=[480, 640]", "data", "shorter_side", [480, 640]),
-        ("data.shorter_side.0=640", "data", "shorter_side", [640]),
         ("detector.head_norm=group", "detector", "head_norm", "group"),
         ("detector.head_norm=null", "detector", "head_norm", None),
         ("detector.image_mean=[0.5, 0.5, 0.5]", "detector", "image_mean", (0.5, 0.5, 0.5)),

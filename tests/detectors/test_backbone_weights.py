@@ -1,11 +1,16 @@
-"""Weights of the backbone from a file."""
+"""Weights of the backbone from a file, and from torchvision without a network."""
+
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import mobilenet_v2
+from torchvision.models import ResNet18_Weights, mobilenet_v2
 
 from understudy.detectors import build_detector
+from understudy.detectors.backbone_weights import describe_download
 from understudy.errors import UserError
 
 
@@ -19,7 +24,7 @@ def test_backbone_weights_from_a_file(tmp_path):
     for key, value in source.features[4].state_dict().items():
         if not key.endswith("num_batches_tracked"):
             torch.testing.assert_close(loaded[key], value.half().float())
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in detector.network.backbone.body.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in detector.network.backbone.body.modules())
 
     with pytest.raises(UserError, match="is the width the same"):
         build_detector("retinanet_mobilenet_v2", 2, width_mult=0.5, neck_channels=32, backbone_weights=file)
@@ -96,3 +101,32 @@ def test_torchvisions_weights_are_for_rgb_images(monkeypatch):
     monkeypatch.setattr("understudy.detectors.backbone_weights._torchvision_weights", lambda *_: {})
     with pytest.raises(UserError, match=r"torchvision's weights expect RGB images. Leave channel_order out"):
         build_detector("fcos_resnet18", 2, channel_order="bgr", backbone_weights="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize(
+    ("error", "stored", "message"),
+    [
+        (OSError("Network is unreachable"), False, r"could not download IMAGENET1K_V1 for resnet18 \(OSError: Network"),
+        (
+            RuntimeError("invalid hash value"),
+            False,
+            r"could not download .* \(RuntimeError: invalid hash value\). Fetch",
+        ),
+        (EOFError("Ran out of input"), True, r"resnet18-.*.pth, where torchvision stores .* is damaged .* Delete it"),
+    ],
+)
+def test_weights_that_torchvision_cannot_load(error, stored, message, tmp_path, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fails)
+    url = urlsplit(ResNet18_Weights.IMAGENET1K_V1.url)
+    (tmp_path / "checkpoints").mkdir()
+    if stored:
+        (tmp_path / "checkpoints" / Path(url.path).name).write_bytes(b"")
+    assert describe_download("resnet18", "IMAGENET1K_V1").endswith("stored, 45 MB" if stored else "once, 45 MB")
+    with pytest.raises(UserError, match=message) as stop:
+        build_detector("fcos_resnet18", 2, backbone_weights="IMAGENET1K_V1")
+    assert "detector.backbone_weights=FILE, or null for random initialisation" in str(stop.value)
+    assert socket.getdefaulttimeout() is None

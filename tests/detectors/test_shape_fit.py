@@ -1,28 +1,13 @@
 """Shapes of boxes beside anchors: an upper limit of the measured overlaps, and what `check` says of them."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from data_sets import squares
 from small_detectors import small
 
-from understudy.data.records import DetectionData, Record, Records
 from understudy.detectors.anchor_fit import fit_of_boxes
 from understudy.detectors.shape_fit import describe_boxes, fit_of_shapes
 from understudy.errors import UserError
-
-
-def squares(side: float, count: int = 20, size: tuple[int, int] = (200, 160)) -> DetectionData:
-    """Images of this width and height with a square each, anywhere; one more is ignored."""
-    generator = torch.Generator().manual_seed(0)
-    records = []
-    for number in range(count):
-        corner = torch.rand(1, 2, generator=generator, dtype=torch.float64) * (torch.tensor(size) - side)
-        boxes = torch.cat([torch.cat([corner, corner + side], 1), torch.tensor([[0.0, 0.0, 1.0, 1.0]])])
-        ignore, ids = torch.tensor([False, True]), torch.arange(2)
-        labels, areas = torch.zeros(2, dtype=torch.int64), (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        records.append(Record(number, Path(f"{number}.png"), *size, boxes, labels, ignore, areas, ids))
-    return DetectionData(("a",), (1,), Records.of(records), "coco", Path(), "train")
 
 
 @pytest.mark.parametrize("side", [4.0, 12.0, 40.0, 150.0])

@@ -47,6 +47,7 @@ def keys(pictures, teacher) -> dict[str, Any]:
         **RECIPE,
         "data": {**RECIPE["data"], "path": pictures},
         "detector": STUDENT,
+        "schedule": {"name": "cosine", "epochs": 12},
         "teacher": teacher,
         "batch_size": 4,
         "methods": HEALTHY,

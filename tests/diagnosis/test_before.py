@@ -2,20 +2,14 @@
 
 import json
 import shutil
-from typing import Any
 
 import pytest
+from arguments import arguments_of
 from PIL import Image
 
 import understudy
 from understudy.cli import main
 from understudy.errors import UserError
-
-
-def flat(keys: dict[str, Any]) -> list[str]:
-    """Write a config as arguments."""
-    written = {name: json.dumps(value, default=str) for name, value in keys.items()}
-    return [f"{name}={text.strip(chr(34))}" for name, text in written.items()]
 
 
 @pytest.fixture
@@ -31,7 +25,7 @@ def run(capsys):
 
 def test_a_healthy_pair_passes_clean_and_nothing_is_written(keys, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(*flat(keys), "--images", "12", "--steps", "4", "--json")
+    code, out, err = run(*arguments_of(keys), "--images", "12", "--steps", "4", "--json")
     found = json.loads(out)
     assert [each for each in found["findings"] if each["severity"] in ("fatal", "warning")] == []
     assert (code, found["ok"], found["verdict"]) == (0, True, "No fault was found.")
@@ -46,7 +40,7 @@ def test_weights_that_are_not_finite(keys, planted, run):
     def break_one(state):
         next(value for value in state.values() if value.dim() > 1).fill_(float("nan"))
 
-    code, out, _ = run(*flat(keys | {"teacher": planted(break_one)}))
+    code, out, _ = run(*arguments_of(keys | {"teacher": planted(break_one)}))
     assert code == 1
     assert out.startswith("fatal    teacher's weights: The weights in ")
     assert "contains nan" in " ".join(out.split())

@@ -1,5 +1,6 @@
 """Anchors, levels, methods and cost of a pair."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,17 @@ from small_detectors import small
 
 from understudy.config import TrainConfig, load_config
 from understudy.data import open_data
-from understudy.diagnosis.pair import anchor_findings, cost_finding, level_findings, method_findings
+from understudy.diagnosis.pair import (
+    anchor_findings,
+    cost_finding,
+    default_findings,
+    level_findings,
+    method_findings,
+)
 from understudy.pairing import pair
+from understudy.training.cost import Cost
+from understudy.training.defaults import Choice, Derived
+from understudy.training.machine import Memory
 
 
 def config_of(pictures: Path, **keys: Any) -> TrainConfig:
@@ -33,11 +43,13 @@ def test_anchors_far_from_the_boxes(pictures):
 def test_levels_that_hold_objects_and_are_not_compared(pictures):
     student, teacher = small("retinanet", classes=4), small("faster_rcnn", classes=4)
     data = open_data(pictures, "train")
-    fit, _ = anchor_findings(student, data, config_of(pictures, **{"data.shorter_side": 96}))
+    fit, _ = anchor_findings(student, data, config_of(pictures, **{"data.shorter_side": 96, "data.longer_side": 96}))
     assert next(level_findings(pair(student.spec, student.spec), fit)).severity == "ok"
     found = next(level_findings(pair(student.spec, teacher.spec, list("abcd"), list("abcd")), fit))
     assert (found.severity, "not at 4, 128" in found.what) == ("note", True)
-    reverse, _ = anchor_findings(teacher, data, config_of(pictures, **{"data.shorter_side": 96}))
+    reverse, _ = anchor_findings(
+        teacher, data, config_of(pictures, **{"data.shorter_side": 96, "data.longer_side": 96})
+    )
     found = next(level_findings(pair(teacher.spec, student.spec, list("abcd"), list("abcd")), reverse))
     assert found.severity == "warning"
 
@@ -50,11 +62,20 @@ def test_methods_that_serve_and_why_the_others_do_not():
     assert "Not available: " in found.why
 
 
-def test_the_cost_is_that_of_the_steps(probe_of, batch, pictures):
-    config = config_of(pictures, **{"schedule.epochs": 100, "evaluate_every": 10})
-    found = cost_finding(probe_of(), [batch, batch], config, seconds=60)
-    facts = found.facts
-    assert facts["steps"] == 200
-    assert facts["seconds"] == 200 * facts["seconds_per_step"]
-    assert facts["bytes"] > 2**26
-    assert "plus 10 evaluations" in found.what
+def test_the_cost_is_the_estimate_of_the_run(pictures):
+    config = config_of(pictures, batch_size=4)
+    cost = Cost(200, 0.5, 10, 2.0, bytes=3 * 2**30, more=2**30, memory=Memory(4 * 2**30, 2**31))
+    found = cost_finding(Derived(config, (), cost))
+    assert found.severity == "note"
+    assert "200 steps of 0.5 s and 10 evaluations" in found.what
+    assert (found.facts["steps"], found.facts["seconds"], found.facts["bytes"]) == (200, 120.0, 3 * 2**30)
+    found = cost_finding(Derived(config, (), replace(cost, more=2**32)))
+    assert (found.severity, "a smaller batch_size (now 4)" in found.remedy) == ("fatal", True)
+    assert "no estimate of time and memory: a reason" in cost_finding(Derived(config, (), None, "a reason")).what
+
+
+def test_defaults_are_listed(pictures):
+    choices = (Choice("batch_size", 8, "little memory"), Choice("detector.norm", "batch", ""))
+    (found,) = default_findings(Derived(config_of(pictures), choices, None))
+    assert (found.severity, found.what) == ("note", "batch_size=8: little memory")
+    assert list(default_findings(Derived(config_of(pictures), choices[1:], None))) == []

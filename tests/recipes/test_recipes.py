@@ -99,7 +99,7 @@ def test_the_order_is_recipe_file_keys(tmp_path):
     other = load_config(DistillConfig, file, ["run=runs/a", "teacher=t.ckpt", "recipe=frs-gfl-r50"])
     assert (other.detector.name, other.recipe, other.schedule.epochs) == ("gfl_resnet50", "frs-gfl-r50", 6)
     assert load_config(DistillConfig, other) == other
-    assert load_config(TrainConfig, file, {"run": "runs/a", "recipe": None}).schedule.name == "1x"
+    assert load_config(TrainConfig, file, {"run": "runs/a", "recipe": None}).schedule.name == "cosine"
 
 
 def test_methods_replace_those_of_the_recipe():

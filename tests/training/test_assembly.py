@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from arguments import arguments_of
 from data_sets import write_voc
 
 import understudy
@@ -13,8 +14,9 @@ from understudy.cli import main
 from understudy.config import DataConfig, DistillConfig, TrainConfig, load_config
 from understudy.data import open_data
 from understudy.errors import UserError
-from understudy.training.assembly import _used, assemble, resolve_config
+from understudy.training.assembly import assemble, resolve_config
 from understudy.training.folder import RunFolder
+from understudy.training.sources import _used
 from understudy.training.trainer import make_trainer
 
 
@@ -159,7 +161,6 @@ def test_a_resolved_config_has_absolute_paths(tmp_path, monkeypatch):
     }
     config = resolve_config(load_config(DistillConfig, keys))
     assert (config.data.path, config.data.unlabelled) == (tmp_path / "photos", tmp_path / "more")
-    assert config.data.unlabelled_batch == 3
     assert config.teacher == tmp_path / "teacher"
     assert config.detector.backbone_weights == str(tmp_path / "weights.pt")
     named = load_config(DistillConfig, keys, {"detector.backbone_weights": "IMAGENET1K_V1"})
@@ -186,7 +187,7 @@ def test_a_run_on_two_years_of_voc(tiny, tmp_path, capsys):
     years = f"[{tmp_path / 'VOC2007'}, {tmp_path / 'VOC2012'}]"
     keys = {**tiny, "data.path": years, "data.train": "trainval", "data.val": "test", "schedule.epochs": 1}
     keys |= {"batch_size": 1, "log_every": 1, "run": tmp_path / "run"}
-    main_exits(["train", *(f"{key}={value}" for key, value in keys.items())])
+    main_exits(["train", *arguments_of(keys)])
     assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == 1 + 5
     assert json.loads((tmp_path / "run" / "result.json").read_text())["images"] == 2
     assert load_config(TrainConfig, tmp_path / "run" / "config.yaml").data.path == [

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from arguments import arguments_of
 from small_detectors import small
 from training_runs import assert_same, at_step, ctrl_c, saved_step
 
@@ -13,7 +14,7 @@ from understudy.cli import main
 from understudy.errors import RunError
 from understudy.files import read_rows
 from understudy.methods import Method
-from understudy.training.engine import Engine, _crashes_in_channels_last
+from understudy.training.engine import Engine, suits_channels_last
 
 LOSSES_OF_FIVE_STEPS = [2.80456, 3.92093, 4.99709, 5.00517, 4.96732]
 """Total loss of a tiny student's first steps with FRS (whose ramp is two steps long); a change of it needs a reason."""
@@ -89,7 +90,7 @@ def test_a_term_without_effect_stops_the_run(culprit, message, saved, tiny, trai
     method = {f"{__name__}:{culprit.__name__}": {}}
     keys = {**tiny, "teacher": trained, "run": tmp_path / "run", "methods": json.dumps(method)}
     with pytest.raises(SystemExit) as stop:
-        main(["distill", *(f"{key}={value}" for key, value in keys.items())])
+        main(["distill", *arguments_of(keys)])
     assert stop.value.code == 1
     err = capsys.readouterr().err
     assert message in err
@@ -110,7 +111,7 @@ def test_a_method_that_raises_is_named_with_the_step_before_its_traceback(tiny, 
     Raises.calls = 0
     keys = {**tiny, "teacher": trained, "run": tmp_path / "run", "methods": json.dumps({f"{__name__}:Raises": {}})}
     with pytest.raises(SystemExit) as stop:
-        main(["distill", *(f"{key}={value}" for key, value in keys.items())])
+        main(["distill", *arguments_of(keys)])
     assert stop.value.code == 1
     err = capsys.readouterr().err
     first = f"Error: Step 2: The method culprit ({__name__}:Raises) raised IndexError: list index out of range "
@@ -325,4 +326,4 @@ def test_bf16_is_close_to_32_bits(tiny, trained, tmp_path):
 @pytest.mark.parametrize(("width", "crashes"), [(0.125, True), (0.25, False)])
 def test_a_network_that_pytorch_crashes_on_keeps_its_memory_format(width, crashes):
     network = small("retinanet", width_mult=width).network
-    assert _crashes_in_channels_last(network) is crashes
+    assert suits_channels_last(network) is not crashes

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from arguments import arguments_of
 
 import understudy
 from understudy.cli import main
@@ -21,7 +22,7 @@ from understudy.training.folder import RunFolder
 def test_a_run_folder_is_never_overwritten(trained, tiny, capsys):
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in trained.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
-        main(["train", *(f"{key}={value}" for key, value in {**tiny, "run": trained}.items())])
+        main(["train", *arguments_of({**tiny, "run": trained})])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert f"The run folder {trained} is not empty. Choose a new folder: run=FOLDER." in err

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from arguments import arguments_of
 from training_runs import assert_same, at_step, crash, ctrl_c, ctrl_c_twice, saved_step, send
 
 import understudy
@@ -83,7 +84,7 @@ def test_the_signals_of_schedulers_and_terminals_save(tiny, trained, tmp_path, c
         (8, "step", [signal.SIGTERM], 143),
     ]
     for step, during, numbers, code in stops:
-        arguments = ["resume", str(run)] if run.exists() else ["train", *options(**{**tiny, "run": run})]
+        arguments = ["resume", str(run)] if run.exists() else ["train", *arguments_of({**tiny, "run": run})]
         with at_step(step, partial(send, numbers), during), pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == code
@@ -105,12 +106,8 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
         signal.signal(signal.SIGTERM, before)
 
 
-def options(**keys: object) -> list[str]:
-    return [f"{key}={value}" for key, value in keys.items()]
-
-
 def command(*arguments: object, **keys: object) -> list[str]:
-    return [sys.executable, "-m", "understudy", *map(str, arguments), *options(**keys)]
+    return [sys.executable, "-m", "understudy", *map(str, arguments), *arguments_of(keys)]
 
 
 @pytest.mark.slow
@@ -316,7 +313,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny, trained, tmp_path, capsys)
         ("metrics.csv", 2, 8),
         ("result.json", 1, 8),
     ]:
-        arguments = ["resume", str(run)] if run.exists() else ["train", *options(**{**tiny, "run": run})]
+        arguments = ["resume", str(run)] if run.exists() else ["train", *arguments_of({**tiny, "run": run})]
         with full_at(file, write), pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 1
@@ -339,7 +336,7 @@ def test_a_full_disk_for_tensorboard_and_by_a_limit_of_the_system(tiny, trained,
     resource = pytest.importorskip("resource")
     run, hook = tmp_path / "run", threading.excepthook
     with at_step(4, partial(monkeypatch.setattr, writer, "write", no_room)), pytest.raises(SystemExit) as stop:
-        main(["train", *options(**{**tiny, "run": run})])
+        main(["train", *arguments_of({**tiny, "run": run})])
     assert stop.value.code == 1
     err = capsys.readouterr().err
     assert f"Error: The disk is full: Could not write {run / 'tensorboard'} (No space left on device). Free some" in err

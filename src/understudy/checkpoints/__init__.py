@@ -10,6 +10,7 @@ from understudy.checkpoints.native import (
     faults_of_metadata,
     load_checkpoint,
     read_checkpoint,
+    read_metadata,
     write_checkpoint,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "import_checkpoint",
     "load_checkpoint",
     "read_checkpoint",
+    "read_metadata",
     "write_checkpoint",
 ]

@@ -47,14 +47,17 @@ class Checkpoint:
 
 
 def build_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
-    """Return the options of :func:`understudy.detectors.build.plain_network` for the detector of a config."""
+    """Return the options of :func:`understudy.detectors.build.plain_network` for the detector of a config.
+
+    Those that a config leaves open are left out: then they are the usual ones of a detector.
+    """
     of_training = {"backbone_weights", "channel_order", "frozen_stages"}
     detector = config.detector.model_dump(mode="json", exclude=of_training)
+    sizes = {"shorter_side": config.data.shorter_side, "longer_side": config.data.longer_side}
     return {
-        **detector,
+        **{key: value for key, value in detector.items() if value != "auto"},
         "num_classes": num_classes,
-        "shorter_side": config.data.shorter_side[-1],
-        "longer_side": config.data.longer_side,
+        **{key: value[-1] if isinstance(value, list) else value for key, value in sizes.items() if value},
     }
 
 
@@ -92,6 +95,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     network.load_state_dict(weights)
     detector = open_detector(network, build["name"]).eval()
     return Checkpoint(detector, tuple(meta["classes"]), meta["config"], meta, file)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Read what a checkpoint or a run folder states about its detector, without building it.
+
+    Raises:
+        UserError: as :func:`load_checkpoint`, apart from faults of the weights.
+    """
+    file = _checkpoint_file(Path(path))
+    meta = read_checkpoint(file)["understudy"]
+    if faults := list(faults_of_metadata(meta)):
+        raise UserError.listing(f"The metadata in {file} are damaged:", faults)
+    return meta
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

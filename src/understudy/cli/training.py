@@ -1,6 +1,7 @@
 """Commands that check data and train detectors."""
 
-from functools import partial
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from understudy.cli.app import (
     OVERRIDABLE,
     AllowOutside,
+    AsJson,
     ConfigFile,
     Force,
     MaxPixels,
@@ -20,6 +22,7 @@ from understudy.cli.app import (
     loading,
     print_folder,
     show,
+    show_result,
     with_recipe,
 )
 
@@ -36,14 +39,17 @@ def check(
         str, typer.Option(metavar="NAME", help="Detector whose anchors the boxes are compared with.")
     ] = "retinanet_resnet50",
     anchor_scale: Annotated[
-        float | None, typer.Option(metavar="X", show_default=False, help="Its detector.anchor_scale.")
+        float | None,
+        typer.Option(metavar="X", show_default=False, help="Its detector.anchor_scale; default: as a run chooses it."),
     ] = None,
     shorter_side: Annotated[
-        int, typer.Option(min=32, max=32768, metavar="N", help="data.shorter_side of the training.")
-    ] = 800,
+        int | None,
+        typer.Option(min=32, max=32768, metavar="N", help="data.shorter_side of the training; default: likewise."),
+    ] = None,
     longer_side: Annotated[
-        int, typer.Option(min=32, max=32768, metavar="N", help="data.longer_side of the training.")
-    ] = 1333,
+        int | None,
+        typer.Option(min=32, max=32768, metavar="N", help="data.longer_side of the training; default: likewise."),
+    ] = None,
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
     force: Force = False,
@@ -54,22 +60,65 @@ def check(
     finds images that two splits share. The exit code is 2 if there are faults.
     """
     loading()
-    from understudy.data import LIMITS
+    from understudy.data import LIMITS, DetectionData
     from understudy.data.check import check_data
+    from understudy.detectors.anchor_scale import best_scale
     from understudy.detectors.shape_fit import describe_boxes
+    from understudy.evaluation import choose_device
+    from understudy.training.image_size import ImageSize, longest
 
-    boxes = partial(
-        describe_boxes,
-        detector=detector,
-        shorter_side=shorter_side,
-        longer_side=longer_side,
-        anchor_scale=anchor_scale,
-    )
+    def boxes(split: DetectionData) -> tuple[str, list[str]]:
+        shorter = shorter_side or ImageSize.of(split, choose_device().type).shorter_side
+        longer, scale = longer_side or longest(shorter), anchor_scale
+        if scale is None and (found := best_scale(detector, split, shorter, longer)):
+            scale = found.scale
+        return describe_boxes(split, detector, shorter, longer, scale)
+
     limits = limits_given(allow_outside, max_pixels) or LIMITS
     report = check_data(data, sheet, limits, force=force, describe_boxes=boxes)
     show(report)
     if not report.ok:
         raise typer.Exit(2)
+
+
+@app.command(
+    context_settings=OVERRIDABLE,
+    epilog=example(
+        "understudy suggest photos detector=retinanet_resnet18",
+        "understudy suggest photos teacher=runs/teacher batch_size=8 -o student.yaml",
+    ),
+)
+def suggest(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data set: COCO, VOC or YOLO.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    recipe: RecipeName = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the values as a config file.")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a run would choose for data and machine, and why.
+
+    One row for each key that may be left open: image size, anchors, initial
+    weights, length, batch size. Then an estimate of time and memory. With
+    teacher=RUN it is that of a distillation. Nothing is trained or downloaded.
+    """
+    from understudy.files import check_writable, write_atomically
+
+    if output:
+        check_writable(output, force)
+    loading()
+    from understudy.training.suggestion import suggest as choose
+
+    with redirect_stdout(sys.stderr):  # libraries print progress
+        found = choose(config, [f"data.path={data}", *with_recipe(recipe, overrides)])
+    show_result(found, as_json)
+    if output:
+        write_atomically(output, found.to_yaml().encode())
+        if not as_json:
+            print(f"Config file: {output}")
 
 
 @app.command(

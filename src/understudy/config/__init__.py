@@ -12,10 +12,12 @@ from understudy.config.keys import (
     ScheduleConfig,
     TrainConfig,
 )
+from understudy.config.left_open import LEFT_OPEN, filled_from, open_keys, value_of, with_values
 from understudy.config.merging import Source, dump_config, load_config
 from understudy.config.paths import flat
 
 __all__ = [
+    "LEFT_OPEN",
     "DataConfig",
     "DetectorConfig",
     "DistillConfig",
@@ -25,6 +27,10 @@ __all__ = [
     "TrainConfig",
     "commented_yaml",
     "dump_config",
+    "filled_from",
     "flat",
     "load_config",
+    "open_keys",
+    "value_of",
+    "with_values",
 ]

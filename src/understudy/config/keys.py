@@ -64,17 +64,22 @@ class DataConfig(Section):
     )
     train: Text = Field("train", description="Training split, or several joined by +.")
     val: Text = Field("val", description="Validation split, or several joined by +.")
-    shorter_side: Annotated[list[Pixels], Field(min_length=1), BeforeValidator(one_as_list)] = Field(
-        [800],
+    shorter_side: Auto[Annotated[list[Pixels], Field(min_length=1), BeforeValidator(one_as_list)]] = Field(
+        FILLED_IN,
         description="Shorter side of an image in pixels; with several sizes, each training image uses a random one "
-        "and evaluation uses the last.",
+        "and evaluation uses the last; null: that of the teacher on the same data, else by the images (docs/data.md).",
+        examples=[[800]],
     )
     shorter_side_mode: Literal["choice", "range"] = Field(
         "choice",
         description="Sizes of training images: choice (one of `shorter_side`) or range (any integer from the smallest "
         "to the largest of them).",
     )
-    longer_side: Pixels = Field(1333, description="Maximum length of an image's longer side in pixels.")
+    longer_side: Auto[Pixels] = Field(
+        FILLED_IN,
+        description="Maximum length of an image's longer side in pixels; null: 5/3 of the largest `shorter_side`.",
+        examples=[1333],
+    )
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
     colour: Fraction = Field(
         0.0,
@@ -103,8 +108,10 @@ class DataConfig(Section):
         description="Number of training images to use: the first ones of a fixed random order, so that a smaller limit "
         "uses a part of the images of a larger one; `val` is not affected; null: all.",
     )
-    workers: Annotated[int, Field(ge=0, le=256)] = Field(
-        2, description="Number of processes that load images; 0: load them in the training process."
+    workers: Auto[Annotated[int, Field(ge=0, le=256)]] = Field(
+        FILLED_IN,
+        description="Number of processes that load images; 0: load them in the training process; null: by the cores.",
+        examples=[2],
     )
     max_pixels: PositiveInt = Field(
         100_000_000, description="Maximum number of pixels (width x height) of an image file; larger ones are refused."
@@ -141,14 +148,15 @@ class DetectorConfig(Section):
         1.0, description="Width of the backbone, relative to the published one."
     )
     backbone_weights: Text | None = Field(
-        None,
-        description="Initial weights of the backbone: a torchvision name or a file; null: random initialisation.",
+        "auto",
+        description="Initial weights of the backbone: a torchvision name or a file; null: random initialisation; auto: "
+        "torchvision's ImageNet weights, downloaded once, if it has them for this backbone and width, else null.",
     )
     norm: Literal["auto", "batch", "sync", "eval", "frozen"] = Field(
         "auto",
         description="Batch normalisation of the backbone: batch (trained), sync (trained, with statistics over all "
-        "processes), eval (trained, with fixed statistics) or frozen; auto: frozen if `backbone_weights` is set, "
-        "otherwise batch.",
+        "processes), eval (trained, with fixed statistics) or frozen; auto: batch, or frozen if `backbone_weights` is "
+        "set and `batch_size` is below 4.",
     )
     head_norm: Literal["group"] | None = Field(
         None, description="Normalisation layers of the head; null: the family's default."
@@ -156,10 +164,11 @@ class DetectorConfig(Section):
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = Field(
         0, description="Number of backbone stages, counted from the first, that are not trained."
     )
-    anchor_scale: PositiveFloat | None = Field(
-        None,
+    anchor_scale: PositiveFloat | Literal["auto"] | None = Field(
+        "auto",
         description="Side of a level's smallest anchor in strides of the level, lower for small objects; null: the "
-        "family's default (RetinaNet 4, GFL and Faster R-CNN 8).",
+        "family's default (RetinaNet 4, GFL and Faster R-CNN 8); auto: that of a teacher of the same family, else the "
+        "default unless another scale fits the boxes better.",
     )
     image_mean: ThreeNumbers = Field(
         (0.485, 0.456, 0.406), description="Mean of red, green and blue (0 to 1), subtracted from each image."
@@ -181,13 +190,6 @@ class DetectorConfig(Section):
     settings: dict[str, Any] = Field(
         {}, description="Family-specific settings; `understudy detectors NAME` lists them."
     )
-
-    @classmethod
-    def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Fill in ``norm``, which depends on ``backbone_weights``."""
-        if values.get("norm", "auto") == "auto":
-            return values | {"norm": "frozen" if values.get("backbone_weights") else "batch"}
-        return values
 
 
 class OptimizerConfig(Section):
@@ -236,17 +238,18 @@ class ScheduleConfig(Section):
 
     DEFAULTS: ClassVar[dict[str, dict[str, int]]] = {
         "1x": {"epochs": 12},
-        "2x": {"epochs": 24},
-        "cosine": {"epochs": 12},
+        "2x": {"epochs": 24},  # that of cosine depends on the images; see training/defaults.py
     }
 
     name: Literal["1x", "2x", "cosine"] = Field(
-        "1x",
+        "cosine",
         description="Learning rate schedule: 1x and 2x divide the learning rate by 10 after 2/3 and 11/12 of the run "
         "(or at `drops`), cosine lowers it smoothly.",
     )
     epochs: Auto[PositiveInt] = Field(
-        FILLED_IN, description="Passes over the training images; null: 1x 12, 2x 24, cosine 12.", examples=[12]
+        FILLED_IN,
+        description="Passes over the training images; null: 1x 12, 2x 24, cosine 12 and as many as 24,000 images take.",
+        examples=[12],
     )
     drops: list[Annotated[float, Field(gt=0, lt=1)]] | None = Field(
         None,
@@ -273,7 +276,7 @@ class ScheduleConfig(Section):
     @classmethod
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fill in the number of epochs, which depends on the schedule."""
-        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "1x")))
+        return _where_null(values, _of_name(cls.DEFAULTS, values.get("name")))
 
 
 class TrainConfig(Section):
@@ -298,7 +301,11 @@ class TrainConfig(Section):
         description="Decay of the moving average of the weights, which is what is evaluated and saved as the detector; "
         "step t uses at most (1 + t) / (10 + t), so that a short run has a short average; off: the weights themselves.",
     )
-    batch_size: PositiveInt = Field(16, description="Images per step and process.")
+    batch_size: Auto[PositiveInt] = Field(
+        FILLED_IN,
+        description="Images per step and process; null: so that a step has 16, fewer if memory or images are few.",
+        examples=[16],
+    )
     precision: Annotated[Literal["32", "bf16", "16"], BeforeValidator(number_as_text)] = Field(
         "32",
         description="Precision of the arithmetic in bits: 32, or mixed precision with bf16 or 16, which is faster on "
@@ -322,7 +329,11 @@ class TrainConfig(Section):
         "auto",
         description="How several devices share a run; with the last, steps may leave out parameters of methods.",
     )
-    evaluate_every: PositiveInt = Field(1, description="Epochs between two evaluations on `data.val`.")
+    evaluate_every: Auto[PositiveInt] = Field(
+        FILLED_IN,
+        description="Epochs between two evaluations on `data.val`; null: so that a run has at most 20.",
+        examples=[1],
+    )
     log_every: PositiveInt = Field(10, description="Steps between two rows of losses.csv.")
     recipe: Text | None = Field(
         None, description="Recipe whose values the config starts from; `understudy recipes` lists them."

@@ -1,9 +1,12 @@
 """ImageNet weights for the backbone of a new detector."""
 
 import pickle
+import socket
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,28 @@ from understudy.errors import UserError
 
 MOST_NAMES = 5
 """Tensors that a message names."""
+
+TIMEOUT = 30.0
+"""Seconds without an answer after which a download fails; without it, some networks let a program wait without end."""
+
+
+def published_weights(backbone_name: str) -> list[str]:
+    """Return the names of torchvision's weights of a backbone, all of them for its usual width; empty: there are none.
+
+    >>> published_weights("resnet50"), published_weights("resnext152_32x8d")
+    (['IMAGENET1K_V1', 'IMAGENET1K_V2'], [])
+    """
+    try:
+        return [name for name in get_model_weights(backbone_name).__members__ if name != "DEFAULT"]
+    except ValueError:
+        return []
+
+
+def describe_download(backbone_name: str, name: str) -> str:
+    """Describe weights of torchvision: their size, and whether they have to be downloaded."""
+    known = get_model_weights(backbone_name)[name]
+    stored = _stored_file(known.url).exists()
+    return f"torchvision's, of ImageNet; {'stored' if stored else 'downloaded once'}, {known.meta['_file_size']:.0f} MB"
 
 
 def not_finite(weights: Mapping[str, Tensor], built: Mapping[str, Tensor] | None = None) -> list[str]:
@@ -89,13 +114,38 @@ def _torchvision_weights(backbone_name: str, name: str) -> dict[str, Tensor] | N
             f"backbone_weights={name!r} is neither a file nor a name of torchvision's weights for {backbone_name}; "
             f"available: {', '.join(known.__members__)}."
         )
+    file, url = _stored_file(known[name].url), known[name].url
+    stored = file.exists()
+    others = "detector.backbone_weights=FILE, or null for random initialisation"
     try:
-        return dict(known[name].get_state_dict(progress=False, check_hash=True))
-    except OSError as error:
+        with _patient():
+            return dict(known[name].get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # of the network, or whatever arbitrary bytes make an unpickler raise
+        what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+        if stored:
+            raise UserError(
+                f"{file}, where torchvision stores {name} of {backbone_name}, is damaged ({what}). Delete it: then "
+                f"it is downloaded again. Without a network: {others}."
+            ) from error
         raise UserError(
-            f"torchvision could not download {name} for {backbone_name} ({error}). Fetch {known[name].url} on a "
-            "machine with internet, copy the file here and set backbone_weights to its path."
+            f"torchvision could not download {name} for {backbone_name} ({what}). Fetch {url} on a machine with "
+            f"internet and copy it to {file.parent}, or set {others}."
         ) from error
+
+
+def _stored_file(url: str) -> Path:
+    """Return where torchvision keeps a downloaded file."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlsplit(url).path).name
+
+
+@contextmanager
+def _patient() -> Generator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _weights_file(path: Path) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def build_detector(
     width_mult: float = 1.0,
     backbone_weights: str | Path | None = None,
     channel_order: Literal["rgb", "bgr"] = "rgb",
-    norm: Literal["auto", "batch", "sync", "eval", "frozen"] = "auto",
+    norm: Literal["batch", "sync", "eval", "frozen"] = "batch",
     head_norm: Literal["group"] | None = None,
     frozen_stages: int = 0,
     anchor_scale: float | None = None,
@@ -95,8 +95,7 @@ def build_detector(
         channel_order: order of the colours that these weights expect. Those of ``"bgr"`` are rearranged, so that the
             detector computes the same function of RGB images.
         norm: batch normalisation of the backbone: trained (``"batch"``), trained and synchronised over all processes
-            (``"sync"``), its weights trained on fixed statistics (``"eval"``, mmdet's ``norm_eval``), or ``"frozen"``;
-            ``"auto"`` freezes it if pretrained weights are given and trains it otherwise.
+            (``"sync"``), its weights trained on fixed statistics (``"eval"``, mmdet's ``norm_eval``), or ``"frozen"``.
         head_norm: ``"group"`` for GroupNorm in the head of a family that has none by default.
         frozen_stages: how many stages of the backbone, from the input, keep their weights (0 to 4).
         anchor_scale: side of the smallest square anchor, in cells; None: the family's default.
@@ -124,8 +123,6 @@ def build_detector(
     _check_options(
         name, num_classes, neck_channels, width_mult, norm, head_norm, frozen_stages, anchor_scale, conventions, given
     )
-    if norm == "auto":
-        norm = "batch" if backbone_weights is None else "frozen"
     try:
         network: Any = plain_network(
             name,
@@ -199,8 +196,8 @@ def _check_options(
         faults.append(f"neck_channels: expected at least 1, got {neck_channels}")
     if width_mult <= 0:
         faults.append(f"width_mult: expected a number above 0, got {width_mult}")
-    if norm not in ("auto", *NORMS):
-        faults.append(f"norm: expected one of {', '.join(('auto', *NORMS))}, got {norm!r}")
+    if norm not in NORMS:
+        faults.append(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
     if not 0 <= frozen_stages <= 4:
         faults.append(f"frozen_stages: expected 0 to 4, got {frozen_stages}")
     if head_norm not in (None, "group"):

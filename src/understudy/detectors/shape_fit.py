@@ -42,6 +42,7 @@ def describe_boxes(
     line = (
         f"Side of the boxes of {data.split} at data.shorter_side={shorter_side}: 10 % below {low:.0f}, half below "
         f"{middle:.0f}, 10 % above {high:.0f} pixels; anchors of {detector}: {smallest:.0f} to {largest:.0f} pixels"
+        + ("" if anchor_scale is None else f" (detector.anchor_scale={anchor_scale:g})")
     )
     remedy = f"Set {fit.remedy()}; for another detector or size: check --detector NAME --shorter-side N"
     return line, [f"{remark}, at data.shorter_side={shorter_side}. {remedy}" for remark in fit.remarks()]
@@ -57,7 +58,7 @@ def fit_of_shapes(detector: Detector, data: DetectionData, shorter_side: int, lo
     spec = detector.spec
     if not (spec.dense and spec.first_anchors):
         return None
-    boxes = _resized(data, shorter_side, longer_side)
+    boxes = resized_shapes(data, shorter_side, longer_side)
     return BoxFit.of(
         detector,
         sides=boxes.prod(1).sqrt(),
@@ -69,7 +70,7 @@ def fit_of_shapes(detector: Detector, data: DetectionData, shorter_side: int, lo
     )
 
 
-def _resized(data: DetectionData, shorter_side: int, longer_side: int) -> Tensor:
+def resized_shapes(data: DetectionData, shorter_side: int, longer_side: int) -> Tensor:
     """Return width and height (M, 2) of all boxes to train on, at the training size and clipped to their images."""
     records = data.records
     sizes = records.images[:, 1:].double()

@@ -5,18 +5,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import Field
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
-from understudy.config import DistillConfig
+from understudy.config import DistillConfig, with_values
 from understudy.config.values import FilePath
-from understudy.data import DetectionData, Limits, as_paths, check_data, open_data, open_unlabelled, shown_location
+from understudy.data import DetectionData, Limits, as_paths, check_data, open_unlabelled, shown_location
 from understudy.detectors import build_detector
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
-from understudy.diagnosis.pair import anchor_findings, cost_finding, level_findings, method_findings
+from understudy.diagnosis.pair import (
+    anchor_findings,
+    cost_finding,
+    default_findings,
+    level_findings,
+    method_findings,
+)
 from understudy.diagnosis.teacher import Trial, accuracy_findings, lead_findings, weight_findings
 from understudy.diagnosis.terms import (
     Probe,
@@ -31,7 +38,10 @@ from understudy.methods.loading import method_class
 from understudy.pairing import pair
 from understudy.text import listed
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
+from understudy.training.defaults import derive
 from understudy.training.folder import RunFolder
+from understudy.training.image_size import ImageSize, longest
+from understudy.training.sources import Sources
 from understudy.training.teacher_check import sample_of
 from understudy.training.trainer import make_trainer, quiet_lightning
 
@@ -41,8 +51,8 @@ IMAGES, STEPS = 100, 30
 BATCHES = 2
 """Batches on which the terms are read before training: a term may be zero in one without suitable objects."""
 
-FOR_TEACHER, FOR_STEPS, FOR_COST = 40.0, 20.0, 10.0
-"""Seconds after which a part of the checks takes no further images or steps; together under two minutes."""
+FOR_TEACHER, FOR_STEPS = 40.0, 20.0
+"""Seconds after which a part of the checks takes no further images or steps; all together under two minutes."""
 
 MOST_FILES = 1000
 """Images of a data set that are all read; of a larger one, only the annotations are checked."""
@@ -118,14 +128,19 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
     yield from weight_findings(teacher)
     limits = Limits.of(config.data)
     try:
-        train, val = (open_data(config.data.path, split, limits) for split in (config.data.train, config.data.val))
+        sources = Sources.of(config)
     except UserError as error:
         if (unlabelled := _images_alone(config, limits)) is None:
             yield _refused("data", error, f"understudy check {shown_location(config.data.path)}")
         else:
             yield from _without_truth(config, teacher, unlabelled)
         return
+    train, val = sources.train, sources.val
     yield from _data_findings(config, train, val, limits)
+    trainer = make_trainer(config, config.run)
+    derived = derive(config, sources, trainer)
+    config = cast("DistillConfig", derived.config)
+    yield from default_findings(derived)
     size = (config.data.shorter_side[-1], config.data.longer_side)
     device = choose_device("cpu" if config.accelerator == "cpu" else None)
     trial = Trial(teacher, sample_of(val, images), size, config.batch_size, device, config.data.aliases).within(
@@ -140,8 +155,11 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
         pairing = pair(student.spec, teacher.detector.spec, train.classes, teacher.classes, config.data.aliases)
         yield from level_findings(pairing, fit)
         yield method_findings(pairing.student, pairing.teacher)
+        yield cost_finding(derived)
+        if derived.warning:
+            return  # the steps that follow would need the memory, too
         with quiet_lightning():
-            run = assemble(config, RunFolder(config.run), make_trainer(config, config.run))
+            run = assemble(config, RunFolder(config.run), trainer, sources=sources)
     except UserError as error:
         yield _refused(
             "pair", error, "as the message says; `understudy methods` and `understudy detectors` list others"
@@ -208,9 +226,7 @@ def _step_findings(run: AssembledRun, steps: int) -> Iterator[Finding]:
     device, weights = run.trainer.strategy.root_device, run.engine.balance.given
     probe = Probe(run.engine.learner, weights, frozen, device, _keys(config))
     with quiet_lightning():
-        cost = cost_finding(probe, run.loader, config, FOR_COST)
         batches = [batch.to(probe.device) for batch in islice(run.loader, BATCHES)]
-    yield cost
     readings = [probe.read(batch) for batch in batches]
     yield from term_findings(probe, readings)
     losses = probe.train_on(batches[0], steps, FOR_STEPS)
@@ -252,6 +268,10 @@ def _without_truth(config: DistillConfig, teacher: Checkpoint, data: DetectionDa
         remedy=f"a data set with labels: data=PATH data.unlabelled={shown_location(config.data.path)}",
     )
     few = replace(data, records=data.records[:16])
+    device = choose_device("cpu" if config.accelerator == "cpu" else None)
+    shorter = config.data.shorter_side or [ImageSize.of(data, device.type).shorter_side]
+    longer = config.data.longer_side or longest(max(shorter))
+    config = with_values(config, {"data.shorter_side": shorter, "data.longer_side": longer})
     size = (config.data.shorter_side[-1], config.data.longer_side)
     own = teacher.config.get("data", {}).get("shorter_side", [size[0]])[-1]
     if own != size[0]:

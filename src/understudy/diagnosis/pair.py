@@ -1,28 +1,18 @@
 """Do student, teacher, methods and boxes fit each other: levels, methods, anchors; and what the run will cost."""
 
-import sys
-import time
 from collections.abc import Iterator
-
-import torch
-from torch.utils.data import DataLoader
 
 from understudy.config import TrainConfig
 from understudy.data import DetectionData
 from understudy.detectors import Detector
 from understudy.detectors.anchor_fit import MANY, BoxFit, fit_of_boxes
 from understudy.diagnosis.findings import Finding
-from understudy.diagnosis.terms import Probe
 from understudy.methods import METHODS
 from understudy.methods.loading import serving
 from understudy.outputs import Spec
 from understudy.pairing import Pairing
 from understudy.text import listed
-
-try:
-    import resource
-except ImportError:  # Windows does not tell it
-    resource = None
+from understudy.training.defaults import Derived
 
 HOPELESS = 0.5
 """Share of the objects without an anchor from which training is worthless."""
@@ -93,45 +83,29 @@ def method_findings(student: Spec, teacher: Spec) -> Finding:
     )
 
 
-def cost_finding(probe: Probe, loader: DataLoader, config: TrainConfig, seconds: float) -> Finding:
-    """Estimate time and memory of the whole run from a few steps, with loading and without the optimizer's update."""
-    device, durations = probe.device, []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    started = begun = time.monotonic()
-    for batch in loader:
-        torch.stack(list(probe.losses(batch.to(device)).values())).sum().backward()
-        probe.learner.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        durations.append(time.monotonic() - started)
-        started = time.monotonic()
-        if len(durations) == 4 or started - begun > seconds:
-            break
-    later = durations[1:] or durations  # the first step is slower
-    per_step, steps = sum(later) / len(later), len(loader) * config.schedule.epochs
-    if device.type == "cuda":
-        memory, whose = torch.cuda.max_memory_allocated(device), "memory of the device"
-    else:
-        memory, whose = _peak_of_process(), "memory of this process, with the other checks"
-    needs = f"; {memory / 2**30:.1f} GiB {whose}" if memory else ""
+def default_findings(derived: Derived) -> Iterator[Finding]:
+    """List what was chosen for this data and machine, if anything was left open."""
+    told = [choice for choice in derived.choices if choice.reason]
+    if told:
+        yield Finding(
+            check="defaults",
+            severity="note",
+            what="; ".join(map(str, told)),
+            remedy="KEY=VALUE for another value",
+            facts={choice.key: choice.value for choice in derived.choices},
+        )
+
+
+def cost_finding(derived: Derived) -> Finding:
+    """Report what the run takes, and whether it fits into the memory."""
+    cost = derived.cost
+    if cost is None:
+        return Finding(check="cost", severity="note", what=f"no estimate of time and memory: {derived.why_not}")
     return Finding(
         check="cost",
-        severity="note",
-        what=f"an estimate from {len(later)} step{'s' * (len(later) > 1)}: {steps} steps of {per_step:.2g} s are "
-        f"{_duration(steps * per_step)}, plus {config.schedule.epochs // config.evaluate_every} evaluations{needs}",
-        facts={"steps": steps, "seconds_per_step": per_step, "seconds": steps * per_step, "bytes": memory},
+        severity="note" if cost.fits else "fatal",
+        what=f"an estimate: {cost}",
+        why="" if cost.fits else "The system may end the run, and this examination, without a message.",
+        remedy="" if cost.fits else f"a smaller batch_size (now {derived.config.batch_size}) or data.shorter_side",
+        facts=cost.to_dict(),
     )
-
-
-def _peak_of_process() -> int | None:
-    if resource is None:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

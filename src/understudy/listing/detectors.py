@@ -105,11 +105,10 @@ def _class_count(options: Sequence[str]) -> tuple[int, list[str]]:
 
 def _imagenet(backbone: str, width_mult: float) -> str:
     """Return torchvision's weights of the backbone."""
-    from torchvision.models import get_model_weights
+    from understudy.detectors.backbone_weights import published_weights
 
-    try:
-        names = [name for name in get_model_weights(backbone).__members__ if name != "DEFAULT"]
-    except ValueError:
+    names = published_weights(backbone)
+    if not names:
         return "torchvision has no weights of this backbone; set detector.backbone_weights to a file"
     if width_mult != 1:
         return "torchvision has weights for width_mult=1 only; set detector.backbone_weights to a file"

@@ -1,5 +1,6 @@
 """Run a study: train what is missing, go on with what was interrupted, and summarise."""
 
+import contextlib
 import json
 import math
 import shlex
@@ -11,7 +12,7 @@ from typing import Any
 
 from understudy.checkpoints import load_checkpoint
 from understudy.compare.runs import Run, read_runs, read_teacher
-from understudy.config import DistillConfig, TrainConfig
+from understudy.config import DistillConfig, TrainConfig, open_keys, value_of, with_values
 from understudy.data import Limits, open_data
 from understudy.errors import RunError, Stopped, UserError
 from understudy.evaluation import Evaluation, choose_device, detect_all, loader_at_evaluation_size, on_device
@@ -27,11 +28,13 @@ from understudy.studies.summary import summarise
 from understudy.studies.tables import rows_as_csv, runs_as_csv
 from understudy.studies.timing import step_costs
 from understudy.training import console
-from understudy.training.assembly import AssembledRun, assemble, resolve_config
+from understudy.training.assembly import AssembledRun, resolve_config
+from understudy.training.defaults import SHARED_CHOICES, derive
 from understudy.training.environment import version_of
 from understudy.training.folder import RunFolder, lock
 from understudy.training.resuming import own_methods
-from understudy.training.run import resume, train, using_threads
+from understudy.training.run import completed, resume, train, using_threads
+from understudy.training.sources import Sources
 from understudy.training.teacher_cache import TeacherCache
 from understudy.training.together import can_share, train_together
 from understudy.training.trainer import make_trainer
@@ -179,13 +182,13 @@ class Study:
         """Assemble a run of each row, without its folder, to find all faults; they share the first one's teacher."""
         faults: list[tuple[str, str]] = []
         teachers: dict[Path, Any] = {}
+        place = RunFolder(self.folder.path / "runs" / "timing")
+        self._choose(place)
         for name, row, teacher in self._rows():
-            config = self.plan.config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs" / "timing")
-            config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+            config = with_values(self._config_of(row, self.plan.seeds[0], teacher, place.path), {"data.workers": 0})
             try:
                 config = resolve_config(config)
-                place = RunFolder(config.run)
-                run = assemble(config, place, make_trainer(config, place.path))
+                run = completed(config, place, make_trainer(config, place.path), measure=False)
             except UserError as error:
                 lines = str(error).splitlines()
                 faults += [(name, line.removeprefix("  - ")) for line in (lines[1:] or lines)]
@@ -204,6 +207,22 @@ class Study:
                     for fault, names in rows.items()
                 ],
             )
+
+    def _choose(self, place: RunFolder) -> None:
+        """Choose what the plan leaves open and all runs share, as its last row would; it is kept in the facts."""
+        _, row, teacher = list(self._rows())[-1]
+        config = self._config_of(row, self.plan.seeds[0], teacher, place.path)
+        if not SHARED_CHOICES.intersection(open_keys(config)):
+            return
+        with contextlib.suppress(UserError):  # each row raises it again
+            config = resolve_config(config)
+            derived = derive(config, Sources.of(config), make_trainer(config, place.path), measure=False)
+            self.facts["chosen"] = {key: value_of(derived.config, key) for key in sorted(SHARED_CHOICES)}
+
+    def _config_of(self, row: StudyRow, seed: int, teacher: Path, run: Path, epochs: int | None = None) -> TrainConfig:
+        """Return the config of a run with what was chosen for all runs."""
+        config, chosen = self.plan.config_of(row, seed, teacher, run, epochs), self.facts.get("chosen", {})
+        return with_values(config, {key: chosen[key] for key in open_keys(config) if key in chosen})
 
     def _rows(self) -> Iterator[tuple[str, StudyRow, Path]]:
         """Yield the rows of the results, apart from the one that is added, with their teachers."""
@@ -242,7 +261,7 @@ class Study:
             for name, row, teacher in rows:
                 slug = f"{row.slug}-{teacher.name}" if several and row.methods else row.slug
                 run = self.folder.run(f"{slug}-seed{seed}")
-                config = self.plan.config_of(row, seed, teacher, run.path, self._epochs(name))
+                config = self._config_of(row, seed, teacher, run.path, self._epochs(name))
                 found.append(Task(run.path.name, name, seed, config, run))
         return found
 
@@ -255,7 +274,7 @@ class Study:
         if self.plan.steps is not None:
             count = max(1, round(self.plan.steps / cost["steps"]))
         elif row == LONGER:
-            count = self.plan.config["schedule"]["epochs"]
+            count = self.plan.config["schedule"]["epochs"] or self.facts["chosen"]["schedule.epochs"]
         else:
             return None
         return round(count * self.facts["longer"]) if row == LONGER else count

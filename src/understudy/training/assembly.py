@@ -4,28 +4,18 @@ Every fault of a config that fits no data, detector or machine is found here, be
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
 from understudy.config.keys import DEFAULT_METHODS
-from understudy.data import (
-    Augmentation,
-    DetectionData,
-    Limits,
-    as_paths,
-    open_data,
-    open_unlabelled,
-    splits,
-    training_loader,
-)
+from understudy.data import Augmentation, DetectionData, as_paths, training_loader
 from understudy.detectors import build_detector
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
@@ -45,6 +35,7 @@ from understudy.training.loss_log import LogLosses
 from understudy.training.progress import ShowProgress
 from understudy.training.pseudo_labels import PseudoLabels
 from understudy.training.resuming import check_unchanged_data
+from understudy.training.sources import Sources
 from understudy.training.teacher_cache import open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.term_notes import NoteTerms
@@ -82,25 +73,27 @@ class AssembledRun:
 
 
 def assemble(
-    config: TrainConfig, folder: RunFolder, trainer: L.Trainer, saved: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    folder: RunFolder,
+    trainer: L.Trainer,
+    saved: Mapping[str, Any] | None = None,
+    sources: Sources | None = None,
 ) -> AssembledRun:
-    """Open and build everything that a config names.
+    """Build everything that a config names.
 
     Args:
-        config: the run's config.
+        config: the run's config, complete (see :mod:`.defaults`).
         folder: the run folder; it is not touched.
-        trainer: gets the callbacks.
+        trainer: gets the callbacks and the number of epochs.
         saved: metadata of the checkpoint that the run is resumed from, or None.
+        sources: the images of the config, if they are open already.
 
     Raises:
         UserError: the config does not fit the data, the detector, the teacher or the machine.
     """
-    train_data, val_data = _open_splits(config.data)
-    used, left_out = _used(config.data, train_data)
-    # The images that data.limit leaves out may take part without their labels.
-    unlabelled = _open_unlabelled(config, used if config.data.limit else train_data, val_data)
-    train_data, sides = used, _shorter_sides(config.data)
-    parts = _build(config, train_data, new=saved is None)
+    sources = sources or Sources.of(config)
+    train_data, val_data, unlabelled = sources.train, sources.val, sources.unlabelled
+    parts = build_networks(config, train_data, new=saved is None)
     check = None
     if isinstance(config, DistillConfig):
         config = config.model_copy(update={"methods": parts.methods})
@@ -111,21 +104,8 @@ def assemble(
     first = [*([check] if check else []), average]  # before the step is logged and saved
     callbacks = [*first, LogLosses(folder, config.log_every), NoteTerms(), checkpoints, validate, ShowProgress()]
     trainer.callbacks += callbacks  # ty: ignore[missing-attribute]
-    loader = training_loader(
-        train_data,
-        batch_size=config.batch_size,
-        shorter_side=sides,
-        longer_side=config.data.longer_side,
-        flip=config.data.flip,
-        seed=config.seed,
-        workers=config.data.workers,
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
-        group_by_aspect=config.data.group_by_aspect,
-        unlabelled=unlabelled,
-        unlabelled_batch=config.data.unlabelled_batch or 0,
-        augmentation=Augmentation(config.data.colour, config.data.scale, config.data.variants),
-    )
+    trainer.fit_loop.max_epochs = config.schedule.epochs
+    loader = make_loader(config, train_data, unlabelled, trainer.global_rank, trainer.world_size)
     count = len(unlabelled) if unlabelled else 0
     if saved:
         check_unchanged_data(saved, train_data, len(loader), count)
@@ -139,7 +119,7 @@ def assemble(
     facts["training_images"] = len(train_data)
     if is_first_process():
         facts["fingerprints"] = fingerprints(train_data, val_data, unlabelled, teacher)
-    notes = _notes_on_splits(config.data, train_data, val_data) + left_out + notes
+    notes = sources.notes + notes
     notes += _notes_on_weights(parts.weights) + _notes_on_long_ramps(config, engine.total_steps)
     if config.precision == "bf16" and "mobilenet" in config.detector.name and not torch.cuda.is_available():
         notes += ("precision=bf16: on CPUs, MobileNets trained 1.6 x slower with it than with precision=32",)
@@ -147,17 +127,37 @@ def assemble(
     return AssembledRun(folder, engine, trainer, loader, validate, checkpoints, average, facts, notes, resumed=not new)
 
 
-def resolve_config(config: TrainConfig) -> TrainConfig:
-    """Return the config with absolute paths and the defaults of ``optimizer.lr`` and ``data.unlabelled_batch``.
+def make_loader(
+    config: TrainConfig, data: DetectionData, unlabelled: DetectionData | None, rank: int = 0, processes: int = 1
+) -> DataLoader:
+    """Make the loader of a run for one of its processes; see :func:`.training_loader`."""
+    return training_loader(
+        data,
+        batch_size=config.batch_size,
+        shorter_side=_shorter_sides(config.data),
+        longer_side=config.data.longer_side,
+        flip=config.data.flip,
+        seed=config.seed,
+        workers=config.data.workers,
+        rank=rank,
+        world_size=processes,
+        group_by_aspect=config.data.group_by_aspect,
+        unlabelled=unlabelled,
+        unlabelled_batch=config.data.unlabelled_batch or 0,
+        augmentation=Augmentation(config.data.colour, config.data.scale, config.data.variants),
+    )
 
-    The options of the methods are resolved by :func:`assemble`, since their defaults depend on the student.
+
+def resolve_config(config: TrainConfig) -> TrainConfig:
+    """Return the config with absolute paths and the default of ``optimizer.lr``.
+
+    The options of the methods are resolved by :func:`assemble`, since their defaults depend on the student; what
+    depends on data and machine, by :mod:`.defaults`.
     """
     paths = [path.resolve() for path in as_paths(config.data.path)]
     data: dict[str, Any] = {"path": paths[0] if len(paths) == 1 else paths}
     if config.data.unlabelled is not None:
         data["unlabelled"] = config.data.unlabelled.resolve()
-        if config.data.unlabelled_batch is None:
-            data["unlabelled_batch"] = config.batch_size
     if config.schedule.drops is not None and config.schedule.name == "cosine":
         raise UserError("schedule.drops has no effect with schedule.name=cosine. Use 1x or 2x, or leave it out.")
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
@@ -170,42 +170,9 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     if config.init:
         changes["init"] = config.init.resolve()
     weights = config.detector.backbone_weights
-    if weights and Path(weights).exists():
+    if weights not in (None, "auto") and Path(weights).exists():
         changes["detector"] = config.detector.model_copy(update={"backbone_weights": str(Path(weights).resolve())})
     return config.model_copy(update=changes)
-
-
-def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
-    limits = Limits.of(config)
-    train_data, val_data = (open_data(config.path, split, limits) for split in (config.train, config.val))
-    if train_data.classes != val_data.classes:
-        raise UserError(
-            f"The splits {train_data.split!r} and {val_data.split!r} of {train_data.source} have different classes: "
-            f"{list(train_data.classes)} and {list(val_data.classes)}. They need the same classes in the same order."
-        )
-    same = (train_data.source, train_data.split) == (val_data.source, val_data.split)
-    if same and config.train != config.val:
-        raise UserError(
-            f"{train_data.source} is one split; it would be used for training and for evaluation. Name two files of a "
-            f"folder: data.path={train_data.source.parent} data.train={train_data.source.name} data.val=OTHER_FILE. "
-            f"To evaluate on the training images on purpose: data.val={config.train}."
-        )
-    return train_data, val_data
-
-
-def _notes_on_splits(config: DataConfig, train_data: DetectionData, val_data: DetectionData) -> tuple[str, ...]:
-    """Remark on an evaluation on training images."""
-    trained_on = set(train_data.records.paths())
-    count = sum(path in trained_on for path in val_data.records.paths())
-    if not count:
-        return ()
-    if count == len(val_data) == len(train_data):
-        what = f"data.val={config.val}: the validation split is the training split"
-    else:
-        what = f"data.val={config.val}: {count} of the {len(val_data)} validation images are training images"
-    others = [name for name in splits(config.path) if name not in (config.train, config.val)]
-    remedy = f" Other splits: {', '.join(others)} (data.val=NAME)." if others else ""
-    return (f"{what}, so AP measures memorisation.{remedy}",)
 
 
 def _shorter_sides(config: DataConfig) -> Sequence[int]:
@@ -221,58 +188,8 @@ def _shorter_sides(config: DataConfig) -> Sequence[int]:
     return range(smallest, largest + 1)
 
 
-def _used(config: DataConfig, data: DetectionData) -> tuple[DetectionData, tuple[str, ...]]:
-    """Return the part of the training split that a run uses, and notes on the images that are left out."""
-    notes = []
-    places = torch.arange(len(data))
-    if config.skip_empty:
-        places = data.records.objects_to_learn().nonzero().flatten()  # open_data ensures that there is one
-        count = len(data) - len(places)
-        notes.append(f"data.skip_empty: {count} of the {len(data)} training images have no objects and are left out")
-    if config.limit is not None:
-        chosen = places[_fixed_order(len(places))[: config.limit]].sort().values
-        if not data.records.objects_to_learn()[chosen].any():
-            raise UserError(
-                f"data.limit={config.limit}: none of these training images has an object to train on. Raise it, or set "
-                "data.skip_empty=true."
-            )
-        notes.append(f"data.limit: {len(chosen)} of {len(places)} training images are used")
-        places = chosen
-    if len(places) == len(data):
-        return data, tuple(notes)
-    return replace(data, records=data.records.take(places)), tuple(notes)
-
-
-def _fixed_order(count: int) -> Tensor:
-    """Return a random order of so many images that is the same for every run, whatever its seed."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
-
-
-def _open_unlabelled(config: TrainConfig, *labelled: DetectionData) -> DetectionData | None:
-    """Open the unlabelled images of a run, without those of the labelled splits."""
-    data = config.data
-    if data.unlabelled is None:
-        if data.unlabelled_batch:
-            raise UserError(
-                f"data.unlabelled_batch={data.unlabelled_batch} has no effect without unlabelled images. Add "
-                "data.unlabelled=FOLDER, or leave data.unlabelled_batch out."
-            )
-        if isinstance(config, DistillConfig) and config.pseudo_labels != "off":
-            raise UserError(
-                f"pseudo_labels={config.pseudo_labels} has no effect without unlabelled images. Add "
-                "data.unlabelled=FOLDER, or leave pseudo_labels out."
-            )
-        return None
-    if not isinstance(config, DistillConfig):
-        raise UserError(
-            f"data.unlabelled={data.unlabelled}: unlabelled images need a teacher. Use `understudy distill`, or leave "
-            "data.unlabelled out."
-        )
-    return open_unlabelled(data.unlabelled, labelled, Limits.of(data))
-
-
 @dataclass(frozen=True, slots=True)
-class _Networks:
+class Networks:
     """The learner, the weights of its distillation terms, the teacher, and what the student began with."""
 
     learner: Learner
@@ -283,7 +200,7 @@ class _Networks:
     methods: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # with all options
 
 
-def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
+def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Networks:
     """Build student, teacher and methods; the weights of a resumed run come from its checkpoint."""
     torch.manual_seed(config.seed)
     options = build_options(config, len(data.classes))
@@ -297,7 +214,7 @@ def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     )
     started = warm_start(student, source, data.classes, config.data.aliases) if source else None
     if not isinstance(config, DistillConfig):
-        return _Networks(Learner(student), {}, started=started)
+        return Networks(Learner(student), {}, started=started)
     teacher = load_checkpoint(config.teacher)
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
     wanted = config.methods
@@ -307,10 +224,10 @@ def _build(config: TrainConfig, data: DetectionData, *, new: bool) -> _Networks:
     methods, weights = build_methods(wanted, pairing.student, pairing.teacher, _balance(config))
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()
-    return _Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started, resolved)
+    return Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started, resolved)
 
 
-def _pseudo_labels(config: DistillConfig, parts: _Networks) -> PseudoLabels | None:
+def _pseudo_labels(config: DistillConfig, parts: Networks) -> PseudoLabels | None:
     teacher, pairing = parts.teacher, parts.learner.pairing
     if config.pseudo_labels == "off" or teacher is None or pairing is None:
         return None
@@ -322,7 +239,7 @@ def _balance(config: DistillConfig) -> float | None:
     return None if config.balance == "off" else config.balance
 
 
-def _facts_and_notes(parts: _Networks, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _facts_and_notes(parts: Networks, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What student and teacher share, what was inherited, and the unlabelled images: for the folder and the user."""
     facts: dict[str, Any] = {}
     notes: list[str] = []

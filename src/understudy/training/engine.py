@@ -96,7 +96,7 @@ class Engine(L.LightningModule):
         # Not a submodule: absent from parameters, checkpoints and DDP, and never in training mode.
         self.__dict__["teacher"] = teacher
         for network in (learner, teacher):
-            if network is not None and not _crashes_in_channels_last(network):
+            if network is not None and suits_channels_last(network):
                 # MobileNetV2 in float32 trained up to a third faster on a CPU; not measured on GPUs.
                 network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         distilled = isinstance(config, DistillConfig)
@@ -300,11 +300,13 @@ def reading_is_free(values: Tensor) -> bool:
     return values.device.type == "cpu"
 
 
-def _crashes_in_channels_last(network: nn.Module) -> bool:
-    """Return whether PyTorch's CPU library (oneDNN) may crash in the backward pass of a network in this memory format.
+def suits_channels_last(network: nn.Module) -> bool:
+    """Return whether a network may be trained in this memory format, or PyTorch's CPU library (oneDNN) may crash.
 
-    It writes beyond its memory at a 1x1 convolution of stride 2 from fewer than 16 channels, as in a ResNet of
-    an eighth of its width (torch 2.13).
+    In the backward pass, it writes beyond its memory at a 1x1 convolution of stride 2 from fewer than 16 channels, as
+    in a ResNet of an eighth of its width (torch 2.13).
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    return any(each.kernel_size == (1, 1) and each.stride == (2, 2) and each.in_channels < 16 for each in convolutions)
+    return not any(
+        each.kernel_size == (1, 1) and each.stride == (2, 2) and each.in_channels < 16 for each in convolutions
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.checkpoints import faults_of_metadata, read_checkpoint
-from understudy.config import DistillConfig, TrainConfig, flat
+from understudy.config import DistillConfig, TrainConfig, filled_from, flat
 from understudy.data import DetectionData
 from understudy.errors import UserError
 from understudy.files import drop_rows_after
@@ -127,7 +127,7 @@ def same_run(config: TrainConfig, begun: TrainConfig) -> bool:
         and config.methods.keys() != begun.methods.keys()
     ):
         return False
-    return not _changed(config, begun.model_dump(mode="json"))
+    return not _changed(filled_from(config, begun), begun.model_dump(mode="json"))
 
 
 def _changed(config: TrainConfig, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -8,10 +8,12 @@ epoch, image, step and process alone: a resumed run equals an uninterrupted one 
 import contextlib
 import errno
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as L
 import torch
 
 from understudy.checkpoints import check_weights
@@ -21,6 +23,7 @@ from understudy.text import shown
 from understudy.training.assembly import AssembledRun, assemble, resolve_config
 from understudy.training.checkpointing import Interrupted
 from understudy.training.console import say
+from understudy.training.defaults import derive
 from understudy.training.folder import RunFolder
 from understudy.training.launching import is_first_process
 from understudy.training.resuming import (
@@ -32,6 +35,7 @@ from understudy.training.resuming import (
     requeued,
     same_run,
 )
+from understudy.training.sources import Sources
 from understudy.training.trainer import make_trainer, quiet_lightning
 
 
@@ -83,7 +87,7 @@ def reopened(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = F
         saved = content["understudy"] if content else None
         config = load_unchanged_config(folder, saved) if saved else folder.read_config()
         check_own_methods(folder, config, methods)
-        assembled = assemble(config, folder, trainer, saved)
+        assembled = completed(config, folder, trainer, saved, measure=False)
         if content:
             summary = f"The weights in {folder.last} do not fit the run:"
             check_weights(summary, assembled.engine.state_dict(), content["state_dict"])
@@ -100,9 +104,24 @@ def _start(config: TrainConfig) -> Path:
     if is_first_process():
         folder.check_new()  # at once: opening a large data set takes a while
     with using_threads(config.threads):
-        assembled = assemble(config, folder, trainer)
+        assembled = completed(config, folder, trainer)
         with _in_first_process(folder.created(dump_config(assembled.engine.config), assembled.facts)):
             return fit(assembled)
+
+
+def completed(
+    config: TrainConfig,
+    folder: RunFolder,
+    trainer: L.Trainer,
+    saved: Mapping[str, Any] | None = None,
+    *,
+    measure: bool = True,
+) -> AssembledRun:
+    """Choose what a config leaves open, and assemble the run; arguments as of :func:`.assemble` and :func:`.derive`."""
+    sources = Sources.of(config)
+    derived = derive(config, sources, trainer, measure=measure)
+    assembled = assemble(derived.config, folder, trainer, saved, sources)
+    return replace(assembled, notes=(*derived.notes, *assembled.notes, *derived.estimate))
 
 
 @contextlib.contextmanager

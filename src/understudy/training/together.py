@@ -18,16 +18,17 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader
 
-from understudy.config import DistillConfig, TrainConfig, dump_config
+from understudy.config import DistillConfig, TrainConfig, dump_config, filled_from
 from understudy.data import Batch
 from understudy.errors import RunError, Stopped, UserError
 from understudy.training import console
-from understudy.training.assembly import AssembledRun, assemble, resolve_config
+from understudy.training.assembly import AssembledRun, resolve_config
 from understudy.training.checkpointing import heeding
+from understudy.training.defaults import SHARED_CHOICES
 from understudy.training.folder import RunFolder
 from understudy.training.progress import ShowProgress
 from understudy.training.resuming import own_methods
-from understudy.training.run import fit, reopened, using_threads
+from understudy.training.run import completed, fit, reopened, using_threads
 from understudy.training.teacher_cache import TeacherCache, open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.teacher_pass import SharedPass
@@ -60,15 +61,25 @@ def train_together(
             written.
         Stopped: a signal stopped the runs; each was saved.
     """
+    if not runs:
+        raise UserError("train_together got no run; it expects one for each student.")
     configs = [RunFolder.open(run).read_config() if isinstance(run, Path) else resolve_config(run) for run in runs]
-    _check(configs)
+    _check(configs := _with_what_others_state(configs))
     with using_threads(configs[0].threads), contextlib.ExitStack() as folders:
-        assembled = [
-            folders.enter_context(reopened(run, _own(config, methods), accept_changes=accept_changes))
-            if isinstance(run, Path)
-            else _assembled(config)
-            for run, config in zip(runs, configs, strict=True)
-        ]
+        found: dict[int, AssembledRun] = {}
+        # First those whose teacher decides the size of the images.
+        for number in sorted(range(len(runs)), key=lambda number: not isinstance(configs[number], DistillConfig)):
+            run, config = runs[number], configs[number]
+            if isinstance(run, Path):
+                found[number] = folders.enter_context(
+                    reopened(run, _own(config, methods), accept_changes=accept_changes)
+                )
+                continue
+            for other in found.values():  # the first has chosen what all share
+                config = filled_from(config, other.engine.config, SHARED_CHOICES)
+            found[number] = _assembled(config)
+        assembled = [found[number] for number in range(len(runs))]
+        _check([run.engine.config for run in assembled])
         for run, parts in zip(runs, assembled, strict=True):
             if not isinstance(run, Path):
                 folders.enter_context(parts.folder.created(dump_config(parts.engine.config), parts.facts))
@@ -85,16 +96,22 @@ def _own(config: TrainConfig, methods: Sequence[str]) -> list[str]:
     return [name for name in methods if name in own_methods(config)]
 
 
+def _with_what_others_state(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
+    """Give each run what it leaves open, all share, and another one states."""
+    stated = configs[0]
+    for other in configs:
+        stated = filled_from(stated, other, SHARED_CHOICES)
+    return [filled_from(config, stated, SHARED_CHOICES) for config in configs]
+
+
 def _assembled(config: TrainConfig) -> AssembledRun:
     folder = RunFolder(config.run)
     trainer = make_trainer(config, folder.path)
     folder.check_new()
-    return assemble(config, folder, trainer)
+    return completed(config, folder, trainer, measure=False)
 
 
 def _check(configs: Sequence[TrainConfig]) -> None:
-    if not configs:
-        raise UserError("train_together got no run; it expects one for each student.")
     if faults := _faults(configs):
         raise UserError.listing("These runs cannot be trained together:", faults)
 

@@ -43,7 +43,7 @@ def make_trainer(config: TrainConfig, folder: Path) -> L.Trainer:
                 num_nodes=config.num_nodes,
                 strategy=config.strategy,
                 precision=PRECISIONS[config.precision],
-                max_epochs=config.schedule.epochs,
+                max_epochs=-1,  # set when the config is complete; see `assemble`
                 gradient_clip_val=config.optimizer.clip_norm,
                 sync_batchnorm=config.detector.norm == "sync",
                 plugins=[_AtomicCheckpoints(), *([environment] if environment else [])],

@@ -1,0 +1,114 @@
+"""The scale of anchors that fits the boxes of a data set: the family's own if it does, else the best of a few."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor
+
+from understudy.data import DetectionData
+from understudy.detectors.anchor_fit import BoxFit, fit_of_boxes
+from understudy.detectors.base import Detector
+from understudy.detectors.build import build_detector
+from understudy.detectors.families import family_of
+
+FACTORS = (0.5, 0.75, 1.5, 2.0)
+"""Scales that are compared with the family's own, relative to it."""
+
+ENOUGH = 0.7
+"""IoU from which an anchor fits: every assignment by IoU makes it a positive, so a better one is of no use."""
+
+MARGIN = 0.02
+"""Mean IoU by which another scale must be better than the family's own: less lies within the choice of the images."""
+
+OBJECTS, FEWEST, MOST = 250, 8, 32
+"""Objects that the scales are compared on, and images at least and at most; the comparison takes a second or two."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleFit:
+    """The best of the scales that were compared.
+
+    Attributes:
+        scale: None: the family's own.
+        overlap: mean over the objects of the highest IoU with an anchor, counted up to :data:`ENOUGH`.
+        usual: the family's own scale,
+        usual_overlap: and its overlap.
+    """
+
+    scale: float | None
+    overlap: float
+    usual: float
+    usual_overlap: float
+
+    def __str__(self) -> str:
+        """Describe the choice."""
+        if self.scale is None:
+            return f"the family's own, {self.usual:g}, is as good as others ({self.overlap:.2f})"
+        return (
+            f"IoU of the boxes with their best anchors {self.overlap:.2f} on average (up to {ENOUGH}), "
+            f"{self.usual_overlap:.2f} with the family's own, {self.usual:g}"
+        )
+
+
+def best_scale(
+    name: str,
+    data: DetectionData,
+    shorter_side: int,
+    longer_side: int,
+    conventions: Literal["torchvision", "mmdet"] = "torchvision",
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> ScaleFit | None:
+    """Compare a few scales of anchors by the mean IoU of the boxes with their best anchors.
+
+    Anchors are laid over the images as in training, so small anchors, which are far apart for their size, are not
+    overrated.
+
+    Args:
+        name: of the detector.
+        data: the split that is trained on.
+        shorter_side: pixels of the shorter side of an image in training,
+        longer_side: unless its longer side would exceed this.
+        conventions: as of :func:`.build_detector`.
+        settings: likewise.
+
+    Returns:
+        None if the detector has no anchors, does not assign them by their IoU, or there are no boxes.
+
+    Raises:
+        UserError: there is no such detector, or it does not have these settings.
+    """
+    family = family_of(name)
+    if family and "anchor_scale" in family.refused:
+        return None
+
+    def build(scale: float | None) -> Detector:  # anchors do not depend on widths
+        options: Any = {"neck_channels": 16, "width_mult": 0.25, "conventions": conventions, "settings": settings}
+        return build_detector(name, num_classes=1, anchor_scale=scale, **options)
+
+    usual = build(None)
+    if usual.background_below is None or not usual.spec.first_anchors:
+        return None
+    objects = int((~data.records.ignore).sum())
+    images = min(MOST, max(FEWEST, OBJECTS * len(data) // max(objects, 1)))
+
+    def fit(scale: float | None) -> BoxFit | None:
+        return fit_of_boxes(build(scale), data, shorter_side, longer_side, images)
+
+    own = fit(None)
+    if own is None or own.overlaps is None or not own.objects:
+        return None
+    scale, before = round(own.anchor_sides[0] / own.strides[0], 1), _mean(own.overlaps)  # anchors are rounded
+    if before + MARGIN > ENOUGH:
+        return ScaleFit(None, before, scale, before)
+    others = {factor * scale: found.overlaps for factor in FACTORS if (found := fit(factor * scale))}
+    means = {each: _mean(overlaps) for each, overlaps in others.items() if overlaps is not None}
+    best = max(means, key=lambda each: means[each])
+    if means[best] < before + MARGIN:
+        return ScaleFit(None, before, scale, before)
+    return ScaleFit(best, means[best], scale, before)
+
+
+def _mean(overlaps: Tensor) -> float:
+    return float(overlaps.clamp(max=ENOUGH).mean())

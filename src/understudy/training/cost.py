@@ -1,0 +1,323 @@
+"""Time and memory of a run, estimated before it begins from a step on two small images.
+
+A step of a detector of convolutions takes time and memory in proportion to its pixels, so what was measured on small
+images is scaled to the size and number of those of the run.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from understudy.config import TrainConfig
+from understudy.data import Batch
+from understudy.data.transforms import PAD_MULTIPLE
+from understudy.evaluation.detections import inferring
+from understudy.methods.weighting import weighted_sum
+from understudy.training.assembly import build_networks, make_loader
+from understudy.training.engine import suits_channels_last
+from understudy.training.machine import Machine, Memory, memory_of_process
+from understudy.training.sources import Sources
+
+IMAGES, PIXELS = 2, 2**17
+"""Images of the step that is measured, and the pixels of each at most: enough that overheads count little."""
+
+PATIENCE = 4.0
+"""Seconds of a first step from which it is not repeated, although the first step is slower than the others."""
+
+LATE = 10**9
+"""A step at which the weights of all terms have grown to their final values."""
+
+BATCHES_DRAWN = 32
+"""Batches that are drawn to find the size to which images are padded together."""
+
+ACTIVATIONS = {"cpu": 1.15, "cuda": 1.35}
+"""Peak of a step in relation to what is saved for the backward pass: gradients of activations, workspaces, and memory
+that the allocator cannot use. Measured on CPUs (docs/performance.md); for GPUs an estimate that is meant to be high."""
+
+CONTEXT = 2**29
+"""Bytes that CUDA and its libraries take on a GPU."""
+
+STATES = {"sgd": 1, "adamw": 2}
+"""Tensors that an optimizer keeps for each weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was measured.
+
+    Attributes:
+        training: seconds of a training step per pixel.
+        inference: seconds of the evaluation per pixel.
+        loading: seconds to read an image.
+        saved: bytes per pixel that are saved for the backward pass.
+        trained: bytes of the trained weights of student and methods.
+        others: bytes of the other tensors of student, methods and teacher.
+        process: bytes that this process held before.
+    """
+
+    training: float
+    inference: float
+    loading: float
+    saved: float
+    trained: int
+    others: int
+    process: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An estimate of what a run takes.
+
+    Attributes:
+        steps: of the run.
+        seconds_per_step: with loading.
+        evaluations: of the run.
+        seconds_per_evaluation: each.
+        bytes: memory of a process at its peak.
+        more: bytes of it that the process does not hold yet.
+        memory: that there is; None: the system does not tell.
+    """
+
+    steps: int
+    seconds_per_step: float
+    evaluations: int
+    seconds_per_evaluation: float
+    bytes: int
+    more: int
+    memory: Memory | None
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the run."""
+        return self.steps * self.seconds_per_step + self.evaluations * self.seconds_per_evaluation
+
+    @property
+    def fits(self) -> bool:
+        """Whether the free memory suffices, as far as it is known."""
+        return self.memory is None or self.more <= self.memory.free
+
+    def __str__(self) -> str:
+        """Describe the estimate in a line."""
+        step = f"{self.seconds_per_step:.2g}" if self.seconds_per_step < 10 else f"{self.seconds_per_step:.0f}"
+        times = f"{self.steps} steps of {step} s and {self.evaluations} evaluations"
+        return f"about {shown_duration(self.seconds)} ({times}); {self.shown_memory()}"
+
+    def shown_memory(self) -> str:
+        """Describe the memory."""
+        there = f"; {gib(self.memory.free)} of {gib(self.memory.total)} are free" if self.memory else ""
+        return f"about {gib(self.bytes)} of {self.memory.kind if self.memory else 'memory'}{there}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its numbers for JSON."""
+        return {
+            "steps": self.steps,
+            "seconds_per_step": self.seconds_per_step,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "bytes_free": self.memory.free if self.memory else None,
+            "bytes_total": self.memory.total if self.memory else None,
+        }
+
+
+def gib(size: float) -> str:
+    """Write a number of bytes.
+
+    >>> gib(3 * 2**29)
+    '1.5 GiB'
+    """
+    return f"{size / 2**30:.1f} GiB"
+
+
+def shown_duration(seconds: float) -> str:
+    """Write a duration in the unit that suits it.
+
+    >>> shown_duration(90), shown_duration(5400), shown_duration(3e5)
+    ('90 s', '90 minutes', '3.5 days')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def cost_of(config: TrainConfig, sample: Sample, sources: Sources, machine: Machine) -> Cost:
+    """Scale a measured step to a run.
+
+    Args:
+        config: complete, but for ``detector.norm``.
+        sample: of this run.
+        sources: its images.
+        machine: of each of its processes.
+    """
+    images = config.batch_size + (_unlabelled_batch(config) if sources.unlabelled else 0)
+    mean, largest = _padded_pixels(config, sources, images)
+    workers, loading = config.data.workers, images * sample.loading
+    step = images * mean * sample.training
+    step = max(step, loading / workers) if workers else step + loading
+    evaluated = math.ceil(len(sources.val) / machine.processes)
+    epochs = config.schedule.epochs
+    kind = "cuda" if machine.device.type == "cuda" else "cpu"
+    weights = sample.trained * (2 + STATES[config.optimizer.name]) + sample.others
+    inputs = images * largest * 3 * 4 * 2  # floats, and the bytes that they are made from or the normalised images
+    files = images * _pixels_of_files(sources) * 3 * (2 * workers + 1)  # two batches wait at each worker
+    activations = images * largest * sample.saved * ACTIVATIONS[kind]
+    saving = 2 * sample.trained * (1 + STATES[config.optimizer.name])  # a checkpoint is put together in memory
+    if kind == "cuda":
+        more = held = weights + inputs + activations + CONTEXT
+    else:
+        more = weights + inputs + files + max(activations, saving)
+        held = sample.process + more
+    return Cost(
+        steps=epochs * (len(sources.train) // (machine.processes * config.batch_size)),
+        seconds_per_step=step,
+        evaluations=math.ceil(epochs / config.evaluate_every),
+        seconds_per_evaluation=evaluated * (mean * sample.inference + (0 if workers else sample.loading)),
+        bytes=int(held),
+        more=int(more),
+        memory=machine.memory,
+    )
+
+
+def measure_step(config: TrainConfig, sources: Sources, trainer: L.Trainer) -> Sample | str:
+    """Measure a step and an evaluation of two small images, with networks that are thrown away afterwards.
+
+    Nothing that the run reads is changed: neither weights nor random numbers.
+
+    Args:
+        config: of the run; the size of its images is known.
+        sources: its images.
+        trainer: its trainer, for device and precision.
+
+    Returns:
+        The measurement; or why there is none: whatever prevents it ends the run itself with a better message.
+    """
+    process, device = memory_of_process(), trainer.strategy.root_device
+    torch.set_flush_denormal(True)  # as in the run
+    small = _small(config, sources)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            started = time.perf_counter()
+            batch: Batch = next(iter(make_loader(small, sources.train, None)))
+            loading = (time.perf_counter() - started) / len(batch.image_ids)
+            return _measured(small, sources, trainer, batch.to(device), loading, process)
+        except Exception as error:
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+
+
+def _measured(
+    config: TrainConfig, sources: Sources, trainer: L.Trainer, batch: Batch, loading: float, process: int
+) -> Sample:
+    device, pixels = batch.images.device, batch.images.numel() / 3
+    networks = build_networks(config, sources.train, new=False)
+    learner = networks.learner.to(device).train()
+    teacher = networks.teacher.detector.to(device) if networks.teacher else None
+    for network in (learner, teacher):
+        if network is not None and suits_channels_last(network):
+            network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+
+    def step() -> None:
+        with trainer.precision_plugin.forward_context():
+            outputs = None
+            if teacher is not None:
+                with torch.no_grad():
+                    outputs = teacher(batch.images, batch.image_sizes, needs=learner.needs)
+            terms = learner(batch.images, batch.targets, outputs, batch.image_sizes, batch.labelled, teacher=teacher)
+            loss = weighted_sum(terms, networks.weights, LATE)
+        loss.backward()
+        learner.zero_grad(set_to_none=True)
+
+    def evaluate() -> None:
+        with inferring(learner.student, device, config.precision):
+            learner.student.detect(learner.student(batch.images, batch.image_sizes), batch.image_sizes)
+
+    with _counting_saved() as saved:
+        first = _seconds(step, device)
+    tensors = [*learner.parameters(), *learner.buffers(), *(teacher.state_dict().values() if teacher else ())]
+    trained = sum(each.nbytes for each in learner.parameters() if each.requires_grad)
+    return Sample(
+        training=(first if first > PATIENCE else min(first, _seconds(step, device))) / pixels,
+        inference=_seconds(evaluate, device) / pixels,
+        loading=loading,
+        saved=sum(saved.values()) / pixels,
+        trained=trained,
+        others=sum(each.nbytes for each in tensors) - trained,
+        process=process,
+    )
+
+
+@contextmanager
+def _counting_saved() -> Generator[dict[int, int]]:
+    """Count the bytes of tensors, each storage once, that are saved for a backward pass; weights are not counted."""
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not (tensor.is_leaf and tensor.requires_grad):
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield found
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _small(config: TrainConfig, sources: Sources) -> TrainConfig:
+    """Return the config of the step that is measured: two images of the run's size, or smaller ones."""
+    _, largest = _padded_pixels(config, sources, 1)
+    scale = min(1.0, math.sqrt(PIXELS / largest))
+    shorter, longer = (max(PAD_MULTIPLE, int(side * scale)) for side in _sides(config))
+    data = config.data.model_copy(
+        update={
+            "shorter_side": [shorter],
+            "longer_side": longer,
+            "shorter_side_mode": "choice",
+            "group_by_aspect": False,
+            "workers": 0,
+            "unlabelled_batch": None,
+        }
+    )
+    changes: dict[str, Any] = {"data": data, "batch_size": min(IMAGES, config.batch_size or IMAGES, len(sources.train))}
+    return config.model_copy(update=changes)
+
+
+def _sides(config: TrainConfig) -> tuple[int, int]:
+    return max(config.data.shorter_side), config.data.longer_side
+
+
+def _unlabelled_batch(config: TrainConfig) -> int:
+    batch = config.data.unlabelled_batch
+    return config.batch_size if batch is None else batch
+
+
+def _padded_pixels(config: TrainConfig, sources: Sources, images: int) -> tuple[float, float]:
+    """Return the pixels to which each image of a batch is padded: the mean over random batches, and the most."""
+    sizes = sources.train.records.images[:, 1:].double()
+    shorter, longer = _sides(config)
+    scale = torch.minimum(shorter / sizes.amin(1), longer / sizes.amax(1))
+    resized = (sizes * scale[:, None]).floor().clamp(min=1)
+    drawn = torch.randint(len(sizes), (BATCHES_DRAWN, images), generator=torch.Generator().manual_seed(0))
+    padded = (resized[drawn].amax(1) / PAD_MULTIPLE).ceil() * PAD_MULTIPLE
+    pixels = padded.prod(1)
+    return float(pixels.mean()), float(pixels.max())
+
+
+def _pixels_of_files(sources: Sources) -> float:
+    return float(sources.train.records.images[:, 1:].double().prod(1).mean())

@@ -1,0 +1,283 @@
+"""What a config leaves open, and data, teacher and machine decide.
+
+A run's config is completed before the run is made, and is written complete, so a resumed run and a repeated one do not
+depend on the rules. ``understudy suggest`` shows the same choices.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import lightning.pytorch as L
+
+from understudy.checkpoints import read_metadata
+from understudy.config import DistillConfig, TrainConfig, open_keys, with_values
+from understudy.data import as_paths
+from understudy.detectors.anchor_scale import best_scale
+from understudy.detectors.backbone_weights import describe_download, published_weights
+from understudy.detectors.families import family_of
+from understudy.errors import UserError
+from understudy.text import as_yaml
+from understudy.training.cost import Cost, Sample, cost_of, measure_step
+from understudy.training.image_size import ImageSize, longest
+from understudy.training.launching import is_first_process
+from understudy.training.machine import Machine
+from understudy.training.sources import Sources
+
+IMAGES_SEEN, PASSES, MOST_EPOCHS = 24_000, 12, 1000
+"""A run sees so many images, and each image so often in addition, up to a number of epochs: 300 images 92 times, 1,000
+images 36 times, COCO's 118,000 images 12 times, as in its 1x schedule."""
+
+EVALUATIONS = 20
+"""Evaluations of a run at most."""
+
+IMAGES_PER_STEP = 16
+"""The images of a step that learning rates refer to."""
+
+FEWEST_FOR_STATISTICS = 4
+"""Images of a process from which the statistics of a batch are better than those of ImageNet."""
+
+SHARE_OF_MEMORY = 0.6
+"""Part of the memory that a batch size chosen here may take; the rest is for other programs, and for errors."""
+
+WEIGHTS = "IMAGENET1K_V1"
+"""torchvision's weights that papers start from; every published backbone has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A value that was chosen.
+
+    Attributes:
+        key: of the config.
+        value: of the key.
+        reason: in words; empty where there was nothing to choose.
+    """
+
+    key: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        """Write the choice as it would be given, with its reason."""
+        return f"{self.key}={as_yaml(self.value)}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A complete config.
+
+    Attributes:
+        config: the config.
+        choices: the values that it left open, in the order of the rules.
+        cost: what the run takes; None: it was not measured.
+        why_not: why it was not, if it should have been; else empty.
+    """
+
+    config: TrainConfig
+    choices: tuple[Choice, ...]
+    cost: Cost | None
+    why_not: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user: what was chosen."""
+        told = [f"  {choice}" for choice in self.choices if choice.reason]
+        return ("Chosen for this data and machine (to change one, give KEY=VALUE):", *told) if told else ()
+
+    @property
+    def estimate(self) -> tuple[str, ...]:
+        """Lines for the user: what the run takes, and a warning if it does not fit into the memory."""
+        if self.cost is None:
+            return (f"No estimate of time and memory: {self.why_not}",) if self.why_not else ()
+        return f"Estimate: {self.cost}", *([self.warning] if self.warning else [])
+
+    @property
+    def warning(self) -> str:
+        """A warning of a run that does not fit into the memory; empty: it does, or it is not known."""
+        if self.cost is None or self.cost.fits:
+            return ""
+        return (
+            f"The run needs {self.cost.shown_memory()}: the system may end it without a message. Lower batch_size (now "
+            f"{self.config.batch_size}) or data.shorter_side (now {self.config.data.shorter_side[-1]})."
+        )
+
+
+@dataclass
+class _Facts:
+    """What the rules look at.
+
+    Attributes:
+        sources: the images.
+        trainer: for device and precision.
+        measured: the measurement of a step, once it was needed.
+    """
+
+    sources: Sources
+    trainer: L.Trainer
+    measured: Sample | str | None = field(default=None)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The machine, with the number of the run's processes."""
+        trainer = self.trainer
+        return Machine.of(trainer.strategy.root_device, trainer.world_size, trainer.num_devices)
+
+    def sample(self, config: TrainConfig) -> Sample | str:
+        """Measure a step of the run, once."""
+        if self.measured is None:
+            self.measured = measure_step(
+                with_values(config, {"detector.norm": _plain_norm(config)}), self.sources, self.trainer
+            )
+        return self.measured
+
+
+def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure: bool = True) -> Derived:
+    """Complete a config. Values that it has are never changed.
+
+    Args:
+        config: of a new run, with absolute paths.
+        sources: its images.
+        trainer: its trainer.
+        measure: whether to estimate time and memory; it is done in any case where the batch size depends on it.
+
+    Raises:
+        UserError: the run does not fit into the memory whatever its batch size, or the teacher cannot be read.
+    """
+    facts, choices = _Facts(sources, trainer), []
+    for key in open_keys(config):
+        choice = RULES[key](config, facts)
+        config = with_values(config, {key: choice.value})
+        choices.append(choice)
+    sample = facts.sample(config) if (measure and is_first_process()) or facts.measured else ""
+    if isinstance(sample, str):
+        return Derived(config, tuple(choices), None, sample)
+    return Derived(config, tuple(choices), cost_of(config, sample, sources, facts.machine))
+
+
+# --- the rules: a function for each key -------------------------------------------------------------------------------
+
+
+def _shorter_side(config: TrainConfig, facts: _Facts) -> Choice:
+    if isinstance(config, DistillConfig):
+        own = read_metadata(config.teacher)["config"].get("data", {})
+        if own.get("path") is not None and as_paths(own["path"]) == as_paths(config.data.path):
+            return Choice(
+                "data.shorter_side", [own["shorter_side"][-1]], "as its teacher was trained, on the same data"
+            )
+    size = ImageSize.of(facts.sources.train, facts.machine.device.type)
+    return Choice("data.shorter_side", [size.shorter_side], size.reason)
+
+
+def _longer_side(config: TrainConfig, facts: _Facts) -> Choice:
+    return Choice("data.longer_side", longest(max(config.data.shorter_side)), "5/3 of data.shorter_side")
+
+
+def _epochs(config: TrainConfig, facts: _Facts) -> Choice:
+    count = len(facts.sources.train)
+    epochs = min(MOST_EPOCHS, PASSES + round(IMAGES_SEEN / count))
+    reason = f"{IMAGES_SEEN:,} images, and {PASSES} times each of {count:,}"
+    return Choice("schedule.epochs", epochs, reason if epochs < MOST_EPOCHS else f"at most {MOST_EPOCHS:,}")
+
+
+def _evaluate_every(config: TrainConfig, facts: _Facts) -> Choice:
+    every = -(-config.schedule.epochs // EVALUATIONS)
+    return Choice("evaluate_every", every, f"at most {EVALUATIONS} evaluations")
+
+
+def _backbone_weights(config: TrainConfig, facts: _Facts) -> Choice:
+    family = family_of(config.detector.name)
+    backbone = config.detector.name.removeprefix(f"{family.name}_") if family else ""
+    if family is None or family.backbones is not None or WEIGHTS not in published_weights(backbone):
+        reason = f"random initialisation, torchvision has no weights of {backbone or 'this backbone'}"
+    elif config.detector.width_mult != 1:
+        reason = f"random initialisation, torchvision has weights of {backbone} for width_mult=1 only"
+    else:
+        return Choice("detector.backbone_weights", WEIGHTS, describe_download(backbone, WEIGHTS))
+    return Choice("detector.backbone_weights", None, reason)
+
+
+def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
+    key, detector = "detector.anchor_scale", config.detector
+    family = family_of(detector.name)
+    if family and isinstance(config, DistillConfig) and "anchor_scale" not in family.refused:
+        build = read_metadata(config.teacher)["build"]
+        if family_of(build["name"]) is family:
+            return Choice(key, build.get("anchor_scale"), "that of the teacher, which is of the same family")
+    size = (config.data.shorter_side[-1], config.data.longer_side)
+    try:
+        found = best_scale(detector.name, facts.sources.train, *size, detector.conventions, detector.settings)
+    except UserError:  # which the detector itself raises, too, unless its settings suit its own width only
+        found = None
+    return Choice(key, found.scale, str(found)) if found else Choice(key, None, "")
+
+
+def _workers(config: TrainConfig, facts: _Facts) -> Choice:
+    cores, on_gpu = facts.machine.cores, facts.machine.device.type == "cuda"
+    workers = min(8, max(1, cores - 1)) if on_gpu else min(4, cores // 4)
+    where = "on a GPU" if on_gpu else "which also compute the steps"
+    return Choice("data.workers", workers, f"{cores} core{'s' * (cores > 1)}, {where}")
+
+
+def _batch_size(config: TrainConfig, facts: _Facts) -> Choice:
+    machine, images = facts.machine, len(facts.sources.train) // facts.machine.processes
+    usual = max(1, IMAGES_PER_STEP // machine.processes)
+    sizes = [size for size in (16, 8, 4, 2, 1) if size <= min(usual, max(1, images))]
+    reason = "the learning rate refers to 16 images per step" if sizes[0] == usual else f"training images: {images}"
+    if machine.processes > 1:  # all must choose the same, and their memory may differ
+        return Choice("batch_size", sizes[0], f"{reason}, over {machine.processes} processes")
+    sample = facts.sample(config)
+    if isinstance(sample, str):
+        return Choice("batch_size", sizes[0], reason)
+    costs = {size: cost_of(with_values(config, {"batch_size": size}), sample, facts.sources, machine) for size in sizes}
+    fitting = [size for size, cost in costs.items() if _has_room(cost)]
+    if not fitting:
+        raise UserError(
+            f"The run does not fit into the memory with batch_size=1: it needs {costs[1].shown_memory()}. Lower "
+            f"data.shorter_side (now {config.data.shorter_side[-1]}), or use a smaller detector. To try nevertheless: "
+            "batch_size=1"
+        )
+    if fitting[0] < sizes[0]:
+        reason = f"{sizes[0]} would need {costs[sizes[0]].shown_memory()}"
+    return Choice("batch_size", fitting[0], reason)
+
+
+def _has_room(cost: Cost) -> bool:
+    return cost.memory is None or (cost.fits and cost.bytes <= SHARE_OF_MEMORY * cost.memory.total)
+
+
+def _unlabelled_batch(config: TrainConfig, facts: _Facts) -> Choice:
+    return Choice("data.unlabelled_batch", config.batch_size, "")
+
+
+def _norm(config: TrainConfig, facts: _Facts) -> Choice:
+    norm = _plain_norm(config)
+    reason = f"fewer than {FEWEST_FOR_STATISTICS} images per process" if norm == "frozen" else ""
+    return Choice("detector.norm", norm, reason)
+
+
+def _plain_norm(config: TrainConfig) -> str:
+    """Return what ``detector.norm`` is, with the batch size as far as it is known."""
+    if config.detector.norm != "auto":
+        return config.detector.norm
+    few = config.batch_size is not None and config.batch_size < FEWEST_FOR_STATISTICS
+    return "frozen" if few and config.detector.backbone_weights is not None else "batch"
+
+
+RULES: dict[str, Callable[[TrainConfig, _Facts], Choice]] = {
+    "data.shorter_side": _shorter_side,
+    "data.longer_side": _longer_side,
+    "schedule.epochs": _epochs,
+    "evaluate_every": _evaluate_every,
+    "detector.backbone_weights": _backbone_weights,
+    "detector.anchor_scale": _anchor_scale,
+    "data.workers": _workers,
+    "batch_size": _batch_size,
+    "data.unlabelled_batch": _unlabelled_batch,
+    "detector.norm": _norm,
+}
+"""The rules by key, in the order of :data:`.LEFT_OPEN`; each may read what those before it chose."""
+
+SHARED_CHOICES = {"data.shorter_side", "data.longer_side", "schedule.epochs", "data.workers", "batch_size"}
+"""Keys in which runs that share their batches must agree, whatever their detectors."""

@@ -1,0 +1,36 @@
+"""The scale of anchors that fits the boxes best, of a few."""
+
+import pytest
+from data_sets import squares
+
+from understudy.detectors.anchor_scale import best_scale
+from understudy.errors import UserError
+
+
+@pytest.mark.parametrize(("side", "scale"), [(16.0, 2.0), (12.0, 2.0), (45.0, None), (100.0, None)])
+def test_small_boxes_get_small_anchors_and_others_the_family_s_own(side, scale):
+    found = best_scale("retinanet_resnet18", squares(side, count=12), 160, 200)
+    assert found is not None
+    assert (found.scale, found.usual) == (scale, 4.0)
+    assert found.overlap >= found.usual_overlap
+    assert f"{found.usual_overlap:.2f}" in str(found)
+    assert (found.overlap > found.usual_overlap + 0.02) is (scale is not None)
+    assert "the family's own, 4" in str(found)
+
+
+def test_a_level_without_octaves_depends_on_the_size_of_the_boxes():
+    found = best_scale("faster_rcnn_resnet18", squares(48.0, count=12), 160, 200)
+    assert found is not None
+    assert (found.scale, found.usual) == (6.0, 8.0) or found.scale == 12.0, "48 pixels lie between 32 and 64"
+
+
+@pytest.mark.parametrize("name", ["fcos_resnet18", "gfl_resnet18"])
+def test_nothing_is_chosen_for_points_and_for_anchors_that_are_matched_by_distance(name):
+    assert best_scale(name, squares(16.0), 160, 200) is None
+
+
+def test_nothing_is_chosen_without_boxes_and_wrong_settings_are_refused():
+    data = squares(16.0, count=0)
+    assert best_scale("retinanet_resnet18", data, 160, 200) is None
+    with pytest.raises(UserError, match="has no setting"):
+        best_scale("retinanet_resnet18", squares(16.0), 160, 200, settings={"wings": 2})

@@ -1,0 +1,251 @@
+"""What a config leaves open: chosen from data, teacher and machine, written into the run, and never against a value."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_sets import squares
+from training_runs import at_step, ctrl_c
+
+import understudy
+from understudy.config import LEFT_OPEN, TrainConfig, load_config, open_keys, value_of
+from understudy.data import DetectionData
+from understudy.errors import Stopped, UserError
+from understudy.training import defaults
+from understudy.training.cost import Sample
+from understudy.training.defaults import RULES, Derived, derive
+from understudy.training.machine import Machine, Memory
+from understudy.training.sources import Sources
+
+SAMPLE = Sample(training=1e-6, inference=1e-7, loading=0.001, saved=2000.0, trained=2**24, others=0, process=2**28)
+"""A step that saves 2000 bytes for each pixel."""
+
+
+def machine(device: str = "cpu", processes: int = 1, cores: int = 2, gib: float = 64.0) -> Machine:
+    memory = Memory(int(gib * 2**30), int(gib * 2**30))
+    return Machine(torch.device(device), processes, cores, memory)
+
+
+@pytest.fixture
+def chosen(monkeypatch) -> Callable[..., Derived]:
+    """Completes a config for images of 320 x 240 pixels on some machine."""
+
+    def chosen(*arguments: str, on: Machine | None = None, data: DetectionData | None = None) -> Derived:
+        monkeypatch.setattr(defaults, "measure_step", lambda *_: SAMPLE)
+        monkeypatch.setattr(defaults.Machine, "of", lambda *_: on or machine())
+        data = data or of_images(300)
+        config = load_config(TrainConfig, None, ["run=r", "data=d", *arguments])
+        trainer: Any = type("Trainer", (), {"strategy": type("S", (), {"root_device": None})})
+        trainer.world_size = trainer.num_devices = 1
+        return derive(config, Sources(data, data, None, ()), trainer)
+
+    return chosen
+
+
+def of_images(count: int) -> DetectionData:
+    """So many images of 320 x 240 pixels with a box of 40 pixels each."""
+    data = squares(40.0, count=1, size=(320, 240))
+    return replace(data, records=data.records.take([0] * count))
+
+
+def values(derived: Derived) -> dict[str, Any]:
+    return {key: value_of(derived.config, key) for key in LEFT_OPEN}
+
+
+def test_there_is_a_rule_for_each_key_in_the_same_order():
+    assert list(RULES) == list(LEFT_OPEN)
+
+
+def test_what_is_chosen_for_some_photos(chosen):
+    derived = chosen("detector=retinanet_resnet18")
+    assert values(derived) == {
+        "data.shorter_side": [240],
+        "data.longer_side": 400,
+        "schedule.epochs": 92,
+        "evaluate_every": 5,
+        "detector.backbone_weights": "IMAGENET1K_V1",
+        "detector.anchor_scale": None,
+        "data.workers": 0,
+        "batch_size": 16,
+        "data.unlabelled_batch": None,
+        "detector.norm": "batch",
+    }
+    assert open_keys(derived.config) == []
+    assert "  schedule.epochs=92: 24,000 images, and 12 times each of 300" in derived.notes
+    assert derived.cost is not None
+    assert derived.cost.steps == 92 * 18
+    assert derived.estimate[0].startswith("Estimate: about ")
+
+
+def test_values_of_the_user_are_kept(chosen):
+    given = {
+        "data.shorter_side": "[64, 96]",
+        "data.longer_side": "96",
+        "schedule.epochs": "3",
+        "evaluate_every": "2",
+        "detector.backbone_weights": "null",
+        "detector.anchor_scale": "null",
+        "data.workers": "1",
+        "batch_size": "5",
+        "detector.norm": "eval",
+    }
+    config = load_config(TrainConfig, None, ["run=r", "data=d", *(f"{key}={text}" for key, text in given.items())])
+    derived = chosen(*(f"{key}={text}" for key, text in given.items()))
+    assert derived.config == config
+    assert derived.choices == ()
+    assert derived.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "every"), [(1, 1000, 50), (24, 1000, 50), (300, 92, 5), (1000, 36, 2), (118_000, 12, 1)]
+)
+def test_the_length_follows_from_the_number_of_images(chosen, images, epochs, every):
+    derived = chosen("detector=fcos_resnet18", data=of_images(images))
+    assert (derived.config.schedule.epochs, derived.config.evaluate_every) == (epochs, every)
+
+
+def test_the_papers_schedules_keep_their_length(chosen):
+    assert chosen("schedule=2x").config.schedule.epochs == 24
+
+
+@pytest.mark.parametrize(
+    ("detector", "weights", "reason"),
+    [
+        (["detector=retinanet_resnet18"], "IMAGENET1K_V1", "torchvision's, of ImageNet; downloaded once, 45 MB"),
+        (["detector=fcos_mobilenet_v2", "detector.width_mult=0.5"], None, "for width_mult=1 only"),
+        (["detector=gfl_resnext152_32x8d"], None, "no weights of resnext152_32x8d"),
+        (["detector=tinyyolo_d33"], None, "no weights of this backbone"),
+    ],
+)
+def test_the_first_weights_are_those_that_torchvision_has(chosen, detector, weights, reason, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    derived = chosen(*detector)
+    assert derived.config.detector.backbone_weights == weights
+    assert reason in next(choice.reason for choice in derived.choices if choice.key == "detector.backbone_weights")
+
+
+@pytest.mark.parametrize(("cores", "device", "workers"), [(1, "cpu", 0), (2, "cpu", 0), (8, "cpu", 2), (64, "cpu", 4)])
+def test_workers_leave_the_cores_of_a_cpu_to_the_steps(chosen, cores, device, workers):
+    assert chosen(on=machine(device, cores=cores)).config.data.workers == workers
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (4, 3), (64, 8)])
+def test_workers_feed_a_gpu(chosen, cores, workers):
+    assert chosen(on=machine("cuda", cores=cores)).config.data.workers == workers
+
+
+def test_the_batch_is_as_large_as_memory_and_images_permit(chosen):
+    """An image of 320 x 240 is padded to 81,920 pixels, which save 0.15 GiB."""
+    assert chosen("detector=fcos_resnet18", on=machine(gib=8)).config.batch_size == 16
+    small = chosen("detector=fcos_resnet18", on=machine(gib=4))
+    assert small.config.batch_size == 8
+    assert any("batch_size=8: 16 would need about 3." in note for note in small.notes)
+    assert chosen("detector=fcos_resnet18", data=of_images(11)).config.batch_size == 8
+    assert chosen("detector=fcos_resnet18", data=of_images(1)).config.batch_size == 1
+    with pytest.raises(UserError, match=r"does not fit into the memory with batch_size=1: it needs about .* GiB"):
+        chosen("detector=fcos_resnet18", on=machine(gib=0.5))
+
+
+def test_a_batch_of_the_user_that_does_not_fit_is_warned_of(chosen):
+    derived = chosen("batch_size=64", "detector=fcos_resnet18", on=machine(gib=8))
+    assert derived.config.batch_size == 64
+    assert derived.estimate[1].startswith("The run needs about ")
+    assert "the system may end it without a message. Lower batch_size (now 64) or data.short" in derived.estimate[1]
+
+
+def test_a_step_has_as_many_images_on_several_processes(chosen):
+    assert chosen(on=machine(processes=8)).config.batch_size == 2
+    assert chosen(on=machine(processes=32)).config.batch_size == 1
+
+
+def test_batch_normalisation_trains_unless_there_are_few_images_of_a_pretrained_backbone(chosen):
+    assert chosen("detector.backbone_weights=w.pt", "batch_size=4").config.detector.norm == "batch"
+    few = chosen("detector.backbone_weights=w.pt", "batch_size=3")
+    assert few.config.detector.norm == "frozen"
+    assert any("fewer than 4 images per process" in note for note in few.notes)
+    assert chosen("detector.backbone_weights=null", "batch_size=1").config.detector.norm == "batch"
+
+
+def test_small_objects_get_small_anchors(chosen):
+    data = squares(14.0)
+    assert chosen("detector=retinanet_resnet18", data=data).config.detector.anchor_scale == 2.0
+    assert chosen("detector=fcos_resnet18", data=data).config.detector.anchor_scale is None
+    wrong = chosen("detector=retinanet_resnet18", "detector.settings={wings: 1}", data=data)
+    assert wrong.config.detector.anchor_scale is None, "the detector itself is refused later"
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(tiny) -> dict[str, Any]:
+    """Keys of a tiny run that leave open all that can be left open."""
+    return {key: value for key, value in tiny.items() if key not in LEFT_OPEN} | {"schedule": "cosine"}
+
+
+@pytest.fixture(scope="module")
+def brief() -> Any:
+    """Few epochs where the images are few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults, "MOST_EPOCHS", 2)
+        yield
+
+
+def test_a_run_says_writes_and_keeps_what_was_chosen(few, brief, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    with at_step(1, ctrl_c), pytest.raises(Stopped):
+        understudy.train(few, run=run)
+    said = capsys.readouterr().err
+    assert "  data.shorter_side=[64]: the images have 64 x 64 pixels (median)\n" in said
+    assert "  detector.backbone_weights=null: random initialisation, torchvision has weights of mob" in said
+    written = load_config(TrainConfig, run / "config.yaml")
+    assert open_keys(written) == []
+    assert (written.batch_size, written.schedule.epochs, written.detector.norm) == (8, 2, "batch")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert understudy.train(few, run=run) == run, "the job is requeued, and leaves the same keys open"
+    assert "Chosen for" not in capsys.readouterr().err
+    assert load_config(TrainConfig, run / "config.yaml") == written
+    assert (run / "result.json").exists()
+
+
+def test_a_student_has_the_image_size_and_the_anchors_of_its_teacher(tiny, few, scenes, tmp_path):
+    retinanet = {"detector.name": "retinanet_mobilenet_v2", "schedule.epochs": 1}
+    keys = {**retinanet, "detector.anchor_scale": 3.0, "data.shorter_side": [96], "data.longer_side": 96}
+    teacher = understudy.train(tiny, run=tmp_path / "teacher", **keys)
+    config = understudy.suggest(few, teacher=teacher, **retinanet).config
+    assert (config.data.shorter_side, config.data.longer_side, config.detector.anchor_scale) == ([96], 160, 3.0)
+    moved = shutil.copytree(scenes, tmp_path / "moved")
+    other = understudy.suggest(few, teacher=teacher, **{"data.path": moved}).config
+    assert other.data.shorter_side == [64], "other photos have their own size"
+    assert other.detector.anchor_scale is None, "an FCOS has no anchors"
+
+
+def test_weights_that_cannot_be_downloaded_are_one_message(few, tmp_path, monkeypatch):
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError) as stop:
+        understudy.train(few, run=tmp_path / "run", **{"detector.width_mult": 1.0})
+    message = str(stop.value)
+    assert "could not download IMAGENET1K_V1 for mobilenet_v2 (OSError: Network is unreachable)" in message
+    assert "Fetch https://download.pytorch.org/models/mobilenet_v2-" in message
+    assert f"copy it to {tmp_path / 'checkpoints'}, or set detector.backbone_weights=FILE, or null for rand" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unlabelled_batch_is_as_large_as_the_labelled_one(few, trained, unlabelled):
+    found = understudy.suggest(few, teacher=trained, **{"data.unlabelled": unlabelled}).config
+    assert (found.batch_size, found.data.unlabelled_batch) == (8, 8)
+
+
+def test_an_old_config_file_still_means_what_it_says():
+    file = Path(understudy.__file__).parent / "demo_teacher" / "config.yaml"
+    old = load_config(TrainConfig, file)
+    assert open_keys(old) == []
+    assert old.data.workers == 0
