@@ -15,6 +15,7 @@ import understudy
 from understudy.cli import app, main
 from understudy.cli.analyse import analyse
 from understudy.config import DistillConfig, TrainConfig, dump_config, load_config
+from understudy.config.keys import DEFAULT_METHODS
 from understudy.data import LIMITS
 from understudy.errors import RunError, UserError
 
@@ -207,7 +208,7 @@ def test_distill_and_its_methods(run, stand_in, tmp_path):
     understudy.distill({"methods": ["frs", "own.code:Fit"]}, run="runs/s", data="photos", teacher="runs/t")
     configs = [args[0] for args, _ in calls]
     assert [config.methods for config in configs] == [
-        {"frs": {}},
+        DEFAULT_METHODS,
         {"pkd": {"weight": 6}, "frs": {"y": 2}},
         {"frs": {"y": 2, "x": 1}, "own.code:Fit": {}},
         {"frs": {}, "own.code:Fit": {}},

@@ -80,7 +80,7 @@ class Balance:
 
     In your own training loop::
 
-        methods, weights = build_methods({"frs": {}}, common.student, common.teacher, balance=0.4)
+        methods, weights = build_methods({"frs": {}}, common.student, common.teacher, balance=0.8)
         learner = Learner(student, methods, common)
         balance = Balance(learner, weights)
         ...

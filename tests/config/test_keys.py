@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from understudy.config import LEFT_OPEN, DistillConfig, TrainConfig, filled_from, load_config, open_keys
+from understudy.config.keys import DEFAULT_METHODS
 
 NEEDED = ["run=runs/a", "data=photos"]
 
@@ -18,7 +19,7 @@ def test_defaults():
     assert (config.data.shorter_side, config.data.longer_side, config.data.flip) == (None, None, 0.5)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adamw", 1e-3, 0.05)
     assert (config.schedule.epochs, config.batch_size, config.precision) == (None, None, "32")
-    assert load_config(DistillConfig, None, [*NEEDED, "teacher=t"]).methods == {"frs": {}}
+    assert load_config(DistillConfig, None, [*NEEDED, "teacher=t"]).methods == DEFAULT_METHODS
 
 
 def test_what_depends_on_another_key_is_filled_in():

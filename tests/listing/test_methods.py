@@ -181,7 +181,7 @@ def test_pairs_are_grouped_by_the_terms_that_are_served(monkeypatch):
     assert text.endswith(
         "Example:\n"
         "  understudy distill ... --method picky methods.picky.strict=...\n"
-        "  understudy distill ... --method picky methods.picky.strict=... \\\n"
+        "  understudy distill ... --method picky methods.picky.strict=... balance=off \\\n"
         "      methods.picky.near_weight=... methods.picky.far_weight=..."
     )
 

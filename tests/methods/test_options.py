@@ -50,7 +50,7 @@ def test_faults_of_options_of_the_pair_and_missing_weights_come_at_once():
     first, *found, last = faults(entries, student, replace(teacher, num_classes=7))
     assert first == "methods.ld.temperature: expected a number above 0, got -1"
     assert found[0] == "methods.frs.threshold: expected a number of at least 0 and below 1 or null, got 1"
-    assert found[1] == "methods.frs.box_weight: expected a number of at least 0, got abc"
+    assert found[1] == "methods.frs.box_weight: expected a number of at least 0 or null, got abc"
     assert found[2] == "methods.bckd.class_weight: expected a finite number of at least 0 or null, got NaN"
     assert found[3].startswith("there is no method 'zzz'; available: frs, dist2, ")
     assert found[4].startswith(

@@ -350,11 +350,11 @@ class DistillConfig(TrainConfig):
     teacher: FilePath = Field(description="Teacher: a run folder or a checkpoint.", examples=["runs/teacher"])
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1), BeforeValidator(names_as_options)] = Field(
         DEFAULT_METHODS,
-        description="Distillation methods, each with its options; `understudy methods NAME` lists the options. The "
-        "default is adapted to the pair, and is `frs` as published with `balance=off`.",
+        description="Distillation methods, each with its options, which `understudy methods NAME` lists; the default "
+        "is adapted to the pair, and is `frs` as published with `balance=off`.",
     )
     balance: Annotated[Annotated[float, Field(gt=0, lt=1)] | Literal["off"], BeforeValidator(false_as_off)] = Field(
-        0.4,
+        0.8,
         description="Share of the student's gradient that the distillation terms without a weight of their own have "
         "together; their weights follow from it; off: the papers' published weights.",
     )
@@ -379,7 +379,7 @@ class DistillConfig(TrainConfig):
     pseudo_labels: Annotated[Fraction | Literal["off"], BeforeValidator(false_as_off)] = Field(
         "off",
         description="Lowest score of the teacher's detections on unlabelled images that are ground truth of the "
-        "student, e.g. 0.5; off: none.",
+        "student, such as 0.5; off: none.",
     )
     inherit: bool = Field(
         False,

@@ -8,6 +8,7 @@ from typing import Any, Self
 import yaml
 
 from understudy.config import DistillConfig, Source, TrainConfig, flat, load_config
+from understudy.config.keys import DEFAULT_METHODS
 from understudy.config.yaml_text import read_config
 from understudy.errors import UserError
 from understudy.methods.loading import is_own
@@ -115,6 +116,8 @@ class Plan:
         """
         own: dict[str, Any] = {"run": run, "seed": seed}
         values = dict(self.config)
+        if values.get("methods") == DEFAULT_METHODS:
+            del values["methods"]  # a row has the options that it names
         if row.methods:
             config: TrainConfig = load_config(
                 DistillConfig, values | own | {"teacher": teacher}, row.overrides, list(row.methods)

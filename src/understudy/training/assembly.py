@@ -21,12 +21,12 @@ from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.inheritance import Inheritance, inherit
 from understudy.learner import Learner
-from understudy.methods.default import default_methods
 from understudy.methods.loading import build_methods, resolve_options
 from understudy.methods.weighting import TermWeight
 from understudy.pairing import pair
 from understudy.training.averaging import AverageWeights
 from understudy.training.checkpointing import KeepCheckpoints
+from understudy.training.default_methods import default_methods
 from understudy.training.engine import Engine
 from understudy.training.fingerprints import fingerprints
 from understudy.training.folder import RunFolder
@@ -220,8 +220,8 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
     wanted = config.methods
     if wanted == DEFAULT_METHODS:
         wanted = default_methods(pairing.student, pairing.teacher, balanced=config.balance != "off")
-    resolved = resolve_options(wanted, student.spec, _balance(config))
     methods, weights = build_methods(wanted, pairing.student, pairing.teacher, _balance(config))
+    resolved = resolve_options(wanted, student.spec, _balance(config))
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()
     return Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started, resolved)

@@ -8,8 +8,8 @@ from pairs import made_up_specs
 import understudy
 from understudy.config.keys import DEFAULT_METHODS
 from understudy.files import read_rows
-from understudy.methods.default import default_methods
 from understudy.methods.loading import build_methods
+from understudy.training.default_methods import default_methods
 
 FULL = DEFAULT_METHODS["frs"]
 
