@@ -87,9 +87,9 @@ def test_another_teacher_or_another_part_shares_no_entry(passes, tiny, trained, 
 
 
 def test_a_full_cache_is_said_and_the_run_goes_on(passes, uncached, tiny, trained, tmp_path, capsys):
-    keys = {"teacher": trained, "teacher_cache": "memory", "teacher_cache_gb": 2.5e-5, **KEYS}
+    keys = {"teacher": trained, "teacher_cache": "memory", "teacher_cache_gb": 3.1e-5, **KEYS}
     run = understudy.distill(tiny, run=tmp_path / "run", **keys)
-    assert capsys.readouterr().err.count("The teacher cache is full (2.5e-05 GiB): other images") == 1
+    assert capsys.readouterr().err.count("The teacher cache is full (3.1e-05 GiB): other images") == 1
     assert passes == [4] * 3  # all images of the first epoch, and the batch with the last of them
     torch.testing.assert_close(losses(run), losses(uncached), rtol=2e-3, atol=1e-6)
 
