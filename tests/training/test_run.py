@@ -244,6 +244,7 @@ def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tm
         "optimizer.lr": 0.01,
         "schedule.epochs": 1,
         "optimizer.clip_norm": 350,
+        "ema": "off",
         "methods": json.dumps({"frs": {"class_weight": 200, "ramp_steps": 0}}),
         "log_every": 1,
     }

@@ -62,8 +62,10 @@ class AverageWeights(L.Callback):
     def in_place(self, trainer: L.Trainer, engine: "Engine") -> Generator[None]:
         """Put the averages into the student and the methods within this block."""
         if trainer.world_size > 1:  # each process has statistics of its own images; a resumed run, those of the first
-            for name in self.averages.keys() - dict(engine.named_parameters()).keys():
-                torch.distributed.broadcast(self.averages[name], 0)
+            parameters = dict(engine.named_parameters())
+            for name, average in self.averages.items():
+                if name not in parameters:
+                    torch.distributed.broadcast(average, 0)
         self._swap(engine)
         try:
             yield
