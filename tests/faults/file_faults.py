@@ -128,7 +128,7 @@ GROUPS = {
         ),
         *(
             Case(
-                "distill run=new data=coco teacher=distilled",
+                "distill run=new data=coco teacher=distilled detector.backbone_weights=null",
                 {"distilled/best.ckpt": CHECKPOINTS[name]},
                 ("coco", "distilled"),
                 name,
