@@ -163,8 +163,9 @@ def loop() -> None:
         scenes = make_scenes(folder / "scenes", train=512, val=8, size=320, seed=0)
         keys: dict[str, Any] = {
             "data": {"path": scenes, "shorter_side": 320, "longer_side": 320, "workers": 4},
-            "detector": {"name": "retinanet_resnet18", "neck_channels": 128},
-            "schedule.epochs": 2,
+            "detector": {"name": "retinanet_resnet18", "neck_channels": 128, "backbone_weights": None},
+            "detector.anchor_scale": None,
+            "schedule": {"name": "1x", "epochs": 2},
             "evaluate_every": 1000,
             "batch_size": 16,
             "log_every": 16,

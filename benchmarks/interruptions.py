@@ -37,11 +37,13 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGKILL")
 KEYS = {
     "data.shorter_side": 64,
     "data.longer_side": 64,
+    "data.workers": 2,
     "detector.name": "fcos_mobilenet_v2",
     "detector.width_mult": 0.35,
     "detector.neck_channels": 16,
     "optimizer.name": "adamw",
     "optimizer.lr": 0.003,
+    "schedule.name": "1x",
     "schedule.epochs": 3,
     "batch_size": 2,
     "accelerator": "cpu",

@@ -55,6 +55,7 @@ def first(self, batch, number):
 
 Engine.training_step = first
 keys = {"data": sys.argv[1], "data.shorter_side": 64, "data.workers": 0, "detector": "fcos_mobilenet_v2"}
+keys |= {"detector.backbone_weights": None, "schedule": "1x"}
 folder = f"{sys.argv[2]}/{os.getpid()}"
 run.train(load_config(TrainConfig, {**keys, "batch_size": 2, "accelerator": "cpu", "run": folder}))
 """
@@ -87,9 +88,8 @@ class Costs:
         data = {"path": self.scenes, "shorter_side": SIZE, "longer_side": SIZE, "workers": 0, "flip": 0.0}
         return {
             "data": data,
-            "detector": {"name": detector, "neck_channels": 128},
-            "schedule.epochs": epochs,
-            "schedule.warmup_steps": 0,
+            "detector": {"name": detector, "neck_channels": 128, "backbone_weights": None, "anchor_scale": None},
+            "schedule": {"name": "1x", "epochs": epochs, "warmup_steps": 0},
             "evaluate_every": 1000,
             "batch_size": BATCH,
             "optimizer.name": "sgd",

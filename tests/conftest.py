@@ -73,7 +73,7 @@ def _neither_download_nor_estimate() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-        patch.setattr("understudy.training.defaults.measure_step", lambda *_: "")
+        patch.setattr("understudy.training.defaults.measure_step", lambda *_: None)
         yield
 
 

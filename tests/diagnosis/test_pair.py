@@ -71,7 +71,10 @@ def test_the_cost_is_the_estimate_of_the_run(pictures):
     assert (found.facts["steps"], found.facts["seconds"], found.facts["bytes"]) == (200, 120.0, 3 * 2**30)
     found = cost_finding(Derived(config, (), replace(cost, more=2**32)))
     assert (found.severity, "a smaller batch_size (now 4)" in found.remedy) == ("fatal", True)
-    assert "no estimate of time and memory: a reason" in cost_finding(Derived(config, (), None, "a reason")).what
+    assert (
+        "no estimate of time and memory: OSError: a reason"
+        in cost_finding(Derived(config, (), None, OSError("a reason"))).what
+    )
 
 
 def test_defaults_are_listed(pictures):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.config import DistillConfig
+from understudy.config import LEFT_OPEN, DistillConfig, TrainConfig, open_keys
 from understudy.studies.folder import StudyFolder
 from understudy.studies.plan import Plan
 from understudy.studies.rows import LONGER
@@ -81,3 +81,35 @@ def test_side_by_side_are_those_that_share_schedule_and_cache(study_of):
     study = study_of()
     groups = study._groups(study.tasks())
     assert [[task.row for task in group] for group in groups] == [["none", "frs"], [LONGER], ["dist2"]]
+
+
+def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, monkeypatch):
+    """By the last row, whose teacher decides the size of the images; another machine goes on with it."""
+    monkeypatch.setattr("understudy.training.defaults.MOST_EPOCHS", 3)
+    keys = {key: value for key, value in tiny.items() if key not in LEFT_OPEN} | {"schedule": "cosine"}
+    plan = Plan.of(keys, {}, rows=["frs", "size: frs data.shorter_side=96"], seeds=[4], teachers=[trained])
+    folder = StudyFolder(tmp_path / "study")
+    folder.path.mkdir()
+    study = Study(folder, plan)
+    study.prepare(accept_changes=False)
+    chosen = {"data.shorter_side": [96], "data.longer_side": 160, "data.workers": 0}
+    assert study.facts["chosen"] == chosen | {"batch_size": 8, "schedule.epochs": 3}
+
+    def configs(study: Study) -> dict[str, TrainConfig]:
+        return {task.row: task.config for task in study.tasks()}
+
+    found = configs(study)
+    assert {config.batch_size for config in found.values()} == {8}
+    assert found["none"].data == found["frs"].data
+    assert found[LONGER].schedule.epochs == round(3 * study.facts["longer"])
+    assert set(open_keys(found["frs"])) == {
+        "evaluate_every",  # by the epochs of a run
+        "detector.backbone_weights",
+        "detector.anchor_scale",
+        "detector.norm",
+    }
+    monkeypatch.setattr("understudy.training.defaults.IMAGES_PER_STEP", 2)
+    again = Study(folder, Plan.load(folder.plan))
+    again.prepare(accept_changes=False)
+    assert configs(again)["frs"] == found["frs"]
+    assert plan.differences(Plan.load(folder.plan)) == []

@@ -12,10 +12,11 @@ from training_runs import assert_same
 import understudy
 from understudy.config import DistillConfig, TrainConfig, load_config, with_values
 from understudy.data import open_data
+from understudy.errors import RunError, UserError
 from understudy.studies.timing import peak_memory
 from understudy.training import cost
 from understudy.training.assembly import build_networks, make_loader
-from understudy.training.cost import ACTIVATIONS, Sample, cost_of, measure_step
+from understudy.training.cost import ACTIVATIONS, RESERVE, Sample, cost_of, measure_step
 from understudy.training.machine import Machine, Memory
 from understudy.training.sources import Sources
 from understudy.training.trainer import make_trainer
@@ -46,7 +47,8 @@ def test_a_step_is_scaled_to_the_images_of_the_run(opened):
     assert found.seconds == pytest.approx(8 * found.seconds_per_step + 2 * found.seconds_per_evaluation)
     files = 2 * 64 * 64 * 3
     # AdamW: weights, gradients and two states
-    assert found.more == pytest.approx(4 * 1000 + 500 + pixels * 24 + files + pixels * 1000 * ACTIVATIONS["cpu"], abs=2)
+    step = 4 * 1000 + 500 + pixels * 24 + files + pixels * 1000 * ACTIVATIONS["cpu"]
+    assert found.more == pytest.approx(RESERVE * step, abs=2)
     assert found.bytes == found.more + 10**6
     assert found.fits
 
@@ -118,11 +120,16 @@ def test_a_run_with_an_estimate_is_the_run_without(tiny, trained, distilled, tmp
     assert_same(estimated, distilled)
 
 
-def test_what_prevents_the_measurement_is_said_and_ends_the_run_with_its_own_message(opened, scenes, tmp_path):
+def test_an_image_that_cannot_be_read_prevents_it(opened, scenes, tmp_path):
     copy = Path(shutil.copytree(scenes, tmp_path / "scenes"))
     for image in (copy / "images").iterdir():
         image.write_bytes(b"")
     config, sources, trainer = opened(**{"data.path": copy})
-    reason = measure_step(config, sources, trainer)
-    assert isinstance(reason, str)
-    assert reason.startswith("RunError: ")
+    assert isinstance(measure_step(config, sources, trainer), RunError)
+
+
+def test_a_pair_that_does_not_fit_is_refused_before_anything_is_downloaded(tiny, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.training.defaults.measure_step", measure_step)
+    keys = {"detector.backbone_weights": "IMAGENET1K_V1", "detector.width_mult": 1.0, "detector.neck_channels": 8}
+    with pytest.raises(UserError, match="pkd"):
+        understudy.distill(tiny, run=tmp_path / "run", teacher=trained, methods="pkd", **keys)

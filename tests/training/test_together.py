@@ -9,7 +9,7 @@ import pytest
 from training_runs import assert_same, at_step, crash, ctrl_c, saved_step
 
 import understudy
-from understudy.config import DistillConfig, TrainConfig, load_config
+from understudy.config import LEFT_OPEN, DistillConfig, TrainConfig, load_config, open_keys
 from understudy.detectors import Detector
 from understudy.errors import RunError, UserError
 from understudy.files import read_rows
@@ -143,6 +143,19 @@ def test_an_image_that_cannot_be_read_ends_every_run_with_the_same_message(confi
 def test_no_student_is_refused():
     with pytest.raises(UserError, match="train_together got no run"):
         train_together([])
+
+
+def test_what_is_left_open_is_what_another_run_states_or_chooses(configs, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.training.together._Group.train", lambda group: [run.folder for run in group.runs])
+    first, second, _ = configs("open", batch_size=None, schedule={"name": "cosine"})
+    stating = first.model_copy(update={"batch_size": 4})
+    keys = {key: value for key, value in tiny.items() if key not in LEFT_OPEN} | {"schedule": {"name": "cosine"}}
+    plain = load_config(TrainConfig, {**keys, "run": tmp_path / "open" / "plain"})
+    written = [folder.read_config() for folder in train_together([plain, second, stating])]
+    assert {config.batch_size for config in written} == {4}
+    assert written[0].data == written[1].data
+    assert [open_keys(config) for config in written] == [[], [], []]
+    assert {config.schedule.epochs for config in written} == {2}
 
 
 def test_runs_that_cannot_share_are_refused_with_all_reasons(configs, tmp_path):

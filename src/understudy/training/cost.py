@@ -38,8 +38,11 @@ BATCHES_DRAWN = 32
 """Batches that are drawn to find the size to which images are padded together."""
 
 ACTIVATIONS = {"cpu": 1.15, "cuda": 1.35}
-"""Peak of a step in relation to what is saved for the backward pass: gradients of activations, workspaces, and memory
-that the allocator cannot use. Measured on CPUs (docs/performance.md); for GPUs an estimate that is meant to be high."""
+"""Peak of a step in relation to what is saved for the backward pass: gradients of activations, and workspaces. That of
+GPUs was not measured, and is meant to be high."""
+
+RESERVE = 1.1
+"""Factor of all memory: copies that live for a moment, and what the allocator cannot use (docs/performance.md)."""
 
 CONTEXT = 2**29
 """Bytes that CUDA and its libraries take on a GPU."""
@@ -172,9 +175,9 @@ def cost_of(config: TrainConfig, sample: Sample, sources: Sources, machine: Mach
     activations = images * largest * sample.saved * ACTIVATIONS[kind]
     saving = 2 * sample.trained * (1 + STATES[config.optimizer.name])  # a checkpoint is put together in memory
     if kind == "cuda":
-        more = held = weights + inputs + activations + CONTEXT
+        more = held = RESERVE * (weights + inputs + activations) + CONTEXT
     else:
-        more = weights + inputs + files + max(activations, saving)
+        more = RESERVE * (weights + inputs + files + max(activations, saving))
         held = sample.process + more
     return Cost(
         steps=epochs * (len(sources.train) // (machine.processes * config.batch_size)),
@@ -187,7 +190,7 @@ def cost_of(config: TrainConfig, sample: Sample, sources: Sources, machine: Mach
     )
 
 
-def measure_step(config: TrainConfig, sources: Sources, trainer: L.Trainer) -> Sample | str:
+def measure_step(config: TrainConfig, sources: Sources, trainer: L.Trainer) -> Sample | Exception:
     """Measure a step and an evaluation of two small images, with networks that are thrown away afterwards.
 
     Nothing that the run reads is changed: neither weights nor random numbers.
@@ -198,7 +201,7 @@ def measure_step(config: TrainConfig, sources: Sources, trainer: L.Trainer) -> S
         trainer: its trainer, for device and precision.
 
     Returns:
-        The measurement; or why there is none: whatever prevents it ends the run itself with a better message.
+        The measurement, or the exception that prevented it, and that the run itself will probably meet.
     """
     process, device = memory_of_process(), trainer.strategy.root_device
     torch.set_flush_denormal(True)  # as in the run
@@ -210,7 +213,7 @@ def measure_step(config: TrainConfig, sources: Sources, trainer: L.Trainer) -> S
             loading = (time.perf_counter() - started) / len(batch.image_ids)
             return _measured(small, sources, trainer, batch.to(device), loading, process)
         except Exception as error:
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+            return error
 
 
 def _measured(

@@ -72,13 +72,13 @@ class Derived:
         config: the config.
         choices: the values that it left open, in the order of the rules.
         cost: what the run takes; None: it was not measured.
-        why_not: why it was not, if it should have been; else empty.
+        failure: what prevented the measurement; None: nothing.
     """
 
     config: TrainConfig
     choices: tuple[Choice, ...]
     cost: Cost | None
-    why_not: str = ""
+    failure: Exception | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -90,8 +90,14 @@ class Derived:
     def estimate(self) -> tuple[str, ...]:
         """Lines for the user: what the run takes, and a warning if it does not fit into the memory."""
         if self.cost is None:
-            return (f"No estimate of time and memory: {self.why_not}",) if self.why_not else ()
+            return (f"No estimate of time and memory: {self.why_not}",) if self.failure else ()
         return f"Estimate: {self.cost}", *([self.warning] if self.warning else [])
+
+    @property
+    def why_not(self) -> str:
+        """Why there is no estimate, in a line; empty: nothing prevented it."""
+        error = self.failure
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}" if error else ""
 
     @property
     def warning(self) -> str:
@@ -116,7 +122,7 @@ class _Facts:
 
     sources: Sources
     trainer: L.Trainer
-    measured: Sample | str | None = field(default=None)
+    measured: Sample | Exception | None = field(default=None)
 
     @cached_property
     def machine(self) -> Machine:
@@ -124,7 +130,7 @@ class _Facts:
         trainer = self.trainer
         return Machine.of(trainer.strategy.root_device, trainer.world_size, trainer.num_devices)
 
-    def sample(self, config: TrainConfig) -> Sample | str:
+    def sample(self, config: TrainConfig) -> Sample | Exception | None:
         """Measure a step of the run, once."""
         if self.measured is None:
             self.measured = measure_step(
@@ -150,8 +156,8 @@ def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure
         choice = RULES[key](config, facts)
         config = with_values(config, {key: choice.value})
         choices.append(choice)
-    sample = facts.sample(config) if (measure and is_first_process()) or facts.measured else ""
-    if isinstance(sample, str):
+    sample = facts.sample(config) if measure and is_first_process() else facts.measured
+    if not isinstance(sample, Sample):
         return Derived(config, tuple(choices), None, sample)
     return Derived(config, tuple(choices), cost_of(config, sample, sources, facts.machine))
 
@@ -228,7 +234,7 @@ def _batch_size(config: TrainConfig, facts: _Facts) -> Choice:
     if machine.processes > 1:  # all must choose the same, and their memory may differ
         return Choice("batch_size", sizes[0], f"{reason}, over {machine.processes} processes")
     sample = facts.sample(config)
-    if isinstance(sample, str):
+    if not isinstance(sample, Sample):
         return Choice("batch_size", sizes[0], reason)
     costs = {size: cost_of(with_values(config, {"batch_size": size}), sample, facts.sources, machine) for size in sizes}
     fitting = [size for size, cost in costs.items() if _has_room(cost)]

@@ -120,6 +120,8 @@ def completed(
     """Choose what a config leaves open, and assemble the run; arguments as of :func:`.assemble` and :func:`.derive`."""
     sources = Sources.of(config)
     derived = derive(config, sources, trainer, measure=measure)
+    if isinstance(derived.failure, UserError):
+        raise derived.failure  # before weights are downloaded
     assembled = assemble(derived.config, folder, trainer, saved, sources)
     return replace(assembled, notes=(*derived.notes, *assembled.notes, *derived.estimate))
 

@@ -20,6 +20,7 @@ from understudy.config import (
 )
 from understudy.config.yaml_text import read_config
 from understudy.data import shown_location
+from understudy.errors import UserError
 from understudy.text import as_yaml, wrapped
 from understudy.training.assembly import resolve_config
 from understudy.training.cost import Cost
@@ -122,6 +123,8 @@ def suggest(source: Source, overrides: Sequence[str] | Mapping[str, Any]) -> Sug
     config = resolve_config(load_config(kind, source, given))
     with using_threads(config.threads):
         derived = derive(config, Sources.of(config), make_trainer(config, Path(NO_RUN)))
+    if isinstance(derived.failure, UserError):
+        raise derived.failure
     return Suggestion.of(config, derived)
 
 
