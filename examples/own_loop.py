@@ -11,7 +11,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from understudy import Learner, build_methods, open_detector, pair
+from understudy import Balance, Learner, build_methods, open_detector, pair
 
 
 def detector(name: str) -> RetinaNet:
@@ -32,15 +32,16 @@ def main(steps: int = 3) -> RetinaNet:
     network = detector("resnet18")
     student, teacher = open_detector(network), open_detector(detector("resnet34")).eval().requires_grad_(False)
     pairing = pair(student.spec, teacher.spec)  # matches levels, and classes if their names are given
-    methods, weights = build_methods({"frs": {"ramp_steps": 0}, "pkd": {}}, pairing.student, pairing.teacher)
+    methods, weights = build_methods({"frs": {}, "pkd": {}}, pairing.student, pairing.teacher, balance=0.8)
     learner = Learner(student, methods, pairing)
+    balance = Balance(learner, weights)  # weights follow from shares of the gradient; without: weights[name].at(step)
     optimizer = torch.optim.SGD(learner.parameters(), lr=1e-3, momentum=0.9)
     learner.check_optimizer(optimizer)  # holds the student and the adapters of the methods
     for step, (images, targets) in enumerate(batches(steps)):
         with torch.no_grad():
             teacher_outputs = teacher(images, needs=learner.needs)
         losses = learner(images, targets, teacher_outputs)  # all terms by name, unweighted
-        loss = sum(losses[name] * (weights[name].at(step) if name in weights else 1) for name in losses)
+        loss = balance(losses)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
