@@ -44,7 +44,8 @@ class LogLosses(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the unfinished row."""
-        self.sums, self.count, self.shares = state_dict["sums"], state_dict["count"], state_dict["shares"]
+        self.sums, self.count = state_dict["sums"], state_dict["count"]
+        self.shares = state_dict.get("shares", {})  # an earlier version has none
 
     def on_train_start(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Open TensorBoard's file."""
