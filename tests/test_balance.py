@@ -104,7 +104,30 @@ def test_shares_change_towards_the_end(step, factor):
     balance = Balance(toy, weights_of(feature=0.5), steps=1000, end=0.2)
     balance.step = step
     balance.measure(toy.losses(1.0, feature=1.0))
-    assert balance.found["feature"] == pytest.approx(0.5 * factor / (1 - 0.5 * factor))
+    assert balance.weights["feature"].weight == pytest.approx(0.5 * factor / (1 - 0.5 * factor))
+
+
+def test_shares_that_fall_are_not_held_by_the_bound():
+    """From 80 to 0 % a weight falls without limit, though the norms have one."""
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.8), steps=1000, end=0.0)
+    for step in (0, 125, 1000):
+        balance.step = step
+        balance(toy.losses(1.0, feature=1.0))
+    assert balance.last["feature"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"end": 2.0, "steps": 9}, "from 0 to 1, got 2.0 and 1.0"),
+        ({"until": -0.1, "steps": 9}, "from 0 to 1, got 1.0 and -0.1"),
+        ({"end": 0.5}, "needs the number of steps"),
+    ],
+)
+def test_a_course_of_the_shares_that_is_impossible(options, message):
+    with pytest.raises(UserError, match=message):
+        Balance(Toy(), weights_of(feature=0.8), **options)
 
 
 def test_weights_stay_after_a_part_of_the_run():
@@ -119,15 +142,16 @@ def test_weights_stay_after_a_part_of_the_run():
 
 def test_a_checkpoint_holds_the_state():
     toy = Toy()
-    balances = [Balance(toy, weights_of(feature=0.5)) for _ in range(2)]
+    one, other, fresh = (Balance(toy, weights_of(feature=0.5)) for _ in range(3))
     for step in range(0, 500, 125):
-        balances[0].step = step
-        balances[0](toy.losses(1.0, feature=1.0 + step))
-    balances[1].load_state_dict(balances[0].state_dict())
-    losses = toy.losses(1.0, feature=7.0)
-    for balance in balances:
+        one.step = step
+        one(toy.losses(1.0, feature=1.0 + step))
+    other.load_state_dict(one.state_dict())
+    fresh.step = one.step
+    for balance in (one, other, fresh):
         balance.step = 500
-    assert len({float(balance(losses).detach()) for balance in balances} | {balances[0].last["feature"]}) == 2
+        balance(toy.losses(1.0, feature=7.0))
+    assert one.last == other.last != fresh.last
 
 
 def test_without_shared_maps_all_weights_count():

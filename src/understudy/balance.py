@@ -24,14 +24,15 @@ EARLY = (0, 5, 10, 15, 20, 30, 40, 50, 75)
 """Further steps with a measurement: at first, the losses of a new head change quickly."""
 
 FREE_STEPS = 100
-"""Steps in which a weight may take any value; afterwards it stays within :data:`LARGEST_CHANGE` of its value then."""
+"""Steps in which the ratio of a term's norm to the student's own may take any value; afterwards it stays within
+:data:`LARGEST_CHANGE` of its value then."""
 
 LARGEST_CHANGE = 10.0
 """A term that dies, since the student has learnt it, must not be raised without limit; nor may one that explodes fall
 to nothing."""
 
 SMOOTHING = 0.5
-"""Part of a measurement in the new weight, in the logarithm: a single batch moves a weight by half of the distance."""
+"""Part of a measurement in the new ratio, in the logarithm: a single batch moves a weight by half of the distance."""
 
 HALF_SCALE = 4096.0
 """Factor of losses in float16 while they are measured, since small gradients would become zero."""
@@ -75,7 +76,7 @@ class Balance:
         w_i = \frac{s_i}{1 - \sum_j s_j} \frac{\lVert g_\text{own} \rVert}{\lVert g_i \rVert}
 
     where :math:`g` are gradients with respect to the maps that the losses have in common, all levels together, and the
-    sum runs over the terms that have a share. Weights are smoothed in the logarithm and bounded
+    sum runs over the terms that have a share. The ratio of the norms is smoothed in the logarithm and bounded
     (:data:`LARGEST_CHANGE`). Terms without a share keep their fixed weights.
 
     In your own training loop::
@@ -93,8 +94,8 @@ class Balance:
         learner: the student and its methods, before the first step.
         weights: of every distillation term, from :func:`.build_methods`.
         steps: steps of the whole run; needed for ``end`` and ``until``.
-        end: factor that the shares are multiplied by at the end of the run, reached linearly.
-        until: part of the run (0..1) after which the weights are no longer measured, and stay as they are.
+        end: factor (0..1) that the shares are multiplied by at the end of the run, reached linearly.
+        until: part of the run (0..1) after which the ratios of the norms stay as they are.
 
     Attributes:
         weights: of every distillation term in the next step.
@@ -102,7 +103,7 @@ class Balance:
         reading: the last measurement; None before it.
 
     Raises:
-        UserError: the shares leave nothing for the student's own losses.
+        UserError: the shares leave nothing for the student's own losses, or a number is out of range.
     """
 
     def __init__(
@@ -119,9 +120,13 @@ class Balance:
         if sum(self.shares.values()) >= 1:
             shares = ", ".join(f"{name} {share:g}" for name, share in self.shares.items())
             raise UserError(f"The shares of the terms add up to 1 or more, and leave nothing for the student: {shares}")
+        if not (0 <= end <= 1 and 0 <= until <= 1):
+            raise UserError(f"end and until of a Balance are numbers from 0 to 1, got {end} and {until}.")
+        if steps is None and (end, until) != (1, 1):
+            raise UserError("A Balance with end or until needs the number of steps of the run: Balance(..., steps=N).")
         self.step = 0
-        self.found: dict[str, float] = {}  # the weights that follow from the measurements
-        self.reference: dict[str, float] = {}  # those at the end of the free steps
+        self.found: dict[str, float] = {}  # the student's own norm over that of a term, smoothed
+        self.reference: dict[str, float] = {}  # the same at the end of the free steps
         self.reading: Shares | None = None
         self.last: dict[str, float] = {}
         learner.keeps_shared_maps = self.is_due(0)
@@ -129,8 +134,12 @@ class Balance:
     @property
     def weights(self) -> dict[str, TermWeight]:
         """The weight of every distillation term in the next step; that of a term not yet measured is 0."""
+        factor = self._factor
+        odds = factor / (1 - factor * sum(self.shares.values()))
         return {
-            name: weight if weight.share is None else replace(weight, weight=self.found.get(name, 0.0))
+            name: weight
+            if weight.share is None
+            else replace(weight, weight=odds * weight.share * self.found.get(name, 0.0))
             for name, weight in self.given.items()
         }
 
@@ -157,34 +166,31 @@ class Balance:
         terms = {name: losses[name] for name in self.given}
         gradients = {name: self._gradients(loss) for name, loss in terms.items()}
         of_own = self._gradients(torch.stack(own).sum()) if own else []
-        norms = torch.stack([_norm(each, self.device) for each in (of_own, *gradients.values())])
-        first, *others = averaged_over_processes(norms, least=0.0).tolist()  # the device is waited for once
+        norms = torch.stack([_norm(each, self._device) for each in (of_own, *gradients.values())])
+        first, *others = averaged_over_processes(norms, least=0.0).tolist()
         of_terms = dict(zip(gradients, others, strict=True))
         self._follow(first, of_terms)
         weights = {name: weight.at(self.step) for name, weight in self.weights.items()}  # those that now follow
-        together = _norm(_weighted_gradients(gradients, weights), self.device)
+        together = _norm(_weighted_gradients(gradients, weights), self._device)
         self.reading = Shares(first, of_terms, weights, float(averaged_over_processes(together, least=0.0)))
         return self.reading
 
     def _follow(self, own: float, norms: Mapping[str, float]) -> None:
-        """Let the weights follow the norms of a step; what is zero or not finite says nothing."""
+        """Let the ratios follow the norms of a step; what is zero or not finite says nothing."""
         if self.steps and self.step > self.until * self.steps:
             return
-        factor = self._factor
-        rest = 1 - factor * sum(self.shares.values())
-        for name, share in self.shares.items():
+        for name in self.shares:
             ratio = own / norms[name] if norms[name] else 0.0
             if not 0 < ratio < math.inf:
                 continue
-            wanted = factor * share / rest * ratio
-            before = self.found.get(name)
-            weight = wanted if before is None else before ** (1 - SMOOTHING) * wanted**SMOOTHING
+            if name in self.found:
+                ratio = self.found[name] ** (1 - SMOOTHING) * ratio**SMOOTHING
             if name in self.reference:
                 least, most = self.reference[name] / LARGEST_CHANGE, self.reference[name] * LARGEST_CHANGE
-                weight = min(max(weight, least), most)
+                ratio = min(max(ratio, least), most)
             elif self.step >= FREE_STEPS:
-                self.reference[name] = weight
-            self.found[name] = weight
+                self.reference[name] = ratio
+            self.found[name] = ratio
 
     @property
     def _factor(self) -> float:
@@ -194,8 +200,7 @@ class Balance:
         return 1 + (self.end - 1) * min(1.0, self.step / self.steps)
 
     @property
-    def device(self) -> torch.device:
-        """Device of the student."""
+    def _device(self) -> torch.device:
         return next(self.learner.student.parameters()).device
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:

@@ -358,11 +358,11 @@ class DistillConfig(TrainConfig):
         description="Share of the student's gradient that the distillation terms without a weight of their own have "
         "together; their weights follow from it; off: the papers' published weights.",
     )
-    balance_end: Annotated[float, Field(ge=0, le=10)] = Field(
+    balance_end: Fraction = Field(
         1.0, description="Factor of the shares at the end of the run, reached linearly; 1: they stay."
     )
     balance_until: Fraction = Field(
-        1.0, description="Part of the run after which the weights that follow from shares stay as they are."
+        1.0, description="Part of the run after which the weights that follow from shares are no longer measured."
     )
     teacher_check: NonNegativeInt = Field(
         100,

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LATE = 10**9
+"""A step at which the weights of all terms have grown to their final values."""
+
 LARGEST_SHARE, SMALLEST_SHARE = 0.95, 0.05
 """Limits of the share of the gradient that comes from distillation (ours). Above the first, the student's own task has
 little influence; below the second, distillation has."""

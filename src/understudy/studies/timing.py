@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 import torch
 
 from understudy.data import Batch
-from understudy.methods.weighting import weighted_sum
+from understudy.methods.weighting import LATE, weighted_sum
 from understudy.training.assembly import AssembledRun
 
 ROUNDS, FEWEST, SECONDS = 10, 3, 60.0
 """Rounds at most and at least, and the time after which no further round begins."""
 
 BATCHES = 2
-LATE = 10**9
-"""A step at which all weights have grown to their final values."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from understudy.learner import Learner
 from understudy.methods.loading import build_methods, resolve_options
 from understudy.methods.weighting import TermWeight
 from understudy.pairing import pair
+from understudy.text import as_yaml
 from understudy.training.averaging import AverageWeights
 from understudy.training.checkpointing import KeepCheckpoints
 from understudy.training.default_methods import default_methods
@@ -120,7 +121,7 @@ def assemble(
     if is_first_process():
         facts["fingerprints"] = fingerprints(train_data, val_data, unlabelled, teacher)
     notes = sources.notes + notes
-    notes += _notes_on_weights(parts.weights) + _notes_on_long_ramps(config, engine.total_steps)
+    notes += parts.notes + _notes_on_weights(parts.weights) + _notes_on_long_ramps(config, engine.total_steps)
     if config.precision == "bf16" and "mobilenet" in config.detector.name and not torch.cuda.is_available():
         notes += ("precision=bf16: on CPUs, MobileNets trained 1.6 x slower with it than with precision=32",)
     new = saved is None
@@ -198,6 +199,7 @@ class Networks:
     inheritance: Inheritance | None = None
     started: WarmStart | None = None
     methods: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # with all options
+    notes: tuple[str, ...] = ()
 
 
 def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Networks:
@@ -217,14 +219,15 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
         return Networks(Learner(student), {}, started=started)
     teacher = load_checkpoint(config.teacher)
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
-    wanted = config.methods
+    wanted, notes = config.methods, tuple[str, ...]()
     if wanted == DEFAULT_METHODS:
         wanted = default_methods(pairing.student, pairing.teacher, balanced=config.balance != "off")
+        notes = (f"default method for this pair: {as_yaml(wanted)}",)
     methods, weights = build_methods(wanted, pairing.student, pairing.teacher, _balance(config))
     resolved = resolve_options(wanted, student.spec, _balance(config))
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()
-    return Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started, resolved)
+    return Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started, resolved, notes)
 
 
 def _pseudo_labels(config: DistillConfig, parts: Networks) -> PseudoLabels | None:

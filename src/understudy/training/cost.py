@@ -19,7 +19,7 @@ from understudy.config import TrainConfig
 from understudy.data import Batch
 from understudy.data.transforms import PAD_MULTIPLE
 from understudy.evaluation.detections import inferring
-from understudy.methods.weighting import weighted_sum
+from understudy.methods.weighting import LATE, weighted_sum
 from understudy.training.assembly import build_networks, make_loader
 from understudy.training.engine import suits_channels_last
 from understudy.training.machine import Machine, Memory, memory_of_process
@@ -30,9 +30,6 @@ IMAGES, PIXELS = 2, 2**17
 
 PATIENCE = 4.0
 """Seconds of a first step from which it is not repeated, although the first step is slower than the others."""
-
-LATE = 10**9
-"""A step at which the weights of all terms have grown to their final values."""
 
 BATCHES_DRAWN = 32
 """Batches that are drawn to find the size to which images are padded together."""

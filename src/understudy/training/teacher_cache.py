@@ -8,7 +8,6 @@ the images that the teacher ran on together with it, so that a resumed run repea
 import hashlib
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from understudy.learner import Learner
 from understudy.outputs import Needs, Origin, Outputs
 from understudy.training.console import say
 from understudy.training.fingerprints import weights_digest
+from understudy.training.machine import memory_of_host
 from understudy.training.pseudo_labels import with_needs
 from understudy.training.teacher_pass import TeacherPass
 
@@ -137,11 +137,9 @@ def _mib(size: float) -> str:
 
 
 def _memory() -> float:
-    """Return the bytes of the machine's memory; infinity where the system does not tell."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        return math.inf
+    """Return the bytes of the machine's memory, or of the limit for this process; infinity: they are not known."""
+    memory = memory_of_host()
+    return memory.total if memory else math.inf
 
 
 class Store:
