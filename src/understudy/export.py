@@ -1,46 +1,141 @@
-"""Export of a trained detector: its weights, and the code that builds its network without understudy."""
+"""Export of a trained detector: as weights with the code that builds its network, or as a graph."""
 
 import inspect
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from understudy import networks
-from understudy.checkpoints import load_checkpoint, write_checkpoint
+from understudy.checkpoints import Checkpoint, load_checkpoint, write_checkpoint
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.files import write_atomically
 
+Input = Literal["float32", "uint8"]
+"""Type of the pixels: in 0..1, or 0..255."""
 
-def export(checkpoint: str | Path, folder: str | Path) -> Path:
-    """Write a trained detector such that torch and torchvision suffice to load it.
+Format = Literal["torch", "onnx", "openvino"]
+"""What a detector can be exported as."""
 
-    ===================  ======================================================================
-    ``weights.pt``       the state dict of the plain network
-    ``detector.json``    how the network is built, and the names of its classes
-    ``detector/``        the code that builds and loads it: ``from detector import load``
-    ===================  ======================================================================
+
+def export(
+    checkpoint: str | Path,
+    folder: str | Path,
+    formats: Sequence[Format] = ("torch",),
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    raw: bool = False,
+    input: Input = "float32",
+    opset: int | None = None,
+    score_threshold: float | None = None,
+    licence: str | None = None,
+    data: str | Path | None = None,
+    split: str | None = None,
+) -> Path:
+    """Export a trained detector.
+
+    ===============  ===================  ======================================================================
+    ``torch``        ``weights.pt``       the state dict of the plain network
+    (for torch and   ``detector.json``    how the network is built, and the names of its classes
+    torchvision)     ``detector/``        the code that builds and loads it: ``from detector import load``
+    ``onnx``         ``student.onnx``     the whole detector as one graph, for ONNX Runtime
+    ``openvino``     ``student.xml``      the same for OpenVINO, with its weights in ``student.bin``
+    ===============  ===================  ======================================================================
+
+    ONNX and OpenVINO files are compared with the detector on a few photos; one that does not detect the same is not
+    written. Beside them are ``detect.py``, a page for the browser, and ``README.md``, which defines inputs and outputs.
 
     Args:
         checkpoint: a checkpoint or a run folder.
         folder: must not exist, or be empty.
+        formats: what to write.
+        size: height and width of the images of an ONNX or OpenVINO file; None: any, and any number of them.
+        batch: images at once, of a fixed size.
+        raw: end before the choice of detections, for runtimes with their own NMS.
+        input: type of the pixels of an ONNX or OpenVINO file: ``float32`` in 0..1, or ``uint8``.
+        opset: of the ONNX file; None: the oldest that is needed.
+        score_threshold: instead of the detector's own.
+        licence: of the weights, to be stated in the file.
+        data: photos on which a file is compared with the detector; None: those of its run.
+        split: of `data`.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the checkpoint cannot be loaded, or the folder is not empty or cannot be created.
-        RunError: a file could not be written.
+        UserError: the checkpoint cannot be loaded, the folder is not empty or cannot be created, options are wrong,
+            packages are missing, or the detector has no graph.
+        RunError: a file could not be written, or does not detect the same as the detector.
     """
+    options: dict[str, Any] = {"size": size, "batch": batch, "raw": raw, "input": input, "licence": licence}
+    options |= {"score_threshold": score_threshold} | ({} if opset is None else {"opset": opset})
+    for _ in write(checkpoint, folder, formats, options, data, split):
+        pass
+    return Path(folder)
+
+
+def write(
+    checkpoint: str | Path,
+    folder: str | Path,
+    formats: Sequence[str],
+    options: Mapping[str, Any],
+    data: str | Path | None = None,
+    split: str | None = None,
+) -> Iterator[str]:
+    """Export a detector, and say each file in words when it is there; see :func:`export`."""
+    folder, unknown = Path(folder), [each for each in formats if each not in get_args(Format)]
+    if unknown or not formats:
+        got = ", ".join(unknown) or "none"
+        raise UserError(f"--format: expected one or several of {', '.join(get_args(Format))}, got {got}")
     trained = load_checkpoint(checkpoint)
-    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder. Choose a new one.")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be created: {error.strerror or error}.") from error
+    try:
+        if set(formats) - {"torch"}:
+            yield from _write_graphs(trained, folder, formats, options, data, split)
+        if "torch" in formats:
+            _write_torch(trained, folder)
+            yield f"{folder / 'weights.pt'}: needs torch and torchvision"
+    except BaseException:
+        for each in made:  # a folder that is still empty
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
+def _write_graphs(
+    trained: Checkpoint,
+    folder: Path,
+    formats: Sequence[str],
+    options: Mapping[str, Any],
+    data: str | Path | None,
+    split: str | None,
+) -> Iterator[str]:
+    from understudy.deployment import writing
+    from understudy.deployment.onnx_file import Options
+
+    photos = writing.photos_for_check(trained, data, split)
+    written = writing.write_onnx(trained, folder, Options(**options), photos)
+    if "openvino" in formats:
+        converted = writing.write_openvino(trained, written.file, folder, photos)
+        yield f"{converted.file}: {converted.checked}"
+        if "onnx" not in formats:
+            written.file.unlink()
+            return
+    yield f"{written.file}: {written.checked}"
+
+
+def _write_torch(trained: Checkpoint, folder: Path) -> None:
     write_checkpoint(folder / "weights.pt", trained.detector.network.state_dict())
     description = {
         "build": trained.meta["build"],
@@ -54,7 +149,6 @@ def export(checkpoint: str | Path, folder: str | Path) -> Path:
     (folder / "detector").mkdir()
     for name, source in _sources(trained.meta["build"]["name"]).items():
         write_atomically(folder / "detector" / name, source.encode())
-    return folder
 
 
 def _sources(detector: str) -> dict[str, str]:

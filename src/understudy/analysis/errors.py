@@ -202,7 +202,8 @@ class Errors:
             if model.name in outputs:
                 by_image = self.rows[model.name]
                 by_image |= {image_id: [] for image_id in batch.image_ids}
-                found = detections_of_batch(model.detector, outputs[model.name], batch, category_ids)
+                detected = model.detector.detect(outputs[model.name], batch.image_sizes)
+                found = detections_of_batch(detected, batch, category_ids)
                 for row in found.rows():
                     by_image[row["image_id"]].append(row)
 

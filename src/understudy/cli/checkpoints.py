@@ -1,24 +1,89 @@
 """Commands that bring detectors in and take them out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from understudy.cli.app import CheckpointPath, app, example, loading
+from understudy.errors import UserError
 
 
-@app.command(epilog=example("understudy export runs/student deploy"))
+@app.command(
+    epilog=example(
+        "understudy export runs/student deploy",
+        "understudy export runs/student deploy --format onnx --format openvino",
+        "understudy export runs/student deploy --format onnx --size 320x416 --input uint8",
+    )
+)
 def export(
     checkpoint: CheckpointPath,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="torch|onnx|openvino",
+            show_default=False,
+            help="What to write; may be repeated; default: torch.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Height and width of the images of a graph; default: any."),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Images at once, with --size.")] = 1,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Export the predictions at every anchor, without the choice of detections.")
+    ] = False,
+    input: Annotated[
+        Literal["float32", "uint8"], typer.Option(help="Type of the pixels of a graph: 0 to 1, or 0 to 255.")
+    ] = "float32",
+    opset: Annotated[int | None, typer.Option(metavar="N", show_default=False, help="ONNX opset; default: 18.")] = None,
+    score: Annotated[
+        float | None,
+        typer.Option(
+            "--score-threshold", metavar="X", show_default=False, help="Lowest score; default: the detector's own."
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Licence of the weights, to be stated in the file.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Photos to compare file and detector on; default: those of the run."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split of DATA; default: the validation split of the run.")
+    ] = None,
 ) -> None:
-    """Export a detector that needs only torch and torchvision."""
+    """Export a detector for use without understudy.
+
+    torch: weights and code that need only torch and torchvision.
+    onnx: one file for ONNX Runtime, from pixels to detections.
+    openvino: the same for OpenVINO.
+
+    A graph is compared with the detector on a few photos. One that does not
+    detect the same is not written.
+    """
     loading()
     from understudy import export as exporting
 
-    exporting.export(checkpoint, folder)
+    options: dict[str, Any] = {"size": _size(size), "batch": batch, "raw": raw, "input": input, "licence": licence}
+    options |= {"score_threshold": score} | ({} if opset is None else {"opset": opset})
+    for said in exporting.write(checkpoint, folder, formats or ["torch"], options, data, split):
+        print(said)
     print(f"Exported to {folder}")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """Read HxW."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise UserError(f"--size {text}: expected HxW, height and width in pixels, e.g. --size 320x416")
+    return int(height), int(width)
 
 
 @app.command(

@@ -2,13 +2,14 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from understudy.detectors.base import Detector
@@ -25,11 +26,19 @@ class DenseDetector(Detector):
         network: a torchvision detector, or one built in its style: ``backbone`` (with ``body`` and ``fpn``, or any
             module that returns its levels), ``head``, ``transform``, ``anchor_generator``.
         name: the name in messages; by default the family's.
+
+    Attributes:
+        least_side: detections whose box has a shorter side, in pixels, or an empty one, are dropped; None: none are.
     """
+
+    least_side: ClassVar[float | None] = None
 
     def backbone(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
         """Normalise images (N, 3, H, W) and compute the backbone's outputs, each (N, C, H, W), fine to coarse."""
-        images = self._normalise(images, image_sizes)
+        return self.body(self._normalise(images, image_sizes))
+
+    def body(self, images: Tensor) -> list[Tensor]:
+        """Compute the backbone's outputs, each (N, C, H, W), from images that are normalised and padded already."""
         backbone = self.network.backbone
         if self._has_neck:
             return list(backbone.body(images).values())
@@ -112,16 +121,49 @@ class DenseDetector(Detector):
         """Run the head, and lay out its outputs by the names of the record."""
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         anchors_per_cell = self._anchor_generator.num_anchors_per_location()[0]
-        raw = self._raw(list(features))
+        raw = self.head_outputs(list(features))
         return {
             "class_logits": unflatten_levels(raw["cls_logits"], sizes, anchors_per_cell),
             "box_raw": unflatten_levels(raw["bbox_regression"], sizes, anchors_per_cell),
             "extra": self._extra(raw),
         }
 
-    def _raw(self, features: list[Tensor]) -> dict[str, Tensor]:
+    def head_outputs(self, features: list[Tensor]) -> dict[str, Tensor]:
         """Run the head: ``cls_logits`` (N, R, K), ``bbox_regression`` (N, R, D), and further outputs of the family."""
         return self.network.head(features)
+
+    def boxes_at(self, raw: Tensor, anchors: Tensor) -> Tensor:
+        """Decode box outputs (P, D) at anchors (P, 4), one by one: (P, 4)."""
+        return self._box_coder.decode_single(raw, anchors)
+
+    @property
+    def _box_coder(self) -> Any:
+        return self.network.box_coder
+
+    def scored(self, raw: Mapping[str, Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Compute the scores by which detections are chosen.
+
+        Args:
+            raw: the head's outputs by name, each level (N, R_l, X).
+
+        Returns:
+            Per level the scores (N, R_l, K), to which the score threshold applies, and the qualities (N, R_l) that the
+            scores of the chosen candidates are multiplied by; None if there are none.
+        """
+        return [logits.sigmoid() for logits in raw["cls_logits"]], None
+
+    def anchor_steps(self, stride: int, level_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the distance between the anchors of neighbouring cells of a level, in pixels, down and across.
+
+        Args:
+            stride: the level's.
+            level_size: height and width in cells.
+            image_size: height and width of the padded batch in pixels.
+        """
+        if not isinstance(self._anchor_generator, AnchorGenerator):
+            return stride, stride
+        # torchvision divides the image's size by the number of cells, which is not the stride at coarse levels.
+        return image_size[0] // level_size[0], image_size[1] // level_size[1]
 
     @property
     def _anchor_generator(self) -> Any:

@@ -55,6 +55,7 @@ class FasterRCNNDetector(DenseDetector):
     family = "faster_rcnn"
     box_code = "deltas"
     assigns_by_anchors = True
+    least_side = 1e-2
 
     def __init__(self, network: nn.Module, name: str | None = None):
         heads: Any = network.roi_heads
@@ -65,7 +66,8 @@ class FasterRCNNDetector(DenseDetector):
         super().__init__(network, name)
         self._level_names = self._probe_names()
 
-    def _raw(self, features: list[Tensor]) -> dict[str, Tensor]:
+    def head_outputs(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """Run the RPN's head; see :meth:`.DenseDetector.head_outputs`."""
         logits, deltas = concat_box_prediction_layers(*self.network.rpn.head(features))
         images = len(features[0])
         return {"cls_logits": logits.view(images, -1, 1), "bbox_regression": deltas.view(images, -1, 4)}
@@ -133,7 +135,11 @@ class FasterRCNNDetector(DenseDetector):
 
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Apply the RPN's deltas to its anchors: proposals, not clipped; see :meth:`Detector.decode`."""
-        return apply_deltas(self.network.rpn.box_coder, outputs)
+        return apply_deltas(self._box_coder, outputs)
+
+    @property
+    def _box_coder(self) -> Any:
+        return self.network.rpn.box_coder
 
     @torch.no_grad()
     def proposals(
@@ -207,6 +213,8 @@ class FasterRCNNDetector(DenseDetector):
 
 class MMDetFasterRCNNDetector(FasterRCNNDetector):
     """Open a :class:`.MMDetFasterRCNN`."""
+
+    least_side = None
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:

@@ -1,6 +1,6 @@
 """FCOS (Tian et al., ICCV 2019), opened over torchvision's class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,15 @@ class FCOSDetector(DenseDetector):
     def _class_tower(self) -> Callable[[list[Tensor]], Tensor] | None:
         head = self.network.head
         return head.classification_head if type(head).forward is FCOSHead.forward else None
+
+    def boxes_at(self, raw: Tensor, anchors: Tensor) -> Tensor:
+        """Lay distances around points; see :meth:`.DenseDetector.boxes_at`."""
+        return self.network.box_coder.decode(raw, anchors)
+
+    def scored(self, raw: Mapping[str, Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Compute the geometric mean of score and centre-ness; see :meth:`.DenseDetector.scored`."""
+        pairs = zip(raw["cls_logits"], raw["bbox_ctrness"], strict=True)
+        return [(logits.sigmoid() * quality.sigmoid()).sqrt() for logits, quality in pairs], None
 
     def _extra(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"centerness": raw["bbox_ctrness"].squeeze(-1)}
@@ -98,12 +107,17 @@ class MMDetFCOSDetector(FCOSDetector):
     """
 
     box_code = "distances in pixels"
+    least_side = 0.0
     loss = DenseDetector.loss  # its own head divides by the positives of all processes
 
     @property
     def _class_tower(self) -> Callable[[list[Tensor]], Tensor]:
         branch = self.network.head.classification_head
         return lambda features: torch.cat([branch(feature)["cls_logits"] for feature in features], dim=1)
+
+    def scored(self, raw: Mapping[str, Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Compute the scores, and the centre-ness that they are multiplied by; see :meth:`.DenseDetector.scored`."""
+        return DenseDetector.scored(self, raw)[0], [quality.sigmoid().squeeze(-1) for quality in raw["bbox_ctrness"]]
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:

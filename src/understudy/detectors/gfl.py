@@ -22,6 +22,7 @@ class GFLDetector(DenseDetector):
     family = "gfl"
     box_code = "distributions"
     assigns_by_anchors = True
+    least_side = 0.0
 
     @property
     def _class_tower(self) -> Callable[[list[Tensor]], Tensor] | None:
@@ -32,6 +33,10 @@ class GFLDetector(DenseDetector):
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:
         """Match anchors by ATSS; those outside an image's own padding are ignored. See :meth:`Detector.assign`."""
         return torch.stack(self.network.assign(flat_anchors(outputs), targets, outputs.image_sizes))
+
+    def boxes_at(self, raw: Tensor, anchors: Tensor) -> Tensor:
+        """Lay expected distances around the anchors' centres; see :meth:`.DenseDetector.boxes_at`."""
+        return self.network.head.box_coder.decode(raw, anchors)
 
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Lay the expected distances around each anchor's centre; see :meth:`Detector.decode`."""

@@ -1,6 +1,7 @@
 """RetinaNet (Lin et al., ICCV 2017), opened over torchvision's class."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +41,17 @@ class RetinaNetDetector(DenseDetector):
 
     def decode(self, outputs: Outputs) -> list[Tensor]:
         """Apply the deltas to the anchors; see :meth:`Detector.decode`."""
-        return apply_deltas(self.network.head.regression_head.box_coder, outputs)
+        return apply_deltas(self._box_coder, outputs)
+
+    @property
+    def _box_coder(self) -> Any:
+        return self.network.head.regression_head.box_coder
 
 
 class MMDetRetinaNetDetector(RetinaNetDetector):
     """Open a :class:`.MMDetRetinaNet`, whose losses are those of :meth:`.MMDetRetinaNetHead.compute_loss`."""
+
+    least_side = 0.0
 
     @torch.no_grad()
     def assign(self, outputs: Outputs, targets: Sequence[Target]) -> Tensor:

@@ -7,11 +7,11 @@ from understudy.evaluation.arrays import Detection, Detections
 from understudy.evaluation.coco import Backend
 from understudy.evaluation.detections import (
     BATCH_SIZE,
-    Precision,
     aliases_of,
     choose_device,
     default_workers,
     detect_all,
+    detect_with,
     detections_of_batch,
     gather_detections,
     loader_at_evaluation_size,
@@ -21,6 +21,7 @@ from understudy.evaluation.detections import (
     to_original_pixels,
     with_progress,
 )
+from understudy.evaluation.inferring import Precision
 from understudy.evaluation.measure import evaluate, score
 from understudy.evaluation.result import Evaluation
 from understudy.evaluation.voc import voc_average_precision
@@ -36,6 +37,7 @@ __all__ = [
     "choose_device",
     "default_workers",
     "detect_all",
+    "detect_with",
     "detections_of_batch",
     "evaluate",
     "gather_detections",

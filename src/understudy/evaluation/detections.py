@@ -1,9 +1,8 @@
 """Run a detector over a data set: from a checkpoint to rows of COCO's results format."""
 
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,21 +16,20 @@ from understudy.class_matching import NO_ALIASES, Aliases, match_names, no_commo
 from understudy.data import Batch, DetectionData, Limits, evaluation_loader, open_data
 from understudy.data.dataset import Location
 from understudy.detectors import Detector
-from understudy.detectors.base import evaluating
 from understudy.errors import UserError
 from understudy.evaluation.arrays import Detections
-from understudy.outputs import Outputs
+from understudy.evaluation.inferring import Precision
+from understudy.evaluation.runtimes import Found, Runtime, TorchRuntime
+
+if TYPE_CHECKING:
+    from understudy.evaluation.models import Runnable
 
 BATCH_SIZE = 8
 """Images of a batch by default; more gained little on a CPU."""
 
-Precision = Literal["32", "bf16", "16"]
-"""Precision of the arithmetic in bits; bf16 and 16 are mixed precision, as in training."""
-
 _WORTH_WORKERS = 64  # images; starting processes takes as long as loading so many small ones
 _Module = TypeVar("_Module", bound=nn.Module)
 _Item = TypeVar("_Item")
-_AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def detect_all(
@@ -57,35 +55,24 @@ def detect_all(
     """
     if category_ids is None:
         category_ids = loader.dataset.data.category_ids  # ty: ignore[missing-attribute]
-    found: list[Detections] = []
-    with inferring(detector, device, precision):
-        for batch in loader:
-            batch = batch.to(device)
-            outputs = detector(batch.images, batch.image_sizes)
-            found.append(detections_of_batch(detector, outputs, batch, category_ids))
-    return Detections.joined(found)
+    return detect_with(TorchRuntime(detector, device, precision), loader, category_ids)
 
 
-@contextmanager
-def inferring(detector: nn.Module, device: torch.device | str, precision: Precision = "32") -> Generator[None]:
-    """Put a detector into ``eval()`` within this context, without gradients and in a precision.
+def detect_with(runtime: Runtime, loader: Iterable[Batch], category_ids: Sequence[int | None]) -> Detections:
+    """Run a detector over a data set by any runtime; see :func:`detect_all`."""
+    return Detections.joined(
+        [detections_of_batch(runtime(batch.images, batch.image_sizes), batch, category_ids) for batch in loader]
+    )
 
-    Raises:
-        UserError: the device does not have the precision.
+
+def detections_of_batch(found: Found, batch: Batch, category_ids: Sequence[int | None]) -> Detections:
+    """Return the detections of one batch in the pixels of its files; arguments as in :func:`detect_all`.
+
+    Args:
+        found: what a :class:`.Runtime` or :meth:`.Detector.detect` returned for the batch.
+        batch: the images.
+        category_ids: as in :func:`detect_all`.
     """
-    kind = torch.device(device).type
-    if precision == "16" and kind == "cpu":
-        raise UserError("Precision 16 needs a GPU, but this is a CPU. Use precision 32 or bf16.")
-    reduced = torch.autocast(kind, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
-    with evaluating(detector), torch.no_grad(), reduced:
-        yield
-
-
-def detections_of_batch(
-    detector: Detector, outputs: Outputs, batch: Batch, category_ids: Sequence[int | None]
-) -> Detections:
-    """Return the detections of one batch; arguments as in :func:`detect_all`, with the detector's record."""
-    found = detector.detect(outputs, batch.image_sizes)
     sizes = zip(batch.image_sizes, batch.original_sizes, strict=True)
     corners = torch.cat([to_original_pixels(one["boxes"], *each) for one, each in zip(found, sizes, strict=True)])
     boxes = corners.cpu().double()  # so that x + width is the right edge again
@@ -148,7 +135,7 @@ def to_original_pixels(boxes: Tensor, size: tuple[int, int], original_size: tupl
 
 
 def open_split(
-    checkpoint: Checkpoint, data: Location | None, split: str | None, limits: Limits | None = None
+    checkpoint: "Checkpoint | Runnable", data: Location | None, split: str | None, limits: Limits | None = None
 ) -> DetectionData:
     """Open the split on which a checkpoint is evaluated.
 
@@ -182,13 +169,13 @@ def data_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config["data"]
 
 
-def limits_of(checkpoint: Checkpoint) -> Limits:
+def limits_of(checkpoint: "Checkpoint | Runnable") -> Limits:
     """Return the limits in the config of a checkpoint; those of an older version have none."""
     settings = data_section(checkpoint.config)
     return Limits(**{key: settings[key] for key in ("max_pixels", "allow_outside") if key in settings})
 
 
-def aliases_of(checkpoint: Checkpoint) -> Aliases:
+def aliases_of(checkpoint: "Checkpoint | Runnable") -> Aliases:
     """Return the aliases of classes in the config of a checkpoint; those of an older version have none."""
     return data_section(checkpoint.config).get("aliases", NO_ALIASES)
 

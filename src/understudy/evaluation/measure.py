@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from understudy.checkpoints import load_checkpoint
 from understudy.class_matching import Aliases, check_aliases, match_names, renamed
 from understudy.data import DetectionData, Limits
 from understudy.data.dataset import Location
@@ -17,17 +16,16 @@ from understudy.evaluation.coco import Backend, coco_numbers
 from understudy.evaluation.confusion import SCORE, confusion_matrix
 from understudy.evaluation.detections import (
     BATCH_SIZE,
-    Precision,
     aliases_of,
-    choose_device,
     default_workers,
-    detect_all,
+    detect_with,
     loader_at_evaluation_size,
     match_classes,
-    on_device,
     open_split,
     with_progress,
 )
+from understudy.evaluation.inferring import Precision
+from understudy.evaluation.models import open_runnable
 from understudy.evaluation.result import Evaluation
 from understudy.evaluation.voc import voc_numbers
 
@@ -49,7 +47,7 @@ def evaluate(
     """Evaluate a trained detector on a data set, at the image size that it was trained for.
 
     Args:
-        checkpoint: a checkpoint or a run folder (its best checkpoint).
+        checkpoint: a checkpoint, a run folder (its best checkpoint), or an exported file (.onnx, .xml).
         data: the data set; by default the one of the training run. Required for an imported detector.
         split: by default the validation split of the training run.
         limits: of the data set; by default those of the training run.
@@ -67,7 +65,7 @@ def evaluate(
         UserError: the checkpoint or the data set cannot be read, they have no class in common, or the device does not
             have the precision.
     """
-    loaded = load_checkpoint(checkpoint)
+    loaded = open_runnable(checkpoint, device, precision)
     opened = open_split(loaded, data, split, limits)
     if aliases is None:
         aliases = aliases_of(loaded)
@@ -75,11 +73,9 @@ def evaluate(
         check_aliases(aliases, loaded.classes, opened.classes, "--alias")
     places = match_names(loaded.classes, opened.classes, aliases)
     category_ids = match_classes(loaded.classes, opened, aliases)
-    device = choose_device(device)
     workers = default_workers(len(opened)) if workers is None else workers
     loader = loader_at_evaluation_size(opened, loaded.config, batch_size=batch_size, workers=workers)
-    detector, batches = on_device(loaded.detector, device), with_progress(loader, "evaluating")
-    found = detect_all(detector, batches, device, category_ids, precision)
+    found = detect_with(loaded.runtime, with_progress(loader, "evaluating"), category_ids)
     return replace(
         score(opened, found, backend, detailed=True, score_threshold=score_threshold),
         checkpoint=str(checkpoint),

@@ -12,28 +12,25 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from understudy.checkpoints import Checkpoint, load_checkpoint
 from understudy.class_matching import match_names, renamed, shown_pairs
 from understudy.data import Batch, DetectionData, Limits, Record, Records, UnreadableImage, as_paths, open_data, splits
 from understudy.data.images import SUFFIXES, shown_size
-from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.evaluation.arrays import Detection
 from understudy.evaluation.detections import (
     BATCH_SIZE,
-    Precision,
     aliases_of,
-    choose_device,
     default_workers,
     detections_of_batch,
-    inferring,
     limits_of,
     match_classes,
-    on_device,
     with_progress,
 )
 from understudy.evaluation.drawing import draw_detections
+from understudy.evaluation.inferring import Precision
+from understudy.evaluation.models import Runnable, open_runnable
 from understudy.evaluation.pictures import Picture, Pictures, batch_of
+from understudy.evaluation.runtimes import Runtime
 from understudy.files import write_atomically
 from understudy.text import listed
 
@@ -62,7 +59,7 @@ def predict(
     detections, those of low score too: average precision needs them, and they are easy to filter out later.
 
     Args:
-        checkpoint: a checkpoint or a run folder (its best checkpoint).
+        checkpoint: a checkpoint, a run folder (its best checkpoint), or an exported file (.onnx, .xml).
         source: an image, a folder of images, or a data set; or several images and folders of images.
         output: a new or empty folder.
         score_threshold: lowest score of a detection that is drawn, 0..1.
@@ -88,9 +85,9 @@ def predict(
         raise UserError(f"score_threshold: expected a number from 0 to 1, got {score_threshold}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not an empty folder. Choose another one: --output FOLDER.")
-    loaded = load_checkpoint(checkpoint)
+    loaded = open_runnable(checkpoint, device, precision)
     sources = as_paths(source)
-    data, faults = _open_sources(sources, split, loaded, limits or limits_of(loaded))
+    data, faults = open_sources(sources, split, loaded, limits or limits_of(loaded))
     images = len(data) + len(faults)
     aliases = aliases_of(loaded)
     category_ids = match_classes(loaded.classes, data, aliases)
@@ -99,19 +96,17 @@ def predict(
     if unused := [name for name, number in zip(loaded.classes, category_ids, strict=True) if number is None]:
         logger.warning("%s lacks these classes of the detector; they are left out: %s", sources[0], listed(unused))
 
-    device = choose_device(device)
-    detector = on_device(loaded.detector, device)
     pictures = Pictures(data, loaded.config, batch_size, default_workers(len(data)) if workers is None else workers)
     names = dict(zip(data.category_ids, data.classes, strict=True))
     files = dict(zip((record.image_id for record in data.records), _names_below(data), strict=True))
     found: dict[int, list[Detection]] = {}
-    with _filled_or_removed(output), inferring(detector, device, precision):
+    with _filled_or_removed(output):
         for read in with_progress(pictures, "detecting"):
             faults += [str(one) for one in read if isinstance(one, UnreadableImage)]
             if faults:
                 continue  # the rest is only read, so that all faults are reported at once
             usable = [one for one in read if isinstance(one, Picture)]
-            found |= _detect(detector, batch_of(usable).to(device), category_ids)
+            found |= _detect(loaded.runtime, batch_of(usable), category_ids)
             for picture in usable:
                 image_id = picture.record.image_id
                 drawn = draw_detections(picture.pixels, found[image_id], names, score_threshold)
@@ -142,14 +137,14 @@ def _filled_or_removed(folder: Path) -> Generator[None]:
         raise
 
 
-def _detect(detector: Detector, batch: Batch, category_ids: Sequence[int | None]) -> dict[int, list[Detection]]:
+def _detect(runtime: Runtime, batch: Batch, category_ids: Sequence[int | None]) -> dict[int, list[Detection]]:
     """Return the detections of each image of a batch by its id."""
-    found = detections_of_batch(detector, detector(batch.images, batch.image_sizes), batch, category_ids)
+    found = detections_of_batch(runtime(batch.images, batch.image_sizes), batch, category_ids)
     return {image_id: found.at(found.image_ids == image_id).rows() for image_id in batch.image_ids}
 
 
-def _open_sources(
-    sources: Sequence[Path], split: str, detector: Checkpoint, limits: Limits
+def open_sources(
+    sources: Sequence[Path], split: str, detector: Runnable, limits: Limits
 ) -> tuple[DetectionData, list[str]]:
     """Open a data set; or images, as a split with the detector's classes and without objects.
 
@@ -177,7 +172,7 @@ def _open_sources(
     return _as_split(list(once.values()), sources[0], detector, limits)
 
 
-def _open_source(source: Path, split: str, detector: Checkpoint, limits: Limits) -> tuple[DetectionData, list[str]]:
+def _open_source(source: Path, split: str, detector: Runnable, limits: Limits) -> tuple[DetectionData, list[str]]:
     if source.is_file() and source.suffix.lower() in SUFFIXES:
         return _as_split([source], source, detector, limits)
     try:
@@ -199,7 +194,7 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _as_split(files: list[Path], source: Path, detector: Checkpoint, limits: Limits) -> tuple[DetectionData, list[str]]:
+def _as_split(files: list[Path], source: Path, detector: Runnable, limits: Limits) -> tuple[DetectionData, list[str]]:
     """Make a split without objects from image files, turned upright by their EXIF orientation; see `_open_source`."""
     records, faults = [], []
     for number, file in enumerate(files, start=1):
@@ -207,7 +202,7 @@ def _as_split(files: list[Path], source: Path, detector: Checkpoint, limits: Lim
             records.append(Record.without_objects(number, file, shown_size(file, limits.max_pixels)))
         except UnreadableImage as error:
             faults.append(str(error))
-    ids = tuple(detector.meta["category_ids"])
+    ids = detector.category_ids
     return DetectionData(detector.classes, ids, Records.of(records), "coco", source, "images", limits=limits), faults
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from understudy.config import TrainConfig
 from understudy.data import Batch
 from understudy.data.transforms import PAD_MULTIPLE
-from understudy.evaluation.detections import inferring
+from understudy.evaluation.inferring import inferring
 from understudy.methods.weighting import LATE, weighted_sum
 from understudy.training.assembly import build_networks, make_loader
 from understudy.training.engine import suits_channels_last

@@ -1,0 +1,77 @@
+"""A detector to evaluate, whatever runs it: a checkpoint or an exported file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from understudy.checkpoints import load_checkpoint
+from understudy.errors import UserError
+from understudy.evaluation.detections import choose_device, on_device
+from understudy.evaluation.inferring import Precision
+from understudy.evaluation.runtimes import FileRuntime, Runtime, TorchRuntime, onnx_runtime, openvino_runtime
+
+EXPORTED = {".onnx": "onnx", ".xml": "openvino"}
+"""Format of an exported file by the ending of its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """A detector that can be run on a data set.
+
+    Attributes:
+        path: the checkpoint or exported file.
+        classes: names of the classes. Labels are positions in it.
+        category_ids: of the data set that it was trained on.
+        config: of its run, as plain values; of a file its section ``data`` alone.
+        runtime: runs it.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    config: Mapping[str, Any]
+    runtime: Runtime
+
+
+def is_exported(path: Path | str) -> bool:
+    """Return whether a path names an exported file."""
+    return Path(path).suffix.lower() in EXPORTED
+
+
+def open_runnable(
+    path: Path | str,
+    device: torch.device | str | None = None,
+    precision: Precision = "32",
+    threads: int | None = None,
+) -> Runnable:
+    """Open a checkpoint, a run folder, an ONNX file or an OpenVINO file.
+
+    Args:
+        path: the file or folder.
+        device: by default a GPU if there is one.
+        precision: of PyTorch's arithmetic; that of a file is fixed.
+        threads: of a file's arithmetic; None: as many as PyTorch.
+
+    Raises:
+        UserError: it cannot be read, its library is not installed, or a precision is given for a file.
+    """
+    path, device = Path(path), choose_device(device)
+    if not is_exported(path):
+        loaded = load_checkpoint(path)
+        runtime = TorchRuntime(on_device(loaded.detector, device), device, precision)
+        ids = tuple(loaded.meta["category_ids"])
+        return Runnable(loaded.path, loaded.classes, ids, loaded.config, runtime)
+    if precision != "32":
+        raise UserError(f"The precision of {path} is that of the file. Leave out --precision.")
+    file = onnx_runtime(path, threads, device) if path.suffix.lower() == ".onnx" else openvino_runtime(path, threads)
+    return of_file(path, file)
+
+
+def of_file(path: Path, runtime: FileRuntime) -> Runnable:
+    """Describe an exported file that a runtime has loaded."""
+    facts = runtime.facts
+    sizes = {"shorter_side": [facts.resize["shorter_side"]], "longer_side": facts.resize["longer_side"]}
+    return Runnable(path, facts.classes, facts.category_ids, {"data": {"path": None, "val": "val", **sizes}}, runtime)
