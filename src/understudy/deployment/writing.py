@@ -4,17 +4,17 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from understudy.checkpoints import Checkpoint
-from understudy.data import Batch, DetectionData
+from understudy.data import Batch
 from understudy.data.transforms import padded_size
 from understudy.deployment.agreement import PIXELS, SCORE, Agreement, compare, largest_difference
 from understudy.deployment.graph import graph_of
+from understudy.deployment.int8 import Written, spread
 from understudy.deployment.onnx_file import Options, to_onnx
 from understudy.errors import RunError, UserError
 from understudy.evaluation import loader_at_evaluation_size, open_split
@@ -38,21 +38,8 @@ logger = logging.getLogger(__name__)
 CHECKED = 8
 """Images on which a file is compared with the detector."""
 
-ONNX, OPENVINO = "student.onnx", "student.xml"
-"""Names of the files; OpenVINO's weights are in a ``.bin`` beside it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A file that was written.
-
-    Attributes:
-        file: the file.
-        checked: the result of its check, in words.
-    """
-
-    file: Path
-    checked: str
+ONNX = "student.onnx"
+"""Name of the file."""
 
 
 def write_onnx(checkpoint: Checkpoint, folder: Path, options: Options, images: Sequence[Batch]) -> Written:
@@ -83,13 +70,17 @@ def write_onnx(checkpoint: Checkpoint, folder: Path, options: Options, images: S
     return Written(folder / ONNX, checked)
 
 
-def write_openvino(checkpoint: Checkpoint, onnx_file: Path, folder: Path, images: Sequence[Batch]) -> Written:
-    """Convert an exported ONNX file to OpenVINO's format; arguments and errors are those of :func:`write_onnx`."""
+def write_openvino(checkpoint: Checkpoint, onnx_file: Path, images: Sequence[Batch]) -> Written:
+    """Convert an exported ONNX file to OpenVINO's format, beside it; arguments and errors as of :func:`write_onnx`.
+
+    A file in INT8 is not compared with the detector.
+    """
     openvino = needed("openvino", "--format openvino")
     facts = json.loads(session_of(onnx_file, 1).get_modelmeta().custom_metadata_map[KEY])
     facts["versions"] = facts["versions"] | {"openvino": openvino.__version__}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unchecked-") as unchecked:
-        file = Path(unchecked) / OPENVINO
+    target, checked = onnx_file.with_suffix(".xml"), "not compared with PyTorch"
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unchecked-") as unchecked:
+        file = Path(unchecked) / target.name
         try:
             model = openvino.convert_model(str(onnx_file))
             model.set_rt_info(json.dumps(facts), KEY)
@@ -97,10 +88,11 @@ def write_openvino(checkpoint: Checkpoint, onnx_file: Path, folder: Path, images
         except Exception as error:  # its exceptions have no common class
             reason = " ".join(str(error).split())[:300]
             raise RunError(f"OpenVINO {openvino.__version__} could not convert {onnx_file} ({reason}).") from error
-        checked = "not run: a raw file" if facts["raw"] else check(checkpoint, openvino_runtime(file), images)
+        if not facts["raw"] and facts["precision"] == "float32":
+            checked = check(checkpoint, openvino_runtime(file), images)
         for suffix in (".xml", ".bin"):
-            file.with_suffix(suffix).replace((folder / OPENVINO).with_suffix(suffix))
-    return Written(folder / OPENVINO, checked)
+            file.with_suffix(suffix).replace(target.with_suffix(suffix))
+    return Written(target, checked)
 
 
 def check(checkpoint: Checkpoint, file: FileRuntime, images: Sequence[Batch]) -> str:
@@ -156,12 +148,6 @@ def photos_for_check(checkpoint: Checkpoint, data: Path | str | None, split: str
         logger.warning("No photos of its run to check the file on (%s); give some: --data DATA.", error)
         return _noise(checkpoint)
     return list(loader_at_evaluation_size(spread(opened, CHECKED), checkpoint.config))
-
-
-def spread(data: DetectionData, count: int) -> DetectionData:
-    """Return a split with at most so many of its images, evenly spread over it."""
-    count = min(count, len(data))
-    return replace(data, records=data.records.take([place * len(data) // count for place in range(count)]))
 
 
 def _noise(checkpoint: Checkpoint) -> list[Batch]:
