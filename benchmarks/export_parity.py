@@ -1,7 +1,7 @@
 """Train every family in every convention on a backbone of each kind for a moment, export it, and compare the files.
 
 Each detector is trained on BCCD for a few epochs, so that it detects something, and exported to ONNX of any size. The
-detections of ONNX Runtime (and of OpenVINO) on 50 validation photos are compared with those of PyTorch, and so is COCO's
+detections of ONNX Runtime (and of OpenVINO) on 50 validation photos are compared with those of PyTorch, and so is the
 AP on all of them. A row is appended to the CSV file after each detector, and rows that are there are not repeated.
 
     python benchmarks/export_parity.py BCCD results/export_parity.csv --weights mobilenetv2_0.35.pt

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from exported_files import facts
+from PIL import Image
 
+from understudy.checkpoints import load_checkpoint
+from understudy.deployment.int8 import calibration_photos
 from understudy.errors import RunError, UserError
 from understudy.evaluation import evaluate
 from understudy.evaluation.models import open_runnable
@@ -151,7 +154,7 @@ def test_an_image_on_a_canvas_and_back():
     assert to_image(found, (50, 30), (100, 60))["boxes"].tolist() == [[0.0, 0.0, 60.0, 100.0]]
 
 
-def test_images_of_several_sizes_are_run_one_by_one():
+def test_images_of_several_sizes_are_run_one_by_one(caplog):
     seen = []
 
     def infer(images: np.ndarray) -> list[np.ndarray]:
@@ -165,3 +168,29 @@ def test_images_of_several_sizes_are_run_one_by_one():
     fixed = FileRuntime(replace(facts(), size=(32, 32), batch=2, input="uint8"), "counting", infer)
     assert len(fixed(torch.rand(3, 3, 64, 96), [(64, 96)] * 3)) == 3
     assert seen[3:] == [(2, 3, 32, 32)] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "Images larger than the fixed size of the file, 32x32 (height x width), are reduced to fit, such as one of "
+        "64x96. Export with a larger --size, or without it for images of any size."
+    ]
+
+
+def test_photos_to_calibrate_on(trained, scenes, tmp_path):
+    """A data set of other classes, and one without photos for training."""
+    checkpoint = load_checkpoint(trained)
+    for name, classes, message in (
+        ("other", ["zebra"], "cannot be used on this data set"),
+        ("empty", checkpoint.classes, "no images"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.new("RGB", (9, 9)).save(folder / "a.png")
+        content = {
+            "categories": [{"id": number, "name": each} for number, each in enumerate(classes, start=1)],
+            "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}][: name == "other"],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}][: name == "other"],
+        }
+        for split in ("train", "val"):
+            (folder / f"instances_{split}.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            calibration_photos(checkpoint, folder, 4)
+    assert len(calibration_photos(checkpoint, scenes, 4)) == 4
