@@ -148,12 +148,15 @@ def _write_graphs(
     quantise: Mapping[str, Any] | None,
 ) -> Iterator[str]:
     from understudy.deployment import int8, writing
+    from understudy.deployment.companions import write_beside
     from understudy.deployment.onnx_file import Options
+    from understudy.evaluation.runtimes import Facts
 
     photos = writing.photos_for_check(trained, data, split)
     written = writing.write_onnx(trained, folder, Options(**options), photos)
     files = [written.file]
     yield str(written)
+    write_beside(folder, Facts.of(written.file))
     if quantise:
         smaller = int8.write_int8(trained, written.file, **quantise)
         files.append(smaller.file)

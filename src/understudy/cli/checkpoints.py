@@ -74,6 +74,7 @@ def export(
 ) -> None:
     """Export a detector for use without understudy.
 
+    \b
     torch: weights and code that need only torch and torchvision.
     onnx: one file for ONNX Runtime, from pixels to detections.
     openvino: the same for OpenVINO.

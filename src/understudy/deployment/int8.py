@@ -3,7 +3,7 @@
 import ast
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,7 +187,7 @@ def _inputs(photos: Sequence[Batch], facts: Facts) -> Iterator[dict[str, np.ndar
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Silence the library's advice to preprocess the model, which does not hold for graphs of PyTorch's exporter."""
     root = logging.getLogger()
     before = root.level

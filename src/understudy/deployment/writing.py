@@ -1,9 +1,9 @@
 """Write a detector as files that run without PyTorch, and check each before it stays."""
 
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,19 +76,19 @@ def write_openvino(checkpoint: Checkpoint, onnx_file: Path, images: Sequence[Bat
     A file in INT8 is not compared with the detector.
     """
     openvino = needed("openvino", "--format openvino")
-    facts = json.loads(session_of(onnx_file, 1).get_modelmeta().custom_metadata_map[KEY])
-    facts["versions"] = facts["versions"] | {"openvino": openvino.__version__}
+    facts = Facts.of(onnx_file)
+    facts = replace(facts, versions={**facts.versions, "openvino": openvino.__version__})
     target, checked = onnx_file.with_suffix(".xml"), "not compared with PyTorch"
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unchecked-") as unchecked:
         file = Path(unchecked) / target.name
         try:
             model = openvino.convert_model(str(onnx_file))
-            model.set_rt_info(json.dumps(facts), KEY)
+            model.set_rt_info(facts.to_json(), KEY)
             openvino.save_model(model, str(file), compress_to_fp16=False)
         except Exception as error:  # its exceptions have no common class
             reason = " ".join(str(error).split())[:300]
             raise RunError(f"OpenVINO {openvino.__version__} could not convert {onnx_file} ({reason}).") from error
-        if not facts["raw"] and facts["precision"] == "float32":
+        if not facts.raw and facts.precision == "float32":
             checked = check(checkpoint, openvino_runtime(file), images)
         for suffix in (".xml", ".bin"):
             file.with_suffix(suffix).replace(target.with_suffix(suffix))
@@ -160,7 +160,7 @@ def _noise(checkpoint: Checkpoint) -> list[Batch]:
 def _check_raw(checkpoint: Checkpoint, file: Path, images: Sequence[Batch]) -> str:
     """Compare the raw predictions of a file with those of PyTorch."""
     session, graph = session_of(file), graph_of(checkpoint.detector, raw=True)
-    facts = Facts.read(session.get_modelmeta().custom_metadata_map[KEY], file)
+    facts = Facts.of(file)
     boxes, scores = 0.0, 0.0
     for batch in images:
         height, width = facts.size or batch.image_sizes[0]

@@ -125,6 +125,11 @@ class Facts:
         return json.dumps(asdict(self))
 
     @classmethod
+    def of(cls, file: Path) -> "Facts":
+        """Read the facts of an ONNX file, which ONNX Runtime must be able to load."""
+        return cls.read(session_of(file, 1).get_modelmeta().custom_metadata_map.get(KEY), file)
+
+    @classmethod
     def read(cls, text: str | None, file: Path) -> "Facts":
         """Read the facts of a file.
 
