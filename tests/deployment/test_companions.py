@@ -92,8 +92,9 @@ def test_the_program(detect, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert said.out.splitlines()[1].split() == ["b", "0.75", "0.0", "0.0", "40.0", "60.0"]
     assert "text.jpg cannot be read as an image" in said.err
-    assert Image.open(photo).format == "JPEG"  # not overwritten
-    assert Image.open(tmp_path / "photo.png").size == (80, 60)
+    with Image.open(photo) as before, Image.open(tmp_path / "photo.png") as drawn:
+        assert before.format == "JPEG"  # not overwritten
+        assert drawn.size == before.size
 
 
 def test_a_file_that_is_not_ours(detect, tmp_path, monkeypatch):

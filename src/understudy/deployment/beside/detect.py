@@ -87,7 +87,7 @@ def resized(image, height, width):
 
 def drawn(photo, found, classes):
     """Draw detections on a photo."""
-    photo = ImageOps.exif_transpose(photo).convert("RGB")
+    photo = photo.copy()
     draw, line = ImageDraw.Draw(photo), max(2, round(max(photo.size) / 400))
     for each in reversed(found):  # the best on top
         colour = COLOURS[classes.index(each["label"]) % len(COLOURS)]
@@ -114,7 +114,8 @@ def main():
     failed = False
     for number, file in enumerate(options.photos):
         try:
-            photo = Image.open(file)
+            with Image.open(file) as opened:
+                photo = ImageOps.exif_transpose(opened).convert("RGB")
             found = detector(photo, options.score)
         except (OSError, ValueError) as error:
             print(f"Error: {file} cannot be read as an image: {error}", file=sys.stderr)
