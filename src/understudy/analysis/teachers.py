@@ -160,6 +160,7 @@ def compare_teachers(runs: Sequence[Path]) -> TeachersResult:
         teacher = known.get(run.folder)
         if teacher is None or not same_images(teacher, run):
             teacher = read[named] = read.get(named) or read_teacher(run)
+        assert teacher.parameters is not None  # only an exported file has none, which is no teacher
         rows.append(
             TaughtRun(
                 str(teacher.folder),

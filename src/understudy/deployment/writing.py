@@ -4,14 +4,14 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from understudy.checkpoints import Checkpoint
-from understudy.data import Batch, DetectionData
+from understudy.data import Batch
 from understudy.data.transforms import padded_size
 from understudy.deployment.agreement import PIXELS, SCORE, Agreement, compare, largest_difference
 from understudy.deployment.graph import graph_of
@@ -31,6 +31,7 @@ from understudy.evaluation.runtimes import (
     openvino_runtime,
     session_of,
 )
+from understudy.evaluation.speed import spread
 from understudy.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -156,12 +157,6 @@ def photos_for_check(checkpoint: Checkpoint, data: Path | str | None, split: str
         logger.warning("No photos of its run to check the file on (%s); give some: --data DATA.", error)
         return _noise(checkpoint)
     return list(loader_at_evaluation_size(spread(opened, CHECKED), checkpoint.config))
-
-
-def spread(data: DetectionData, count: int) -> DetectionData:
-    """Return a split with at most so many of its images, evenly spread over it."""
-    count = min(count, len(data))
-    return replace(data, records=data.records.take([place * len(data) // count for place in range(count)]))
 
 
 def _noise(checkpoint: Checkpoint) -> list[Batch]:
