@@ -113,9 +113,10 @@ def summarise(
     """Compare finished runs, checkpoints without a run folder, and exported files.
 
     A checkpoint or file is evaluated on the data that the runs were evaluated on. A run with ``teacher:`` in its config
-    is a distilled student; the run or checkpoint that it names is the teacher; all others are plain students, apart from
-    exported files. Runs that differ only in the seed are one row. A distilled student is compared with the plain one of the same detector. If
-    there are several, the one with the fewest differences in data and budget is taken, then the one with the best AP.
+    is a distilled student; the run or checkpoint that it names is the teacher; all others are plain students, apart
+    from exported files. Runs that differ only in the seed are one row. A distilled student is compared with the plain
+    one of the same detector. If there are several, the one with the fewest differences in data and budget is taken,
+    then the one with the best AP.
 
     Args:
         run_folders: and checkpoints and exported files, in any order.

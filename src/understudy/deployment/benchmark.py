@@ -19,9 +19,9 @@ from understudy.deployment.competitors import (
 from understudy.deployment.memory import peak_memory
 from understudy.deployment.results import FOR_P95, Benchmark, Result
 from understudy.deployment.sizes import sizes_of
+from understudy.errors import UserError
 from understudy.evaluation import aliases_of, choose_device, loader_at_evaluation_size
 from understudy.evaluation.measure import evaluate_opened
-from understudy.evaluation.models import Library
 from understudy.evaluation.speed import IMAGES, Racer, Speed, race, shown_sizes, spread
 
 SECONDS = 20.0
@@ -37,7 +37,7 @@ def benchmark(
     split: str | None = None,
     batch: int = 1,
     threads: int | None = None,
-    libraries: Sequence[Library] = (),
+    libraries: Sequence[str] = (),
     seconds: float = SECONDS,
     measure_ap: bool = True,
     device: torch.device | str | None = "cpu",
@@ -54,7 +54,7 @@ def benchmark(
         split: by default the validation split of that run.
         batch: time batches of so many images, too.
         threads: of every runtime; None: as many as PyTorch uses.
-        libraries: that run ONNX files, each file once by each; none: ONNX Runtime.
+        libraries: ``onnxruntime``, ``openvino`` or both, which run every ONNX file; none: ONNX Runtime.
         seconds: of a race, after which no further round begins.
         measure_ap: evaluate each on the whole split.
         device: of PyTorch and ONNX Runtime; None: a GPU if there is one.
@@ -66,6 +66,8 @@ def benchmark(
             the data; all faults of the detectors are listed.
     """
     device = choose_device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU. Leave it out to measure on the CPU.")
     with _threads(threads) as used:
         competitors = open_competitors([Path(each) for each in detectors], libraries, used, device)
         opened, aliases = open_data_of(competitors, None if data is None else Path(data), split, limits)

@@ -13,6 +13,7 @@ from understudy.evaluation import aliases_of, match_classes, open_split
 from understudy.evaluation.detections import data_section
 from understudy.evaluation.models import EXPORTED, Library, Runnable, is_exported, open_runnable
 from understudy.evaluation.runtimes import FileRuntime
+from understudy.text import expected, mismatch
 
 CANNOT = "These detectors cannot be compared:"
 
@@ -50,7 +51,7 @@ class Competitor:
 
 
 def open_competitors(
-    paths: Sequence[Path], libraries: Sequence[Library], threads: int, device: torch.device
+    paths: Sequence[Path], libraries: Sequence[str], threads: int, device: torch.device
 ) -> list[Competitor]:
     """Open detectors; an ONNX file once for each library.
 
@@ -68,6 +69,7 @@ def open_competitors(
         raise UserError("No detectors to compare: expected run folders, checkpoints or exported files.")
     given = [path.resolve() for path in paths]
     faults = [f"{path} is given twice" for path in dict.fromkeys(paths) if given.count(path.resolve()) > 1]
+    faults += [mismatch("--runtime", expected(Library), each, Library) for each in libraries if each not in TITLES]
     if libraries and not any(path.suffix.lower() == ".onnx" for path in paths):
         faults.append(f"--runtime {libraries[0]}: there is no .onnx file to run; leave it out")
     opened: list[tuple[Path, Library | None, Runnable]] = []
@@ -93,11 +95,12 @@ def open_competitors(
     ]
 
 
-def _libraries(path: Path, wanted: Sequence[Library]) -> Sequence[Library | None]:
+def _libraries(path: Path, wanted: Sequence[str]) -> Sequence[Library | None]:
+    """Return the libraries that run a detector, of the wanted ones those that can; None is PyTorch."""
     if not is_exported(path):
         return [None]
     known = EXPORTED[path.suffix.lower()]
-    return [each for each in dict.fromkeys(wanted) if each in known] or known[:1]
+    return [each for each in known if each in wanted] or known[:1]
 
 
 def short_names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -107,7 +107,7 @@ class Benchmark:
         """Return the sizes: the cells of the rows by title of the column."""
         parts: dict[str, Callable[[Result], Cell]] = {
             "Params\n(M)": lambda row: Cell.of(row.sizes.parameters, ".2f", 1e-6),
-            "Multiply-\nadds (G)": lambda row: Cell.of(row.sizes.multiply_adds, ".2f", 1e-9),
+            "Multiply-adds\n(G)": lambda row: Cell.of(row.sizes.multiply_adds, ".2f", 1e-9),
             "File\n(MB)": lambda row: Cell.of(row.sizes.file_bytes, ".1f", 1 / MEGABYTE),
             "Peak memory\n(MB)": lambda row: Cell.of(row.peak_memory, ".0f", 1 / MEGABYTE),
         }
