@@ -105,7 +105,7 @@ def export_student(run: Path, folder: Path, say: Callable[[str], None] = print) 
     """Export a run to ONNX, and return the file; none if packages are missing or the export fails, which it says."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
-        say(f"5/6  No export to ONNX without {' and '.join(missing)}. Install them: pip install 'understudy[onnx]'")
+        say(f"5/6  No export to ONNX without {', '.join(missing)}. Install them: pip install 'understudy[onnx]'")
         return []
     say("5/6  Exporting the distilled student to ONNX")
     try:

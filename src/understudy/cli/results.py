@@ -1,7 +1,6 @@
 """Commands that measure finished runs and checkpoints."""
 
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -142,8 +141,8 @@ def predict(
 @app.command(
     epilog=example(
         "understudy benchmark runs/teacher runs/student deploy/student.onnx",
-        "understudy benchmark deploy/student.onnx --data photos --runtime onnxruntime \\",
-        "    --runtime openvino --threads 1 --html speed.html",
+        "understudy benchmark deploy/student.onnx --data photos --threads 1 \\",
+        "    --runtime onnxruntime --runtime openvino --html speed.html",
     )
 )
 def benchmark(
@@ -161,7 +160,11 @@ def benchmark(
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1024, metavar="N", show_default=False, help="Of every runtime; default: as many as PyTorch uses."
+            min=1,
+            max=1024,
+            metavar="N",
+            show_default=False,
+            help="Threads of every runtime; default: those of PyTorch.",
         ),
     ] = None,
     runtimes: Annotated[
@@ -191,7 +194,7 @@ def benchmark(
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Measure speed, AP, size and memory of detectors beside each other.
+    """Measure speed, AP, size and memory side by side.
 
     All are timed in one process, in turns, with the same threads, from resized
     pixels to detections. Other load on the machine slows down all of them, so
@@ -219,20 +222,20 @@ def benchmark(
             say=print,
         )
     show_result(result, as_json)
-    _write_rows(csv, result.to_csv, as_json)
+    if csv:
+        _write_rows(csv, result.to_csv(), as_json)
     if html:
         from understudy.report.benchmark import report_on_benchmark
 
         _say_file("Page", report_on_benchmark(html, result, force=force), as_json)
 
 
-def _write_rows(file: Path | None, rows: Callable[[], str], as_json: bool) -> None:
-    """Write rows as CSV, if a file is given."""
+def _write_rows(file: Path, rows: str, as_json: bool) -> None:
+    """Write rows as CSV."""
     from understudy.files import write_atomically
 
-    if file:
-        write_atomically(file, rows().encode())
-        _say_file("Rows", file, as_json)
+    write_atomically(file, rows.encode())
+    _say_file("Rows", file, as_json)
 
 
 def _say_file(what: str, file: Path, as_json: bool) -> None:
@@ -269,7 +272,8 @@ def compare(
     with redirect_stdout(sys.stderr):  # libraries print progress
         table = results.summarise(runs)
     show_result(table, as_json)
-    _write_rows(csv, table.to_csv, as_json)
+    if csv:
+        _write_rows(csv, table.to_csv(), as_json)
     if html:
         from understudy.report import report_on
 
