@@ -10,6 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from understudy.compare import speed as of_rows
+from understudy.compare.rows import Row
+from understudy.compare.runs import read_runs
 from understudy.compare.table import summarise
 from understudy.deployment import benchmark as module
 from understudy.deployment import competitors
@@ -183,3 +186,17 @@ def test_compare_takes_exported_files_beside_runs(real, monkeypatch):
     assert exported.to_dict()["runtime"].startswith("ONNX Runtime ")
     assert any(f"{file} is run by ONNX Runtime" in note for note in table.notes)
     assert "PyTorch and the runtimes of the files" in table.speed
+
+
+def test_a_file_of_several_images_is_not_timed_with_one_in_a_comparison(tmp_path, monkeypatch, trained):
+    (run,) = read_runs([trained])
+    rows = [Row("plain", "plain", (run,)), Row("student.onnx", "exported", (run,))]
+    opened = iter(
+        [open_runnable(trained, "cpu"), fake_files.runnable(tmp_path / "student.onnx", size=(64, 64), batch=8)]
+    )
+    monkeypatch.setattr(of_rows, "open_runnable", lambda *_: next(opened))
+    monkeypatch.setitem(speed.race.__kwdefaults__, "rounds", 3)
+    timed, how = of_rows.with_speeds(rows, torch.device("cpu"))
+    assert timed[0].images_per_second > 0
+    assert timed[1].images_per_second is None
+    assert how.endswith("Not timed, since they do not take single images: student.onnx.")

@@ -10,7 +10,9 @@ from understudy.compare.runs import Run
 from understudy.data import Batch, Limits, open_data
 from understudy.evaluation import loader_at_evaluation_size
 from understudy.evaluation.models import Runnable, open_runnable
+from understudy.evaluation.runtimes import FileRuntime
 from understudy.evaluation.speed import IMAGES, Racer, race, shown_sizes, spread
+from understudy.text import listed
 
 
 def with_speeds(rows: Sequence[Row], device: torch.device) -> tuple[list[Row], str]:
@@ -19,16 +21,20 @@ def with_speeds(rows: Sequence[Row], device: torch.device) -> tuple[list[Row], s
     Raises:
         UserError: a checkpoint, an exported file or the images cannot be read.
     """
-    entrants = [_entrant(row.runs[0], device) for row in rows]
-    speeds = race([Racer.of(detector.runtime, batches) for detector, batches in entrants])
-    rates = [speed.images_per_second for speed in speeds]
-    teacher_rates = [rate for row, rate in zip(rows, rates, strict=True) if row.role == "teacher"]
+    opened = [(row, *_entrant(row.runs[0], device)) for row in rows]
+    entrants = [each for each in opened if _takes_one(each[1])]
+    speeds = race([Racer.of(detector.runtime, batches) for _, detector, batches in entrants])
+    rates = {row.name: speed.images_per_second for (row, *_), speed in zip(entrants, speeds, strict=True)}
+    teacher_rates = [rates[row.name] for row in rows if row.role == "teacher"]
     reference = teacher_rates[0] if len(teacher_rates) == 1 else None
     timed = [
         replace(row, images_per_second=rate, speed_ratio=rate / reference if reference else None)
-        for row, rate in zip(rows, rates, strict=True)
+        if (rate := rates.get(row.name))
+        else row
+        for row in rows
     ]
-    sizes = shown_sizes([batch for _, batches in entrants for batch in batches])
+    sizes = shown_sizes([batch for *_, batches in entrants for batch in batches])
+    left_out = [row.name for row in rows if row.name not in rates]
     threads = torch.get_num_threads()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({threads} of its cores)"
     runtimes = "PyTorch" if all(row.role != "exported" for row in rows) else "PyTorch and the runtimes of the files"
@@ -36,8 +42,14 @@ def with_speeds(rows: Sequence[Row], device: torch.device) -> tuple[list[Row], s
         f"Speed: from pixels to detections, one image at a time ({sizes} pixels), float32, {runtimes} on {where}; "
         f"the detectors take turns, median of {speeds[0].rounds} rounds. Reading and resizing the image is not "
         "included. Compare the ratios: images per second depend on the machine and its load."
+        + (f" Not timed, since they do not take single images: {listed(left_out)}." if left_out else "")
     )
     return timed, how
+
+
+def _takes_one(detector: Runnable) -> bool:
+    """Return whether a detector takes single images; a file of a fixed size may take several at once."""
+    return not isinstance(detector.runtime, FileRuntime) or detector.runtime.facts.batch in (None, 1)
 
 
 def _entrant(run: Run, device: torch.device) -> tuple[Runnable, list[Batch]]:

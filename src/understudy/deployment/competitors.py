@@ -47,7 +47,7 @@ class Competitor:
     def batch(self) -> int | None:
         """Images at once, of a file of a fixed size; None: any number."""
         runtime = self.detector.runtime
-        return runtime.facts.batch if isinstance(runtime, FileRuntime) and runtime.facts.size else None
+        return runtime.facts.batch if isinstance(runtime, FileRuntime) else None
 
 
 def open_competitors(
