@@ -83,6 +83,7 @@ ARGUMENTS = {
     "evaluate": "r",
     "predict": "r d -o out",
     "compare": "r",
+    "benchmark": "r",
     "export": "r out",
     "import": "weights.pth",
     "demo": "",
@@ -299,6 +300,24 @@ def test_compare(run, stand_in):
     runs = [Path("runs/t"), Path("runs/s")]
     assert summarise[0] == ((runs,), {})
     assert page == [((Path("page.html"), "teacher 40.0"), {"force": False})]
+
+
+def test_benchmark(run, stand_in, tmp_path):
+    calls = stand_in("deployment.benchmark", "benchmark", "a 10.0 ms")
+    page = stand_in("report.benchmark", "report_on_benchmark", Path("page.html"))
+    assert run("benchmark", "a", "b.onnx").out == "a 10.0 ms\n"
+    (detectors, data), options = calls[0]
+    assert (detectors, data) == ([Path("a"), Path("b.onnx")], None)
+    assert (options["batch"], options["threads"], options["measure_ap"], options["device"]) == (1, None, True, "cpu")
+    line = "b.onnx --data d --batch 8 --threads 2 --runtime openvino --runtime onnxruntime --no-ap --html page.html"
+    assert run("benchmark", *line.split()).out == "a 10.0 ms\n\nPage: page.html\n"
+    (_, data), options = calls[1]
+    assert (data, options["batch"], options["threads"], options["measure_ap"]) == (Path("d"), 8, 2, False)
+    assert options["libraries"] == ["openvino", "onnxruntime"]
+    assert page == [((Path("page.html"), "a 10.0 ms"), {"force": False})]
+    (tmp_path / "there.csv").touch()
+    assert run("benchmark", "a", "--csv", str(tmp_path / "there.csv")).code == 2
+    assert len(calls) == 2  # refused before anything is measured
 
 
 def test_demo(run, stand_in):

@@ -6,9 +6,9 @@ import pytest
 
 from understudy import demo
 from understudy.checkpoints import load_checkpoint
-from understudy.compare.speed import race
 from understudy.config import DistillConfig, TrainConfig
-from understudy.errors import UserError
+from understudy.errors import RunError, UserError
+from understudy.evaluation.speed import race
 
 
 @pytest.mark.slow
@@ -16,6 +16,7 @@ def test_the_demo_makes_runs_table_and_page(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "STUDENT_SCENES", 16)
     monkeypatch.setattr(demo, "VALIDATION_SCENES", 3)
     monkeypatch.setattr(demo, "STUDENT_EPOCHS", 1)
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
     monkeypatch.setitem(race.__kwdefaults__, "rounds", 3)
     lines = []
     table = demo.run_demo(tmp_path / "demo", seed=3, say=lines.append)
@@ -31,11 +32,30 @@ def test_the_demo_makes_runs_table_and_page(tmp_path, monkeypatch):
     plain, distilled = (load_checkpoint(tmp_path / "demo" / run).config for run in ("plain", "distilled"))
     others = {key for key in distilled if distilled[key] != plain.get(key)}
     assert others == {"run"} | (DistillConfig.model_fields.keys() - TrainConfig.model_fields.keys())
-    assert lines[0].startswith("1/5")
-    assert lines[-1].startswith("5/5")
+    assert lines[0].startswith("1/6")
+    assert lines[-1].startswith("6/6")
+    assert lines[-2].endswith("without onnx, onnxscript, onnxruntime. Install them: pip install 'understudy[onnx]'")
 
     with pytest.raises(UserError, match=r"is not an empty folder\. Choose another one: --output FOLDER"):
         demo.run_demo(tmp_path / "demo")
+
+
+def test_the_student_is_exported_and_a_failure_is_said(tmp_path, monkeypatch):
+    calls = []
+
+    def export(run, folder, formats, *, size):
+        calls.append((run, folder, formats, size))
+        if len(calls) > 1:
+            raise RunError("PyTorch 9 could not export this.")
+        return folder
+
+    lines = []
+    monkeypatch.setattr(demo, "find_spec", lambda name: name)
+    monkeypatch.setattr(demo, "export", export)
+    assert demo.export_student(tmp_path / "a", tmp_path / "b", lines.append) == [tmp_path / "b/student.onnx"]
+    assert calls == [(tmp_path / "a", tmp_path / "b", ["onnx"], (demo.SIZE, demo.SIZE))]
+    assert demo.export_student(tmp_path / "a", tmp_path / "b", lines.append) == []
+    assert lines[-1].strip() == "PyTorch 9 could not export this."
 
 
 def test_the_shipped_teacher_knows_the_scenes(tmp_path):

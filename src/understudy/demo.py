@@ -9,14 +9,16 @@ import json
 import shutil
 from collections.abc import Callable
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from understudy.compare.table import Table, summarise
 from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.data.scenes import make_scenes
-from understudy.errors import UserError
+from understudy.errors import RunError, UserError
 from understudy.evaluation import evaluate
+from understudy.export import export
 from understudy.files import write_atomically
 from understudy.report import report_on
 from understudy.training.folder import RunFolder
@@ -52,14 +54,14 @@ def run_demo(
     """Run the demo and write everything into one folder.
 
     Args:
-        output: a new or empty folder for ``scenes/``, the runs ``teacher/``, ``plain/`` and ``distilled/``, and the
-            page ``report.html``.
+        output: a new or empty folder for ``scenes/``, the runs ``teacher/``, ``plain/`` and ``distilled/``, the
+            distilled student as an ONNX file in ``exported/``, and the page ``report.html``.
         seed: of the scenes and of both students, below 1,000,000.
         train_teacher: train the teacher (several times as long as the rest) instead of using the package's.
         say: called with each line of progress.
 
     Returns:
-        The table of the three runs.
+        The table of the three runs and the exported file.
 
     Raises:
         UserError: the folder is not empty, or the seed is out of range.
@@ -71,8 +73,9 @@ def run_demo(
         raise UserError(f"--seed: expected an integer from 0 to {TEACHER_SEED - 1}, got {seed}.")
 
     folders = train_all(output, seed, train_teacher, say)
-    say("5/5  Measuring the speed and writing the report")
-    table = summarise(folders)
+    exported = export_student(folders[-1], output / "exported", say)
+    say("6/6  Measuring the speed and writing the report")
+    table = summarise([*folders, *exported])
     report_on(output / "report.html", table, title="The understudy demo", facts={"seed": seed})
     return table
 
@@ -80,22 +83,36 @@ def run_demo(
 def train_all(output: Path, seed: int, train_teacher: bool = False, say: Callable[[str], None] = print) -> list[Path]:
     """Draw the scenes, make the three runs and return their folders; arguments as in :func:`run_demo`."""
     teacher, plain, distilled = (output / name for name in ("teacher", "plain", "distilled"))
-    say(f"1/5  Drawing {STUDENT_SCENES} scenes for training and {VALIDATION_SCENES} for validation")
+    say(f"1/6  Drawing {STUDENT_SCENES} scenes for training and {VALIDATION_SCENES} for validation")
     scenes = draw_scenes(output / "scenes", seed)
     if train_teacher:
-        say(f"2/5  Training the teacher for {TEACHER_EPOCHS} epochs on {TEACHER_SCENES} scenes of its own")
+        say(f"2/6  Training the teacher for {TEACHER_EPOCHS} epochs on {TEACHER_SCENES} scenes of its own")
         make_teacher(teacher, output / "teacher_scenes")
         _measure_teacher(teacher, scenes)
     else:
-        say("2/5  Using the teacher that comes with understudy (--train-teacher trains a new one)")
+        say("2/6  Using the teacher that comes with understudy (--train-teacher trains a new one)")
         take_teacher(teacher, scenes)
-    say(f"3/5  Training a plain student for {STUDENT_EPOCHS} epochs")
+    say(f"3/6  Training a plain student for {STUDENT_EPOCHS} epochs")
     train(load_config(TrainConfig, student_config(scenes, plain, seed)))
-    say(f"4/5  Training the same student for {STUDENT_EPOCHS} epochs with the teacher (FRS)")
+    say(f"4/6  Training the same student for {STUDENT_EPOCHS} epochs with the teacher (FRS)")
     taught = {"teacher": teacher, "methods": METHODS, "balance": "off", "teacher_cache": "off"}
     config = student_config(scenes, distilled, seed) | taught
     distill(load_config(DistillConfig, config))
     return [teacher, plain, distilled]
+
+
+def export_student(run: Path, folder: Path, say: Callable[[str], None] = print) -> list[Path]:
+    """Export a run to ONNX, and return the file; none if packages are missing or the export fails, which it says."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        say(f"5/6  No export to ONNX without {', '.join(missing)}. Install them: pip install 'understudy[onnx]'")
+        return []
+    say("5/6  Exporting the distilled student to ONNX")
+    try:
+        return [export(run, folder, ["onnx"], size=(SIZE, SIZE)) / "student.onnx"]
+    except RunError as error:
+        say(f"     {error}")
+        return []
 
 
 def draw_scenes(folder: Path, seed: int) -> Path:

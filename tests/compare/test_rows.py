@@ -2,11 +2,16 @@
 
 import json
 import statistics
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from run_folders import TEACHER, make_run
+from run_folders import TEACHER, make_row, make_run
 
-from understudy.compare.table import summarise
+from understudy.compare.differences import differences
+from understudy.compare.notes import notes_on
+from understudy.compare.rows import rows_of
+from understudy.compare.table import Table, summarise
 
 
 def test_roles_follow_from_the_configs_whatever_the_order(three):
@@ -52,3 +57,18 @@ def test_a_student_is_compared_with_the_plain_one_trained_like_it(tmp_path):
     assert [row.name for row in table.rows] == ["teacher", "plain, schedule=2x", "plain, schedule=1x", "frs"]
     assert table.rows[-1].gap_closed == pytest.approx(0.5)
     assert any("frs is compared with plain, schedule=1x" in note for note in table.notes)
+
+
+def test_an_exported_file_is_a_row_of_its_own_and_no_students_partner():
+    plain, frs = make_row("plain", "plain", 0.3), make_row("frs", "distilled", 0.4, methods={"frs": {}})
+    made = {"kind": "exported", "runtime": "ONNX Runtime 1.0 (CPU)", "parameters": None}
+    files = [replace(plain.runs[0], folder=Path(f"{name}/student.onnx"), **made) for name in "ab"]
+    rows = rows_of([files[0], plain.runs[0], frs.runs[0], files[1]])
+    assert [row.role for row in rows] == ["plain", "distilled", "exported", "exported"]
+    assert rows[1].plain is rows[0]
+    assert [row.name for row in rows[2:]] == [f"student.onnx: {file.folder.resolve()}" for file in files]
+    assert rows[2].to_dict()["runtime"] == "ONNX Runtime 1.0 (CPU)"
+    assert Table(tuple(rows), ()).columns()["Params\n(M)"] == ["2.50", "2.50", "-", "-"]
+    names = [note for note in notes_on(rows) if "is run by" in note]
+    assert len(names) == 2
+    assert differences(rows[2].runs[0], frs.runs[0]) == {}  # its training is not known

@@ -58,14 +58,6 @@ def test_bars_without_negative_values_begin_at_zero():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain"]
 
 
-def test_points_are_named_and_all_visible():
-    points = [("small", 30.0, 25.0), ("big", 40.0, 28.0)]
-    axes = charts.point_chart(points, x_label="x", y_label="y", colour="#e0651a", line=("plain", 20.0)).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["small", "big"]
-    assert axes.get_xlim()[0] < 30 < 40 < axes.get_xlim()[1]
-    assert axes.get_ylim()[0] < 20 < 28 < axes.get_ylim()[1]
-
-
 def test_clouds_have_a_panel_for_each_title_and_logarithmic_axes():
     cloud = (np.array([0.1, 10.0]), np.array([1.0, 100.0]))
     panels = {f"stride {stride}": {"plain": cloud, "distilled": cloud} for stride in (8, 16, 32, 64)}

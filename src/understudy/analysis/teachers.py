@@ -77,14 +77,17 @@ class TeachersResult:
     def figures(self) -> dict[str, Captioned]:
         """Return two charts: student AP against the AP, and against the size of the teacher."""
         line = None if self.plain is None else ("plain student", 100 * self.plain)
-        look = {"y_label": "student AP in %", "colour": figures.ROLE_COLOURS["distilled"], "line": line}
+        look: dict[str, Any] = {"y_label": "student AP in %", "line": line}
+        styles = {"": figures.Style(figures.ROLE_COLOURS["distilled"])}
         by_ap = figures.point_chart(
-            [(row.name, 100 * row.teacher_AP, 100 * row.student_AP) for row in self.rows],
+            [figures.Point(row.name, 100 * row.teacher_AP, 100 * row.student_AP) for row in self.rows],
+            styles,
             x_label="teacher AP in %",
             **look,
         )
         by_size = figures.point_chart(
-            [(row.name, row.parameters / 1e6, 100 * row.student_AP) for row in self.rows],
+            [figures.Point(row.name, row.parameters / 1e6, 100 * row.student_AP) for row in self.rows],
+            styles,
             x_label="parameters of the teacher in millions",
             **look,
         )
@@ -160,6 +163,7 @@ def compare_teachers(runs: Sequence[Path]) -> TeachersResult:
         teacher = known.get(run.folder)
         if teacher is None or not same_images(teacher, run):
             teacher = read[named] = read.get(named) or read_teacher(run)
+        assert teacher.parameters is not None  # only an exported file has none, which is no teacher
         rows.append(
             TaughtRun(
                 str(teacher.folder),

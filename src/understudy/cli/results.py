@@ -138,9 +138,114 @@ def predict(
     print(f"{len(detections)} detections: {output / 'detections.json'}; images with boxes: {output / 'images'}")
 
 
+@app.command(
+    epilog=example(
+        "understudy benchmark runs/teacher runs/student deploy/student.onnx",
+        "understudy benchmark deploy/student.onnx --data photos --threads 1 \\",
+        "    --runtime onnxruntime --runtime openvino --html speed.html",
+    )
+)
+def benchmark(
+    detectors: Annotated[
+        list[Path], typer.Argument(metavar="DETECTOR", help="Run folders, checkpoints, and .onnx and .xml files.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Data set whose images are used; default: that of the first run."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of that run.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Time batches of N images, too.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            metavar="N",
+            show_default=False,
+            help="Threads of every runtime; default: those of PyTorch.",
+        ),
+    ] = None,
+    runtimes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime",
+            metavar="NAME",
+            show_default=False,
+            help="Runs .onnx files: onnxruntime (default) or openvino; may be repeated.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Time of a race, after which no further round begins.")
+    ] = 20,
+    ap: Annotated[bool, typer.Option("--ap/--no-ap", help="Evaluate each detector on the split.")] = True,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Of PyTorch and ONNX Runtime; OpenVINO uses the CPU.")
+    ] = "cpu",
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with a chart of AP against time.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows of the table as CSV.")
+    ] = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    allow_outside: AllowOutside = False,
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Measure speed, AP, size and memory side by side.
+
+    All are timed in one process, in turns, with the same threads, from resized
+    pixels to detections. Other load on the machine slows down all of them, so
+    ratios hold within one run of this command, and times do not.
+    """
+    loading()
+    from understudy.deployment import benchmark as benchmarks
+    from understudy.files import check_writable
+
+    for file in (html, csv):
+        if file:
+            check_writable(file, force)
+    with redirect_stdout(sys.stderr):  # libraries print progress
+        result = benchmarks.benchmark(
+            detectors,
+            data,
+            split=split,
+            batch=batch,
+            threads=threads,
+            libraries=runtimes or (),
+            seconds=seconds,
+            measure_ap=ap,
+            device=device,
+            limits=limits_given(allow_outside, max_pixels),
+            say=print,
+        )
+    show_result(result, as_json)
+    if csv:
+        _write_rows(csv, result.to_csv(), as_json)
+    if html:
+        from understudy.report.benchmark import report_on_benchmark
+
+        _say_file("Page", report_on_benchmark(html, result, force=force), as_json)
+
+
+def _write_rows(file: Path, rows: str, as_json: bool) -> None:
+    """Write rows as CSV."""
+    from understudy.files import write_atomically
+
+    write_atomically(file, rows.encode())
+    _say_file("Rows", file, as_json)
+
+
+def _say_file(what: str, file: Path, as_json: bool) -> None:
+    """Name a file that was written, beside the JSON on stderr."""
+    print(f"\n{what}: {file}", file=sys.stderr if as_json else sys.stdout)
+
+
 @app.command(epilog=example("understudy compare runs/teacher runs/plain runs/student --html compare.html"))
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, and checkpoints.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, checkpoints and exported files.")],
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
     ] = None,
@@ -154,12 +259,12 @@ def compare(
 
     Prints AP, size and speed, and the share of the gap to the teacher that each
     distilled student closes. A checkpoint without a run folder, such as an
-    imported teacher, is evaluated on the data of the runs. JSON also lists every
-    key of the config in which compared runs differ.
+    imported teacher, and an exported file are evaluated on the data of the runs.
+    JSON also lists every key of the config in which compared runs differ.
     """
     loading()
     from understudy.compare import table as results
-    from understudy.files import check_writable, write_atomically
+    from understudy.files import check_writable
 
     for file in (html, csv):
         if file:
@@ -167,11 +272,9 @@ def compare(
     with redirect_stdout(sys.stderr):  # libraries print progress
         table = results.summarise(runs)
     show_result(table, as_json)
-    said = sys.stderr if as_json else sys.stdout
     if csv:
-        write_atomically(csv, table.to_csv().encode())
-        print(f"\nRows: {csv}", file=said)
+        _write_rows(csv, table.to_csv(), as_json)
     if html:
         from understudy.report import report_on
 
-        print(f"\nPage: {report_on(html, table, force=force)}", file=said)
+        _say_file("Page", report_on(html, table, force=force), as_json)

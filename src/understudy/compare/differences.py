@@ -45,7 +45,7 @@ _EXPECTED = {"run", "seed", "data.path", "data.train", "data.val", "data.workers
 def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     """Return the known settings of data and budget in which two runs differ, with both values."""
     found: dict[str, tuple[Any, Any]] = {}
-    imported = "imported" in (one.kind, other.kind)
+    imported = not (one.training_is_known and other.training_is_known)
     if not imported and not same_training_images(one, other):
         found["training images"] = _told_apart(*map(_trained_on, (one, other)))
     if not same_images(one, other):
@@ -73,7 +73,7 @@ def unnamed(one: Run, other: Run) -> list[str]:
 
     The table shows the detectors and the methods, so their keys count only between runs that share them.
     """
-    if "imported" in (one.kind, other.kind):
+    if not (one.training_is_known and other.training_is_known):
         return []
     named = {key for keys in BUDGET.values() for key in keys} | _EXPECTED
     both = all(isinstance(run.config, DistillConfig) for run in (one, other))

@@ -50,12 +50,18 @@ def _ap_note(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _checkpoint_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Name the checkpoints that have no run folder, which were evaluated for this comparison."""
+    """Name the checkpoints and files that have no run folder, which were evaluated for this comparison."""
     for run in (run for row in rows for run in row.runs if run.kind != "run"):
-        note = f"{run.folder} has no run folder: it was evaluated now, on the same images, at its own image size."
+        kind = f"is run by {run.runtime}" if run.kind == "exported" else "has no run folder"
+        note = f"{run.folder} {kind}: it was evaluated now, on the same images, at its own image size."
         if run.kind == "imported":
             note += " It was imported, so its training is not known and not compared."
         yield note
+    if any(row.role == "exported" for row in rows):
+        yield (
+            "Exported files: their training is not known and not compared. Their parameters are the kernels of their "
+            "convolutions and matrix products."
+        )
 
 
 def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:

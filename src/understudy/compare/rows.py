@@ -18,9 +18,9 @@ class Row:
     """Runs of one experiment, which differ in the seed only.
 
     Attributes:
-        name: in the table, unique: "teacher", "plain", or the methods of distillation, and what tells rows of the same
-            name apart.
-        role: teacher, plain student, or distilled student.
+        name: in the table, unique: "teacher", "plain", the methods of distillation, or the name of an exported file,
+            and what tells rows of the same name apart.
+        role: teacher, plain student, distilled student, or exported file.
         runs: one for each seed.
         plain: the plain student that a distilled one is compared with, if it is among the runs.
         teacher: the teacher of a distilled student, if it is among the runs.
@@ -79,7 +79,7 @@ class Row:
 
     def _in_the_order_of_my_seeds(self, other: Self) -> list[float] | None:
         """Return the AP of another row's runs in the order of this row's seeds; None if the seeds are not the same."""
-        of_seed = {run.config.seed: run.evaluation.coco["AP"] for run in other.runs if run.kind != "imported"}
+        of_seed = {run.config.seed: run.evaluation.coco["AP"] for run in other.runs if run.training_is_known}
         seeds = [run.config.seed for run in self.runs]
         paired = len(set(seeds)) == len(seeds) == len(other.runs) and of_seed.keys() == set(seeds)
         return [of_seed[seed] for seed in seeds] if paired else None
@@ -94,6 +94,7 @@ class Row:
             "name": self.name,
             "role": self.role,
             "detector": self.config.detector.name,
+            "runtime": self.runs[0].runtime or None,
             "folders": [str(run.folder) for run in self.runs],
             "seeds": [run.config.seed for run in self.runs],
             **{number: _none_if_nan(self.mean(number)) for number in ("AP", "AP50", "AP75", "APs", "APm", "APl")},
@@ -111,12 +112,12 @@ class Row:
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Group runs by experiment: teachers first, then plain students, then distilled ones with their partners."""
+    """Group runs by experiment: teachers, plain students, distilled ones with their partners, exported files."""
     teachers = teachers_of(runs)
     taught_by = {teacher.folder for teacher in teachers.values()}
     groups: list[tuple[tuple[Role, str], list[Run]]] = []
     for run in runs:
-        role: Role = "teacher" if run.folder in taught_by else "plain"
+        role: Role = "teacher" if run.folder in taught_by else "exported" if run.kind == "exported" else "plain"
         experiment = run.experiment
         if isinstance(run.config, DistillConfig):
             role = "distilled"
@@ -130,7 +131,9 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
             group.append(run)
     names = distinct_names([_name(members[0], role) for (role, _), members in groups], [runs[0] for _, runs in groups])
     rows = [Row(name, role, tuple(runs)) for name, ((role, _), runs) in zip(names, groups, strict=True)]
-    teacher_rows, plain_rows, distilled_rows = ([row for row in rows if row.role == role] for role in get_args(Role))
+    teacher_rows, plain_rows, distilled_rows, exported_rows = (
+        [row for row in rows if row.role == role] for role in get_args(Role)
+    )
     paired = [
         replace(
             row,
@@ -139,7 +142,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         )
         for row in distilled_rows
     ]
-    return [*teacher_rows, *plain_rows, *paired]
+    return [*teacher_rows, *plain_rows, *paired, *exported_rows]
 
 
 def plain_candidates(row: Row, rows: Sequence[Row]) -> list[Row]:
@@ -157,6 +160,8 @@ def plain_candidates(row: Row, rows: Sequence[Row]) -> list[Row]:
 
 
 def _name(run: Run, role: Role) -> str:
+    if role == "exported":
+        return run.folder.name
     if not isinstance(run.config, DistillConfig):
         return role
     return " + ".join([*run.config.methods, *(["inherit"] if run.config.inherit else [])])

@@ -9,16 +9,20 @@ from typing import Any, Literal
 import torch
 
 from understudy.checkpoints import load_checkpoint
+from understudy.class_matching import Aliases
 from understudy.config import DetectorConfig, DistillConfig, TrainConfig, load_config
 from understudy.data import as_paths, shown_location
+from understudy.deployment.sizes import parameters_of_file
 from understudy.errors import UserError
 from understudy.evaluation import Evaluation, evaluate
+from understudy.evaluation.models import is_exported, open_runnable
+from understudy.evaluation.runtimes import FileRuntime
 from understudy.reading import read_json
 from understudy.training.fingerprints import split_digest
 from understudy.training.folder import RunFolder
 
-Role = Literal["teacher", "plain", "distilled"]
-"""The teacher, a student trained without one, or a distilled student."""
+Role = Literal["teacher", "plain", "distilled", "exported"]
+"""The teacher, a student trained without one, a distilled student, or a detector as an exported file."""
 
 Place = tuple[str | list[str], str]
 """Data set, or several, and split."""
@@ -38,26 +42,33 @@ class Run:
         folder: the run folder, or the checkpoint.
         config: its resolved config; a :class:`~understudy.config.DistillConfig` for a distilled student.
         evaluation: of its best checkpoint on the validation split.
-        parameters: number of weights of the detector.
+        parameters: number of weights of the detector; None if unknown.
         epoch: the best epoch; None if unknown.
         train_seconds: duration of the training; None if unknown.
         measured_on: data set and split of the evaluation.
         trained_digest: digest of the training images and their annotations; None if unknown.
         stopped_after: the epoch after which it stopped early; None if it did not.
         kind: ``"checkpoint"``: without a run folder, and evaluated for the comparison. ``"imported"``: so is this, and
-            its config states the detector and the image size only.
+            its config states the detector and the image size only. ``"exported"``: the same of an exported file.
+        runtime: that runs an exported file, in words; empty for PyTorch.
     """
 
     folder: Path
     config: TrainConfig
     evaluation: Evaluation
-    parameters: int
+    parameters: int | None
     epoch: int | None
     train_seconds: float | None
     measured_on: Place
-    kind: Literal["run", "checkpoint", "imported"] = "run"
+    kind: Literal["run", "checkpoint", "imported", "exported"] = "run"
     trained_digest: str | None = None
     stopped_after: int | None = None
+    runtime: str = ""
+
+    @property
+    def training_is_known(self) -> bool:
+        """Whether its config is that of a training."""
+        return self.kind in ("run", "checkpoint")
 
     @property
     def trained_on(self) -> str:
@@ -79,15 +90,15 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -> list[Run]:
-    """Read the folders of finished runs; evaluate checkpoints without a folder on the data of these runs.
+    """Read the folders of finished runs; evaluate checkpoints and exported files on the data of these runs.
 
     Args:
-        paths: run folders and checkpoints, in any order.
-        device: on which checkpoints are evaluated; by default a GPU if there is one.
+        paths: run folders, checkpoints without one, and exported files, in any order.
+        device: on which these are evaluated; by default a GPU if there is one.
 
     Raises:
-        UserError: there is none, some are given twice, are no run folders, have no result, or are checkpoints that
-            cannot be evaluated on the data of the runs; all are listed.
+        UserError: there is none, some are given twice, are no run folders, have no result, or are checkpoints or files
+            that cannot be evaluated on the data of the runs; all are listed.
     """
     if not paths:
         raise UserError("No runs to compare: expected at least one run folder.")
@@ -97,6 +108,8 @@ def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -
     for path in paths:
         if path.resolve() in seen:
             faults.append(f"{path} is given twice")
+        elif is_exported(path) and not path.exists():
+            faults.append(f"{path} does not exist")
         elif not path.is_file():
             try:
                 runs[path] = _read_run(path)
@@ -114,7 +127,8 @@ def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -
     if not faults:
         for path in checkpoints:
             try:
-                runs[path] = _evaluated(path, distinct[0], device)
+                evaluated = _exported if is_exported(path) else _evaluated
+                runs[path] = evaluated(path, distinct[0], device)
             except UserError as error:
                 faults.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if faults:
@@ -215,15 +229,9 @@ def _evaluated(file: Path, beside: Run, device: torch.device | str | None, known
     path, split = beside.measured_on
     checkpoint = load_checkpoint(file)
     imported = "detector" not in checkpoint.config
-    names = {*checkpoint.classes, *beside.evaluation.per_class}
-    aliases = {name: other for name, other in beside.config.data.aliases.items() if {name, other} <= names}
+    aliases = _aliases(checkpoint.classes, beside)
     if imported:
-        build = checkpoint.meta["build"]
-        detector = {key: build[key] for key in DetectorConfig.model_fields if build.get(key) is not None}
-        sizes = {key: checkpoint.config["data"][key] for key in ("shorter_side", "longer_side")}
-        config: TrainConfig = load_config(
-            TrainConfig, {"run": file, "data": {"path": path, **sizes}, "detector": detector}
-        )
+        config = _config(file, checkpoint.meta["build"], checkpoint.config, beside)
     else:
         config = load_config(DistillConfig if "teacher" in checkpoint.config else TrainConfig, checkpoint.config)
     return Run(
@@ -236,6 +244,40 @@ def _evaluated(file: Path, beside: Run, device: torch.device | str | None, known
         measured_on=beside.measured_on,
         kind="imported" if imported else "checkpoint",
     )
+
+
+def _exported(file: Path, beside: Run, device: torch.device | str | None) -> Run:
+    """Evaluate an exported file on the data set and split of a run beside it."""
+    path, split = beside.measured_on
+    opened = open_runnable(file, device)
+    assert isinstance(opened.runtime, FileRuntime)
+    facts = opened.runtime.facts
+    build = {"name": facts.detector, "conventions": facts.conventions}
+    return Run(
+        folder=file,
+        config=_config(file, build, opened.config, beside),
+        evaluation=evaluate(file, path, split=split, device=device, aliases=_aliases(opened.classes, beside) or None),
+        parameters=parameters_of_file(file),
+        epoch=None,
+        train_seconds=None,
+        measured_on=beside.measured_on,
+        kind="exported",
+        runtime=opened.runtime.name,
+    )
+
+
+def _aliases(classes: Sequence[str], beside: Run) -> Aliases:
+    """Return the aliases of a run that name classes of a detector beside it."""
+    names = {*classes, *beside.evaluation.per_class}
+    return {name: other for name, other in beside.config.data.aliases.items() if {name, other} <= names}
+
+
+def _config(file: Path, build: Mapping[str, Any], known: Mapping[str, Any], beside: Run) -> TrainConfig:
+    """Return a config that states what is known of a detector without a training: itself and its image size."""
+    detector = {key: build[key] for key in DetectorConfig.model_fields if build.get(key) is not None}
+    sizes = {key: known["data"][key] for key in ("shorter_side", "longer_side")}
+    data = {"path": beside.measured_on[0], **sizes}
+    return load_config(TrainConfig, {"run": file, "data": data, "detector": detector})
 
 
 def _no_common_data(checkpoints: Sequence[Path], places: Sequence[Place]) -> str:

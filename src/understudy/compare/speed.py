@@ -1,104 +1,59 @@
-"""Speed: images per second of several detectors, timed in turns in one process."""
+"""Images per second of the rows of a comparison."""
 
-import statistics
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
-from understudy.checkpoints import load_checkpoint
 from understudy.compare.rows import Row
 from understudy.compare.runs import Run
 from understudy.data import Batch, Limits, open_data
-from understudy.detectors import Detector
-from understudy.detectors.base import evaluating
 from understudy.evaluation import loader_at_evaluation_size
-
-
-@dataclass(slots=True)
-class Racer:
-    """A detector that is timed.
-
-    Attributes:
-        detector: on the device on which it is timed.
-        batches: its images, on the same device.
-        rates: images per second, one value per round.
-    """
-
-    detector: Detector
-    batches: list[Batch]
-    rates: list[float] = field(default_factory=list)
-
-    def lap(self, device: torch.device) -> None:
-        """Time one pass over the images."""
-        with evaluating(self.detector), torch.no_grad():
-            _wait_for(device)
-            started = time.perf_counter()
-            for batch in self.batches:
-                self.detector.detect(self.detector(batch.images, batch.image_sizes), batch.image_sizes)
-            _wait_for(device)
-            self.rates.append(len(self.batches) / (time.perf_counter() - started))
+from understudy.evaluation.models import Runnable, open_runnable
+from understudy.evaluation.runtimes import FileRuntime
+from understudy.evaluation.speed import IMAGES, Racer, race, shown_sizes, spread
+from understudy.text import listed
 
 
 def with_speeds(rows: Sequence[Row], device: torch.device) -> tuple[list[Row], str]:
     """Return the rows with the speed of each one's first detector, and how it was measured, in words.
 
     Raises:
-        UserError: a checkpoint or the images cannot be read.
+        UserError: a checkpoint, an exported file or the images cannot be read.
     """
-    racers = [_racer(row.runs[0], device) for row in rows]
-    rates = race(racers, device)
-    teacher_rates = [rate for row, rate in zip(rows, rates, strict=True) if row.role == "teacher"]
+    opened = [(row, *_entrant(row.runs[0], device)) for row in rows]
+    entrants = [each for each in opened if _takes_one(each[1])]
+    speeds = race([Racer.of(detector.runtime, batches) for _, detector, batches in entrants])
+    rates = {row.name: speed.images_per_second for (row, *_), speed in zip(entrants, speeds, strict=True)}
+    teacher_rates = [rates[row.name] for row in rows if row.role == "teacher"]
     reference = teacher_rates[0] if len(teacher_rates) == 1 else None
     timed = [
         replace(row, images_per_second=rate, speed_ratio=rate / reference if reference else None)
-        for row, rate in zip(rows, rates, strict=True)
+        if (rate := rates.get(row.name))
+        else row
+        for row in rows
     ]
-    sizes = {f"{batch.image_sizes[0][1]}x{batch.image_sizes[0][0]}" for racer in racers for batch in racer.batches}
+    sizes = shown_sizes([batch for *_, batches in entrants for batch in batches])
+    left_out = [row.name for row in rows if row.name not in rates]
     threads = torch.get_num_threads()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({threads} of its cores)"
+    runtimes = "PyTorch" if all(row.role != "exported" for row in rows) else "PyTorch and the runtimes of the files"
     how = (
-        f"Speed: from pixels to detections, one image at a time ({' and '.join(sorted(sizes)[:3])} pixels), float32, "
-        f"PyTorch on {where}; the detectors take turns, median of {len(racers[0].rates)} rounds. Reading and resizing "
-        "the image is not included. Compare the ratios: images per second depend on the machine and its load."
+        f"Speed: from pixels to detections, one image at a time ({sizes} pixels), float32, {runtimes} on {where}; "
+        f"the detectors take turns, median of {speeds[0].rounds} rounds. Reading and resizing the image is not "
+        "included. Compare the ratios: images per second depend on the machine and its load."
+        + (f" Not timed, since they do not take single images: {listed(left_out)}." if left_out else "")
     )
     return timed, how
 
 
-def race(racers: Sequence[Racer], device: torch.device, *, rounds: int = 15, seconds: float = 20.0) -> list[float]:
-    """Measure images per second of each detector: the median over rounds in which all take turns.
-
-    They take turns so that a temporary load on a shared machine slows down all of them.
-
-    Args:
-        racers: the detectors.
-        device: where the detectors and their images are.
-        rounds: at most this many; at least three.
-        seconds: time after which no further round begins.
-    """
-    for racer in racers:
-        racer.lap(device)  # warms caches and picks kernels; not counted
-        racer.rates.clear()
-    started = time.perf_counter()
-    for done in range(rounds):
-        if done >= 3 and time.perf_counter() - started > seconds:
-            break
-        for racer in racers:
-            racer.lap(device)
-    return [statistics.median(racer.rates) for racer in racers]
+def _takes_one(detector: Runnable) -> bool:
+    """Return whether a detector takes single images; a file of a fixed size may take several at once."""
+    return not isinstance(detector.runtime, FileRuntime) or detector.runtime.facts.batch in (None, 1)
 
 
-def _racer(run: Run, device: torch.device, images: int = 4) -> Racer:
+def _entrant(run: Run, device: torch.device) -> tuple[Runnable, list[Batch]]:
     """Load a run's best detector, and a few images evenly spread over its validation split."""
-    checkpoint = load_checkpoint(run.folder)
-    data = open_data(*run.measured_on, Limits.of(run.config.data))
-    count = min(images, len(data))
-    chosen = replace(data, records=data.records.take([i * len(data) // count for i in range(count)]))
-    loader = loader_at_evaluation_size(chosen, checkpoint.config)
-    return Racer(checkpoint.detector.to(device), [batch.to(device) for batch in loader])
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    detector = open_runnable(run.folder, device)
+    data = spread(open_data(*run.measured_on, Limits.of(run.config.data)), IMAGES)
+    return detector, list(loader_at_evaluation_size(data, detector.config))

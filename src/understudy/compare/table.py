@@ -28,7 +28,7 @@ class Table:
     """Runs compared.
 
     Attributes:
-        rows: teachers, plain students, distilled students.
+        rows: teachers, plain students, distilled students, exported files.
         notes: remarks that are needed to judge the numbers, one sentence or two each.
         speed: how speed was measured, in words; None if it was not.
     """
@@ -53,7 +53,7 @@ class Table:
             "AP": _ap_with_spread,
             "AP50": lambda row: percent(row.mean("AP50")),
             "AP75": lambda row: percent(row.mean("AP75")),
-            "Params\n(M)": lambda row: f"{row.runs[0].parameters / 1e6:.2f}",
+            "Params\n(M)": lambda row: _formatted(row.runs[0].parameters, ".2f", factor=1e-6),
         }
         if self.speed:
             columns["Images\n/ s"] = lambda row: _formatted(row.images_per_second, ".1f")
@@ -94,7 +94,8 @@ class Table:
             table.add_column(title, justify="right", no_wrap=True)
         for row, cells in zip(self.rows, zip(*columns.values(), strict=True), strict=True):
             name = f"{row.name} ({len(row.runs)} runs)" if len(row.runs) > 1 else row.name
-            table.add_row(Text.assemble((name, "bold"), "\n", (row.config.detector.name, "dim")), *cells)
+            detail = "\n".join([row.config.detector.name, *([row.runs[0].runtime] if row.runs[0].runtime else [])])
+            table.add_row(Text.assemble((name, "bold"), "\n", (detail, "dim")), *cells)
         lines = RichTable.grid(padding=(0, 1))  # a grid, so that the second line of a note is indented
         lines.add_column()
         lines.add_column(overflow="fold")  # a long path is not cut
@@ -109,21 +110,22 @@ def summarise(
     measure_speed: bool = True,
     device: torch.device | str | None = None,
 ) -> Table:
-    """Compare finished runs, and checkpoints without a run folder.
+    """Compare finished runs, checkpoints without a run folder, and exported files.
 
-    A checkpoint is evaluated on the data that the runs were evaluated on. A run with ``teacher:`` in its config is a
-    distilled student; the run or checkpoint that it names is the teacher; all others are plain students. Runs that
-    differ only in the seed are one row. A distilled student is compared with the plain one of the same detector. If
-    there are several, the one with the fewest differences in data and budget is taken, then the one with the best AP.
+    A checkpoint or file is evaluated on the data that the runs were evaluated on. A run with ``teacher:`` in its config
+    is a distilled student; the run or checkpoint that it names is the teacher; all others are plain students, apart
+    from exported files. Runs that differ only in the seed are one row. A distilled student is compared with the plain
+    one of the same detector. If there are several, the one with the fewest differences in data and budget is taken,
+    then the one with the best AP.
 
     Args:
-        run_folders: and checkpoints, in any order.
+        run_folders: and checkpoints and exported files, in any order.
         measure_speed: load the detectors and time them; otherwise the table has no speed.
         device: on which they are timed, and checkpoints evaluated; by default a GPU if there is one.
 
     Raises:
-        UserError: folders are no run folders or hold no result yet, or checkpoints cannot be evaluated beside the runs;
-            all of them are listed.
+        UserError: folders are no run folders or hold no result yet, or checkpoints or files cannot be evaluated beside
+            the runs; all of them are listed.
     """
     rows = rows_of(read_runs([Path(folder) for folder in run_folders], device))
     notes = notes_on(rows)
@@ -141,5 +143,5 @@ def _ap_with_spread(row: Row) -> str:
     return percent(row.mean()) + (f" ±{100 * spread:.1f}" if spread is not None else "")
 
 
-def _formatted(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
+def _formatted(value: float | None, form: str, unit: str = "", factor: float = 1) -> str:
+    return "-" if value is None else f"{value * factor:{form}}{unit}"

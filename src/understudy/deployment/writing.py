@@ -31,6 +31,7 @@ from understudy.evaluation.runtimes import (
     openvino_runtime,
     session_of,
 )
+from understudy.evaluation.speed import spread
 from understudy.files import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from understudy.class_matching import Aliases, check_aliases, match_names, renamed
+from understudy.class_matching import NO_ALIASES, Aliases, check_aliases, match_names, renamed
 from understudy.data import DetectionData, Limits
 from understudy.data.dataset import Location
 from understudy.data.digests import digest_of_split
@@ -25,7 +25,7 @@ from understudy.evaluation.detections import (
     with_progress,
 )
 from understudy.evaluation.inferring import Precision
-from understudy.evaluation.models import open_runnable
+from understudy.evaluation.models import Runnable, open_runnable
 from understudy.evaluation.result import Evaluation
 from understudy.evaluation.voc import voc_numbers
 
@@ -71,22 +71,38 @@ def evaluate(
         aliases = aliases_of(loaded)
     else:
         check_aliases(aliases, loaded.classes, opened.classes, "--alias")
-    places = match_names(loaded.classes, opened.classes, aliases)
-    category_ids = match_classes(loaded.classes, opened, aliases)
-    workers = default_workers(len(opened)) if workers is None else workers
-    loader = loader_at_evaluation_size(opened, loaded.config, batch_size=batch_size, workers=workers)
-    found = detect_with(loaded.runtime, with_progress(loader, "evaluating"), category_ids)
     return replace(
-        score(opened, found, backend, detailed=True, score_threshold=score_threshold),
+        evaluate_opened(loaded, opened, aliases, batch_size, workers, backend, score_threshold),
         checkpoint=str(checkpoint),
-        data=str(opened.source),
-        split=opened.split,
+    )
+
+
+def evaluate_opened(
+    detector: Runnable,
+    data: DetectionData,
+    aliases: Aliases = NO_ALIASES,
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    backend: Backend = "auto",
+    score_threshold: float = SCORE,
+) -> Evaluation:
+    """Evaluate an opened detector on an opened split; see :func:`evaluate`."""
+    places = match_names(detector.classes, data.classes, aliases)
+    category_ids = match_classes(detector.classes, data, aliases)
+    workers = default_workers(len(data)) if workers is None else workers
+    loader = loader_at_evaluation_size(data, detector.config, batch_size=batch_size, workers=workers)
+    found = detect_with(detector.runtime, with_progress(loader, "evaluating"), category_ids)
+    return replace(
+        score(data, found, backend, detailed=True, score_threshold=score_threshold),
+        checkpoint=str(detector.path),
+        data=str(data.source),
+        split=data.split,
         unknown_classes=tuple(
-            name for name, i in zip(opened.classes, opened.category_ids, strict=True) if i not in category_ids
+            name for name, i in zip(data.classes, data.category_ids, strict=True) if i not in category_ids
         ),
-        unused_classes=tuple(name for name, i in zip(loaded.classes, category_ids, strict=True) if i is None),
-        renamed_classes=tuple(renamed(loaded.classes, opened.classes, places)),
-        data_digest=digest_of_split(opened),
+        unused_classes=tuple(name for name, i in zip(detector.classes, category_ids, strict=True) if i is None),
+        renamed_classes=tuple(renamed(detector.classes, data.classes, places)),
+        data_digest=digest_of_split(data),
     )
 
 

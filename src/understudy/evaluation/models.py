@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,8 +13,11 @@ from understudy.evaluation.detections import choose_device, on_device
 from understudy.evaluation.inferring import Precision
 from understudy.evaluation.runtimes import FileRuntime, Runtime, TorchRuntime, onnx_runtime, openvino_runtime
 
-EXPORTED = {".onnx": "onnx", ".xml": "openvino"}
-"""Format of an exported file by the ending of its name."""
+Library = Literal["onnxruntime", "openvino"]
+"""What runs an exported file."""
+
+EXPORTED: Mapping[str, tuple[Library, ...]] = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
+"""Libraries that run an exported file, by the ending of its name; the first is the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,17 @@ def is_exported(path: Path | str) -> bool:
     return Path(path).suffix.lower() in EXPORTED
 
 
+def library_of(path: Path | str) -> Library:
+    """Return the library that runs an exported file by default."""
+    return EXPORTED[Path(path).suffix.lower()][0]
+
+
 def open_runnable(
     path: Path | str,
     device: torch.device | str | None = None,
     precision: Precision = "32",
     threads: int | None = None,
+    library: Library | None = None,
 ) -> Runnable:
     """Open a checkpoint, a run folder, an ONNX file or an OpenVINO file.
 
@@ -54,6 +63,7 @@ def open_runnable(
         device: by default a GPU if there is one.
         precision: of PyTorch's arithmetic; that of a file is fixed.
         threads: of a file's arithmetic; None: as many as PyTorch.
+        library: that runs a file, one of :data:`EXPORTED`; None: the first.
 
     Raises:
         UserError: it cannot be read, its library is not installed, or a precision is given for a file.
@@ -66,8 +76,9 @@ def open_runnable(
         return Runnable(loaded.path, loaded.classes, ids, loaded.config, runtime)
     if precision != "32":
         raise UserError(f"The precision of {path} is that of the file. Leave out --precision.")
-    file = onnx_runtime(path, threads, device) if path.suffix.lower() == ".onnx" else openvino_runtime(path, threads)
-    return of_file(path, file)
+    if (library or library_of(path)) == "onnxruntime":
+        return of_file(path, onnx_runtime(path, threads, device))
+    return of_file(path, openvino_runtime(path, threads))
 
 
 def of_file(path: Path, runtime: FileRuntime) -> Runnable:

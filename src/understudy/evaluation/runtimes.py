@@ -202,11 +202,24 @@ class FileRuntime:
         return found
 
     def _detect(self, images: Tensor) -> Found:
+        return self.detect(self._as_input(images))
+
+    def pixels(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return images of one size as the file takes them: on its canvas, if its size is fixed, and of its type."""
+        height, width = (int(side) for side in image_sizes[0])
+        images = images[:, :, :height, :width]
+        if self.facts.size:
+            images = torch.stack([fitted(image.cpu(), self.facts.size, self.facts.mean)[0] for image in images])
+        return self._as_input(images)
+
+    def _as_input(self, images: Tensor) -> np.ndarray:
         if self.facts.input == "uint8":
             images = (images * 255).round().to(torch.uint8)
-        boxes, scores, labels, counts = (
-            torch.from_numpy(np.array(output)) for output in self.infer(np.ascontiguousarray(images.cpu().numpy()))
-        )
+        return np.ascontiguousarray(images.cpu().numpy())
+
+    def detect(self, pixels: np.ndarray) -> Found:
+        """Detect objects in the input of the file; boxes are in its pixels."""
+        boxes, scores, labels, counts = (torch.from_numpy(np.array(output)) for output in self.infer(pixels))
         return [
             {"boxes": boxes[row, :count], "scores": scores[row, :count], "labels": labels[row, :count]}
             for row, count in enumerate(counts.tolist())
@@ -308,11 +321,9 @@ def openvino_runtime(file: Path, threads: int | None = None) -> FileRuntime:
     core = library.Core()
     try:
         model = core.read_model(str(existing(file)))
-        if file.suffix == ".xml":
-            stated = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-            facts = Facts.read(stated, file)
-        else:
-            facts = onnx_runtime(file, 1).facts
+        where = KEY if file.suffix == ".xml" else ["framework", KEY]  # of a converted file, and of an ONNX file
+        stated = model.get_rt_info(where).astype(str) if model.has_rt_info(where) else None
+        facts = Facts.read(stated, file)
         _refuse_raw(facts, file)
         # Its default on some CPUs is bfloat16, which changes scores by 1e-3.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or torch.get_num_threads()}

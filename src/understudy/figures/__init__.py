@@ -11,12 +11,12 @@ from understudy.figures.charts import (
     curve_chart,
     difference_chart,
     loss_charts,
-    point_chart,
     running_mean,
 )
 from understudy.figures.detectors import confusion_chart, precision_recall_chart
 from understudy.figures.intervals import interval_chart
 from understudy.figures.pictures import HEAT_FLOOR, Cell, detection_picture, heat_picture, sheet
+from understudy.figures.points import Point, point_chart
 from understudy.figures.style import (
     CLASS_COLOURS,
     INK,
@@ -39,6 +39,7 @@ __all__ = [
     "Captioned",
     "Cell",
     "Curve",
+    "Point",
     "Style",
     "as_image",
     "as_svg",

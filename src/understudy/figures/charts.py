@@ -1,4 +1,4 @@
-"""Charts: lines, bars and points over axes."""
+"""Charts: lines, bars and clouds of points over axes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,38 +161,6 @@ def bar_chart(
         legend_above(figure, named)
     elif line:
         legend(axes)
-    return figure
-
-
-def point_chart(
-    points: Sequence[tuple[str, float, float]],
-    *,
-    x_label: str,
-    y_label: str,
-    colour: str,
-    line: tuple[str, float] | None = None,
-) -> Figure:
-    """Draw named points; the axes show the range of the points and need not begin at zero.
-
-    Args:
-        points: name, x and y of each.
-        x_label: of the horizontal axis, with its unit.
-        y_label: of the vertical axis, with its unit.
-        colour: of the points.
-        line: name and height of a dashed line for comparison.
-    """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.scatter([x for _, x, _ in points], [y for _, _, y in points], color=colour, s=46, zorder=3)
-    for name, x, y in points:
-        axes.annotate(label(name), (x, y), textcoords="offset points", xytext=(6, 6), fontsize=8, color=INK)
-    if line:
-        axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=label(line[0]))
-    dress(axes, x_label=x_label, y_label=y_label, integers=False)
-    axes.set_ylim(auto=True)
-    axes.margins(0.18)
-    axes.autoscale_view()
-    legend(axes)
     return figure
 
 

@@ -49,15 +49,15 @@ def styles(roles: Mapping[str, str]) -> dict[str, Style]:
     """Return a style for each name; the first of a role has the role's colour.
 
     Args:
-        roles: by name, a key of :data:`ROLE_COLOURS`.
+        roles: by name, a key of :data:`ROLE_COLOURS`, or a role that has no colour of its own.
     """
     chosen: dict[str, Style] = {}
     more = cycle(MORE_COLOURS)
     first = next((number for number, role in enumerate(roles.values()) if role != "teacher"), 0)
     for number, (name, role) in enumerate(roles.items(), start=-first):  # the first student has a solid line
-        own = ROLE_COLOURS[role]
+        own = ROLE_COLOURS.get(role)
         taken = {style.colour for style in chosen.values()}
-        colour = next(more) if own in taken else own
+        colour = next(more) if own is None or own in taken else own
         chosen[name] = Style(colour, DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)])
     return chosen
 

@@ -1,5 +1,6 @@
 """Sizes of detectors: parameters and multiply-adds, computed without allocating any weight."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +48,8 @@ def measure(network: Any) -> Size:
     Args:
         network: a plain detector on the meta device.
     """
-    network.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+
+    def run() -> None:
         features = list(network.backbone(torch.empty(1, 3, *IMAGE, device="meta")).values())
         if hasattr(network, "rpn"):
             network.rpn.head(features)
@@ -57,5 +58,13 @@ def measure(network: Any) -> Size:
             network.roi_heads.box_predictor(network.roi_heads.box_head(proposals))
         else:
             network.head(features)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Size(parameters, counter.get_total_flops() // 2)  # a multiplication and an addition are two operations
+
+    network.eval()
+    return Size(sum(parameter.numel() for parameter in network.parameters()), multiply_adds(run))
+
+
+def multiply_adds(run: Callable[[], object]) -> int:
+    """Count the multiply-adds of the convolutions and matrix products that a function computes in PyTorch."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2  # a multiplication and an addition are two operations

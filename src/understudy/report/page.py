@@ -45,20 +45,52 @@ def write_report(
         sections: further sections, which follow the verdict.
         analyses: sections that follow the numbers, from :func:`understudy.report.analyses.view_analyses`.
     """
+    styles = row_styles(runs)
+    write_page(
+        page,
+        title=title,
+        verdicts=[verdict.sentence for verdict in table.verdicts] if verdicts is None else verdicts,
+        sections=[*sections, *comparison_sections(runs, table), *analyses, *loss_sections(runs)],
+        facts=facts,
+        runs=[_run_section(run, styles[run.group].colour) for run in runs],
+        commands=list(dict.fromkeys(run.environment["command"] for run in runs if "command" in run.environment)),
+    )
+
+
+def write_page(
+    page: Path,
+    *,
+    title: str,
+    verdicts: Sequence[str],
+    sections: Sequence[Section],
+    facts: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]] = (),
+    commands: Sequence[str] = (),
+) -> None:
+    """Write a self-contained HTML page of sections.
+
+    Args:
+        page: the file to write; its folder is created if needed.
+        title: of the page.
+        verdicts: sentences at the top.
+        sections: of the page, in order.
+        facts: needed to repeat or judge the numbers; values are text, numbers or lists of them.
+        runs: name, colour, facts and config of each run.
+        commands: with which the runs were made.
+    """
     environment = Environment(
         loader=PackageLoader("understudy.report", "."), autoescape=True, undefined=StrictUndefined, finalize=_as_text
     )
     environment.trim_blocks = environment.lstrip_blocks = True
-    styles = row_styles(runs)
     html = environment.get_template("page.html.j2").render(
         title=title,
-        verdicts=[verdict.sentence for verdict in table.verdicts] if verdicts is None else verdicts,
-        sections=[*sections, *comparison_sections(runs, table), *analyses, *loss_sections(runs)],
-        runs=[_run_section(run, styles[run.group].colour) for run in runs],
+        verdicts=verdicts,
+        sections=sections,
+        runs=runs,
         as_svg=figures.as_svg,
         as_image=figures.as_image,
         facts=_flat(facts),
-        commands=list(dict.fromkeys(run.environment["command"] for run in runs if "command" in run.environment)),
+        commands=commands,
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, html.encode())

@@ -9,7 +9,12 @@ from understudy.compare.table import Table
 from understudy.report.sections import DataRow, DataTable, Entry
 from understudy.report.views import RunView, TermView
 
-ROLE_WORDS = {"teacher": "teacher", "plain": "plain student", "distilled": "distilled student"}
+ROLE_WORDS = {
+    "teacher": "teacher",
+    "plain": "plain student",
+    "distilled": "distilled student",
+    "exported": "exported file",
+}
 
 SIZES = {"small objects": "APs", "medium objects": "APm", "large objects": "APl"}
 """COCO's sizes: area below 32², up to 96², and above, in pixels of the original image."""
@@ -37,7 +42,8 @@ def results_table(table: Table, colours: Mapping[str, str]) -> DataTable:
             values = [known[key] for key in NUMBERS.get(title, ())]
             entries.append(Entry(texts[number], tuple(value for value in values if value is not None)))
         runs = f", {len(row.runs)} runs" if len(row.runs) > 1 else ""
-        detail = f"{ROLE_WORDS[row.role]}, {row.config.detector.name}{runs}"
+        runtime = f", {row.runs[0].runtime}" if row.runs[0].runtime else ""
+        detail = f"{ROLE_WORDS[row.role]}, {row.config.detector.name}{runtime}{runs}"
         rows.append(DataRow(row.name, tuple(entries), detail, colours[row.name]))
     return DataTable("", ("run", *columns), tuple(rows))
 
@@ -57,7 +63,7 @@ def part_tables(table: Table) -> list[DataTable]:
     """Return the AP of every row by size and by class, the mean over its runs; the best student is in bold."""
     groups = {row.name: row for row in table.rows}
     parts = {group: parts_of_ap(row) for group, row in groups.items()}
-    students = [group for group, row in groups.items() if row.role != "teacher"]
+    students = [group for group, row in groups.items() if row.role in ("plain", "distilled")]
 
     def filled(name: str, key: str) -> DataRow:
         values = {group: each.get(key, math.nan) for group, each in parts.items()}

@@ -156,7 +156,7 @@ def shown_runs(table: Table, runs: Sequence[RunView]) -> list[RunView]:
         role: next((run for run in row.runs if role == "plain" and run.config.seed == seed), row.runs[0])
         for role, row in rows.items()
     }
-    return [by_folder[shown[role].folder] for role in get_args(Role) if role in shown]
+    return [by_folder[shown[role].folder] for role in get_args(Role) if role in shown and role != "exported"]
 
 
 def _known_mean(row: Row) -> float:
