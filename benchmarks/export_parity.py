@@ -17,11 +17,11 @@ import torch
 
 import understudy
 from understudy.checkpoints import load_checkpoint
-from understudy.deployment.int8 import spread
 from understudy.deployment.onnx_file import Options, to_onnx
 from understudy.deployment.writing import agreement_with
 from understudy.evaluation import evaluate, loader_at_evaluation_size, open_split
 from understudy.evaluation.runtimes import TorchRuntime, onnx_runtime, openvino_runtime
+from understudy.evaluation.speed import spread
 
 BACKBONES = {  # one of each kind, as narrow as it is useful
     "mobilenet_v2": {"width_mult": 0.35},

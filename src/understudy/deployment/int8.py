@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from understudy.checkpoints import Checkpoint
-from understudy.data import Batch, DetectionData
+from understudy.data import Batch
 from understudy.deployment.onnx_file import SCOPES
 from understudy.errors import RunError
 from understudy.evaluation import evaluate, loader_at_evaluation_size, match_classes, open_split
 from understudy.evaluation.detections import aliases_of
 from understudy.evaluation.runtimes import KEY, Facts, fitted, needed
+from understudy.evaluation.speed import spread
 
 CALIBRATED = 64
 """Photos from which the ranges of the activations are taken."""
@@ -117,12 +118,6 @@ def calibration_photos(checkpoint: Checkpoint, data: Path | str, count: int) -> 
     opened = open_split(checkpoint, data, checkpoint.config["data"]["train"])
     match_classes(checkpoint.classes, opened, aliases_of(checkpoint))
     return list(loader_at_evaluation_size(spread(opened, count), checkpoint.config))
-
-
-def spread(data: DetectionData, count: int) -> DetectionData:
-    """Return a split with at most so many of its images, evenly spread over it."""
-    count = min(count, len(data))
-    return replace(data, records=data.records.take([place * len(data) // count for place in range(count)]))
 
 
 def quantise(file: Path, target: Path, photos: Sequence[Batch]) -> None:
