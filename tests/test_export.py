@@ -137,7 +137,7 @@ def test_a_full_disk(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", no_room)
     with pytest.raises(RunError, match=r"Could not write .*weights.pt \(No space left on device\)"):
         export(trained, tmp_path / "exported")
-    assert not list((tmp_path / "exported").iterdir())
+    assert not (tmp_path / "exported").exists()
 
 
 def test_no_checkpoint_no_folder(tmp_path):

@@ -36,6 +36,9 @@ def export(
     licence: str | None = None,
     data: str | Path | None = None,
     split: str | None = None,
+    int8: str | Path | None = None,
+    max_ap_loss: float = 1.0,
+    calibration_photos: int = 64,
 ) -> Path:
     """Export a trained detector.
 
@@ -44,7 +47,8 @@ def export(
     (for torch and   ``detector.json``    how the network is built, and the names of its classes
     torchvision)     ``detector/``        the code that builds and loads it: ``from detector import load``
     ``onnx``         ``student.onnx``     the whole detector as one graph, for ONNX Runtime
-    ``openvino``     ``student.xml``      the same for OpenVINO, with its weights in ``student.bin``
+    ``openvino``     ``student.xml``      the same for OpenVINO, with its weights in ``student.bin``; converted from the
+                                          ONNX file, which stays beside it
     ===============  ===================  ======================================================================
 
     ONNX and OpenVINO files are compared with the detector on a few photos; one that does not detect the same is not
@@ -63,6 +67,10 @@ def export(
         licence: of the weights, to be stated in the file.
         data: photos on which a file is compared with the detector; None: those of its run.
         split: of `data`.
+        int8: a data set with which the ONNX file is also quantised to INT8: its training split gives the ranges of the
+            activations, its validation split the AP before and after.
+        max_ap_loss: largest loss of AP by INT8, in points.
+        calibration_photos: photos of the training split for the ranges.
 
     Returns:
         The folder.
@@ -74,7 +82,8 @@ def export(
     """
     options: dict[str, Any] = {"size": size, "batch": batch, "raw": raw, "input": input, "licence": licence}
     options |= {"score_threshold": score_threshold} | ({} if opset is None else {"opset": opset})
-    for _ in write(checkpoint, folder, formats, options, data, split):
+    quantise = {"data": int8, "limit": max_ap_loss, "calibrated": calibration_photos} if int8 else None
+    for _ in write(checkpoint, folder, formats, options, data, split, quantise):
         pass
     return Path(folder)
 
@@ -86,12 +95,28 @@ def write(
     options: Mapping[str, Any],
     data: str | Path | None = None,
     split: str | None = None,
+    quantise: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """Export a detector, and say each file in words when it is there; see :func:`export`."""
+    """Export a detector, and say each file in words when it is there; see :func:`export`.
+
+    Args:
+        checkpoint: as of :func:`export`, like the others.
+        folder: likewise.
+        formats: likewise.
+        options: fields of :class:`.onnx_file.Options`.
+        data: as of :func:`export`.
+        split: likewise.
+        quantise: arguments of :func:`.write_int8`; None: no file in INT8.
+    """
     folder, unknown = Path(folder), [each for each in formats if each not in get_args(Format)]
     if unknown or not formats:
         got = ", ".join(unknown) or "none"
         raise UserError(f"--format: expected one or several of {', '.join(get_args(Format))}, got {got}")
+    if quantise and (options.get("raw") or not set(formats) - {"torch"}):
+        raise UserError(
+            "--int8 quantises an ONNX file that chooses detections, since its AP is measured: use --format onnx "
+            "without --raw."
+        )
     trained = load_checkpoint(checkpoint)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder. Choose a new one.")
@@ -102,7 +127,7 @@ def write(
         raise UserError(f"The folder {folder} cannot be created: {error.strerror or error}.") from error
     try:
         if set(formats) - {"torch"}:
-            yield from _write_graphs(trained, folder, formats, options, data, split)
+            yield from _write_graphs(trained, folder, formats, options, data, split, quantise)
         if "torch" in formats:
             _write_torch(trained, folder)
             yield f"{folder / 'weights.pt'}: needs torch and torchvision"
@@ -120,19 +145,28 @@ def _write_graphs(
     options: Mapping[str, Any],
     data: str | Path | None,
     split: str | None,
+    quantise: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-    from understudy.deployment import writing
+    from understudy.deployment import int8, writing
+    from understudy.deployment.companions import write_beside
     from understudy.deployment.onnx_file import Options
+    from understudy.evaluation.runtimes import Facts
 
     photos = writing.photos_for_check(trained, data, split)
     written = writing.write_onnx(trained, folder, Options(**options), photos)
+    files = [written.file]
+    yield str(written)
+    write_beside(folder, Facts.of(written.file))
+    if quantise:
+        smaller = int8.write_int8(trained, written.file, **quantise)
+        files.append(smaller.file)
+        yield str(smaller)
     if "openvino" in formats:
-        converted = writing.write_openvino(trained, written.file, folder, photos)
-        yield f"{converted.file}: {converted.checked}"
-        if "onnx" not in formats:
-            written.file.unlink()
-            return
-    yield f"{written.file}: {written.checked}"
+        for file in files:
+            converted = writing.write_openvino(trained, file, photos)
+            if quantise and file != written.file:
+                converted = int8.check_loss(trained, converted.file, written.file, quantise["data"], quantise["limit"])
+            yield str(converted)
 
 
 def _write_torch(trained: Checkpoint, folder: Path) -> None:

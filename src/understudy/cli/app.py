@@ -87,6 +87,9 @@ RecipeName = Annotated[
     typer.Option("--recipe", metavar="NAME", help="Recipe to start from; `understudy recipes` lists them."),
 ]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Run folder or checkpoint.")]
+RunnablePath = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Run folder, checkpoint, or exported file (.onnx, .xml).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only, with numbers from 0 to 1.")]
 
 Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]

@@ -14,6 +14,7 @@ from understudy.errors import UserError
         "understudy export runs/student deploy",
         "understudy export runs/student deploy --format onnx --format openvino",
         "understudy export runs/student deploy --format onnx --size 320x416 --input uint8",
+        "understudy export runs/student deploy --format onnx --int8 photos",
     )
 )
 def export(
@@ -56,22 +57,39 @@ def export(
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split of DATA; default: the validation split of the run.")
     ] = None,
+    int8: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            show_default=False,
+            help="Also quantise to INT8: ranges from its training split, AP on its validation split.",
+        ),
+    ] = None,
+    max_ap_loss: Annotated[
+        float, typer.Option(min=0, metavar="X", help="Largest loss of AP by INT8, in points.")
+    ] = 1.0,
+    calibration_photos: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Photos for the ranges of the activations in INT8.")
+    ] = 64,
 ) -> None:
     """Export a detector for use without understudy.
 
+    \b
     torch: weights and code that need only torch and torchvision.
     onnx: one file for ONNX Runtime, from pixels to detections.
     openvino: the same for OpenVINO.
 
     A graph is compared with the detector on a few photos. One that does not
-    detect the same is not written.
+    detect the same is not written, nor an INT8 file that loses more AP than
+    --max-ap-loss.
     """
     loading()
     from understudy import export as exporting
 
     options: dict[str, Any] = {"size": _size(size), "batch": batch, "raw": raw, "input": input, "licence": licence}
     options |= {"score_threshold": score} | ({} if opset is None else {"opset": opset})
-    for said in exporting.write(checkpoint, folder, formats or ["torch"], options, data, split):
+    quantise = {"data": int8, "limit": max_ap_loss, "calibrated": calibration_photos} if int8 else None
+    for said in exporting.write(checkpoint, folder, formats or ["torch"], options, data, split, quantise):
         print(said)
     print(f"Exported to {folder}")
 

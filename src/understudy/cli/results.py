@@ -11,11 +11,11 @@ import typer
 from understudy.cli.app import (
     AllowOutside,
     AsJson,
-    CheckpointPath,
     Force,
     MaxPixels,
     Output,
     ReplaceFiles,
+    RunnablePath,
     app,
     example,
     limits_given,
@@ -37,7 +37,7 @@ Precision = Annotated[Literal["32", "bf16", "16"], typer.Option(help="Precision 
 
 @app.command(epilog=example("understudy evaluate runs/student", "understudy evaluate runs/student photos --json"))
 def evaluate(
-    checkpoint: CheckpointPath,
+    checkpoint: RunnablePath,
     data: Annotated[
         Path | None,
         typer.Argument(metavar="DATA", show_default=False, help="Data set; default: that of the training run."),
@@ -100,7 +100,7 @@ def _aliases(pairs: list[str] | None) -> dict[str, str] | None:
     )
 )
 def predict(
-    checkpoint: CheckpointPath,
+    checkpoint: RunnablePath,
     sources: Annotated[
         list[Path],
         typer.Argument(metavar="SOURCE", help="Image, folder of images or data set; several images and folders."),

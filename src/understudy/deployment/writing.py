@@ -1,10 +1,9 @@
 """Write a detector as files that run without PyTorch, and check each before it stays."""
 
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from understudy.data import Batch
 from understudy.data.transforms import padded_size
 from understudy.deployment.agreement import PIXELS, SCORE, Agreement, compare, largest_difference
 from understudy.deployment.graph import graph_of
+from understudy.deployment.int8 import Written, spread
 from understudy.deployment.onnx_file import Options, to_onnx
 from understudy.errors import RunError, UserError
 from understudy.evaluation import loader_at_evaluation_size, open_split
@@ -39,21 +39,8 @@ logger = logging.getLogger(__name__)
 CHECKED = 8
 """Images on which a file is compared with the detector."""
 
-ONNX, OPENVINO = "student.onnx", "student.xml"
-"""Names of the files; OpenVINO's weights are in a ``.bin`` beside it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A file that was written.
-
-    Attributes:
-        file: the file.
-        checked: the result of its check, in words.
-    """
-
-    file: Path
-    checked: str
+ONNX = "student.onnx"
+"""Name of the file."""
 
 
 def write_onnx(checkpoint: Checkpoint, folder: Path, options: Options, images: Sequence[Batch]) -> Written:
@@ -84,24 +71,29 @@ def write_onnx(checkpoint: Checkpoint, folder: Path, options: Options, images: S
     return Written(folder / ONNX, checked)
 
 
-def write_openvino(checkpoint: Checkpoint, onnx_file: Path, folder: Path, images: Sequence[Batch]) -> Written:
-    """Convert an exported ONNX file to OpenVINO's format; arguments and errors are those of :func:`write_onnx`."""
+def write_openvino(checkpoint: Checkpoint, onnx_file: Path, images: Sequence[Batch]) -> Written:
+    """Convert an exported ONNX file to OpenVINO's format, beside it; arguments and errors as of :func:`write_onnx`.
+
+    A file in INT8 is not compared with the detector.
+    """
     openvino = needed("openvino", "--format openvino")
-    facts = json.loads(session_of(onnx_file, 1).get_modelmeta().custom_metadata_map[KEY])
-    facts["versions"] = facts["versions"] | {"openvino": openvino.__version__}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unchecked-") as unchecked:
-        file = Path(unchecked) / OPENVINO
+    facts = Facts.of(onnx_file)
+    facts = replace(facts, versions={**facts.versions, "openvino": openvino.__version__})
+    target, checked = onnx_file.with_suffix(".xml"), "not compared with PyTorch"
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unchecked-") as unchecked:
+        file = Path(unchecked) / target.name
         try:
             model = openvino.convert_model(str(onnx_file))
-            model.set_rt_info(json.dumps(facts), KEY)
+            model.set_rt_info(facts.to_json(), KEY)
             openvino.save_model(model, str(file), compress_to_fp16=False)
         except Exception as error:  # its exceptions have no common class
             reason = " ".join(str(error).split())[:300]
             raise RunError(f"OpenVINO {openvino.__version__} could not convert {onnx_file} ({reason}).") from error
-        checked = "not run: a raw file" if facts["raw"] else check(checkpoint, openvino_runtime(file), images)
+        if not facts.raw and facts.precision == "float32":
+            checked = check(checkpoint, openvino_runtime(file), images)
         for suffix in (".xml", ".bin"):
-            file.with_suffix(suffix).replace((folder / OPENVINO).with_suffix(suffix))
-    return Written(folder / OPENVINO, checked)
+            file.with_suffix(suffix).replace(target.with_suffix(suffix))
+    return Written(target, checked)
 
 
 def check(checkpoint: Checkpoint, file: FileRuntime, images: Sequence[Batch]) -> str:
@@ -169,7 +161,7 @@ def _noise(checkpoint: Checkpoint) -> list[Batch]:
 def _check_raw(checkpoint: Checkpoint, file: Path, images: Sequence[Batch]) -> str:
     """Compare the raw predictions of a file with those of PyTorch."""
     session, graph = session_of(file), graph_of(checkpoint.detector, raw=True)
-    facts = Facts.read(session.get_modelmeta().custom_metadata_map[KEY], file)
+    facts = Facts.of(file)
     boxes, scores = 0.0, 0.0
     for batch in images:
         height, width = facts.size or batch.image_sizes[0]

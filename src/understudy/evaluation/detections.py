@@ -151,7 +151,7 @@ def open_split(
     settings = data_section(checkpoint.config)
     if data is None and settings["path"] is None:
         raise UserError(
-            f"No data set to evaluate on: {checkpoint.path} was imported, and its config names no data set. "
+            f"No data set to evaluate on: {checkpoint.path} was imported or exported, and names no data set. "
             "Give one as DATA."
         )
     where, split = (data if data is not None else settings["path"]), split or settings["val"]

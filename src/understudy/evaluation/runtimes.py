@@ -1,6 +1,7 @@
 """What runs a detector: PyTorch, or ONNX Runtime or OpenVINO for an exported file. All are called in the same way."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
@@ -16,6 +17,8 @@ from understudy.data.transforms import clip_boxes, resize
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.evaluation.inferring import Precision, inferring
+
+logger = logging.getLogger(__name__)
 
 KEY = "understudy"
 """The entry of a file's metadata that holds its :class:`Facts` as JSON."""
@@ -122,6 +125,11 @@ class Facts:
         return json.dumps(asdict(self))
 
     @classmethod
+    def of(cls, file: Path) -> "Facts":
+        """Read the facts of an ONNX file, which ONNX Runtime must be able to load."""
+        return cls.read(session_of(file, 1).get_modelmeta().custom_metadata_map.get(KEY), file)
+
+    @classmethod
     def read(cls, text: str | None, file: Path) -> "Facts":
         """Read the facts of a file.
 
@@ -161,10 +169,12 @@ class FileRuntime:
     facts: Facts
     name: str
     infer: Callable[[np.ndarray], Sequence[np.ndarray]]
+    _warned: bool = False
 
     def __call__(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Found:
         """Detect objects; see :class:`Runtime`."""
         if self.facts.size:
+            self._warn_of_larger(image_sizes)
             return on_canvas(self._of_fixed_size, images, image_sizes, self.facts)
         sizes = {(int(height), int(width)) for height, width in image_sizes}
         if len(sizes) == 1:
@@ -172,6 +182,17 @@ class FileRuntime:
             return self._detect(images[:, :, :height, :width])
         pairs = zip(images, image_sizes, strict=True)
         return [self._detect(image[None, :, :height, :width])[0] for image, (height, width) in pairs]
+
+    def _warn_of_larger(self, image_sizes: Sequence[tuple[int, int]]) -> None:
+        height, width = self.facts.size or (0, 0)
+        larger = [size for size in image_sizes if size[0] > height or size[1] > width]
+        if larger and not self._warned:
+            self._warned = True
+            logger.warning(
+                "Images larger than the fixed size of the file, %dx%d (height x width), are reduced to fit, such as "
+                "one of %dx%d. Export with a larger --size, or without it for images of any size.",
+                *(height, width, *larger[0]),
+            )
 
     def _of_fixed_size(self, images: Tensor) -> Found:
         at_once, found = self.facts.batch or 1, []

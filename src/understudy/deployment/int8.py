@@ -1,0 +1,198 @@
+"""Static quantisation of an exported ONNX file to INT8, with its AP before and after."""
+
+import ast
+import logging
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from understudy.checkpoints import Checkpoint
+from understudy.data import Batch, DetectionData
+from understudy.deployment.onnx_file import SCOPES
+from understudy.errors import RunError
+from understudy.evaluation import evaluate, loader_at_evaluation_size, match_classes, open_split
+from understudy.evaluation.detections import aliases_of
+from understudy.evaluation.runtimes import KEY, Facts, fitted, needed
+
+CALIBRATED = 64
+"""Photos from which the ranges of the activations are taken."""
+
+LIMIT = 1.0
+"""Largest loss of AP, in points."""
+
+QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
+"""Operators that compute in INT8. Those between convolutions too: otherwise each result is converted twice."""
+
+IN_FLOAT = frozenset({"cls_logits", "bbox_reg", "bbox_ctrness", "bbox_pred", "cls_score"})
+"""Layers that stay in float: those that emit scores and boxes, whose small differences decide the order of scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        file: the file.
+        checked: the result of its check, in words.
+    """
+
+    file: Path
+    checked: str
+
+    def __str__(self) -> str:
+        """Name the file and the result."""
+        return f"{self.file}: {self.checked}"
+
+
+def write_int8(
+    checkpoint: Checkpoint,
+    file: Path,
+    data: Path | str,
+    *,
+    calibrated: int = CALIBRATED,
+    limit: float = LIMIT,
+) -> Written:
+    """Quantise an exported file.
+
+    Weights are INT8 per output channel, activations UINT8 per tensor, with the ranges that they have on photos of the
+    training split. The AP is measured on the validation split.
+
+    Args:
+        checkpoint: the detector of the file.
+        file: the file in float32.
+        data: a data set with the classes of the detector.
+        calibrated: photos of the training split.
+        limit: largest loss of AP, in points.
+
+    Returns:
+        The new file, beside the other, and what was measured, in words.
+
+    Raises:
+        UserError: the data set has no photos or none of the classes, or packages are missing.
+        RunError: the loss of AP is larger than the limit; then no file is left.
+    """
+    photos = calibration_photos(checkpoint, data, calibrated)
+    target = file.with_suffix(f".int8{file.suffix}")
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".unchecked-") as unchecked:
+        quantised = Path(unchecked) / target.name
+        quantise(file, quantised, photos)
+        checked = check_loss(checkpoint, quantised, file, data, limit).checked
+        smaller = quantised.stat().st_size / file.stat().st_size
+        quantised.replace(target)
+    return Written(target, f"{checked}; {smaller:.0%} of the size; {len(photos)} photos for the ranges")
+
+
+def check_loss(checkpoint: Checkpoint, quantised: Path, file: Path, data: Path | str, limit: float) -> Written:
+    """Measure the AP of a file in INT8 and of the one in float32; remove the former if it loses too much.
+
+    Raises:
+        RunError: it does.
+    """
+    split = checkpoint.config["data"]["val"]
+    before, after = (100 * evaluate(each, data, split=split).coco["AP"] for each in (file, quantised))
+    said = f"AP {before:.1f} in float32, {after:.1f} in INT8"
+    if before - after > limit:
+        for each in (quantised, quantised.with_suffix(".bin")):
+            each.unlink(missing_ok=True)
+        raise RunError(
+            f"INT8 costs {before - after:.1f} AP, more than --max-ap-loss {limit:g}, so {quantised.name} was removed "
+            f"({said}). Distil with quantise=true, calibrate on more photos (--calibration-photos), or allow a larger "
+            "loss."
+        )
+    return Written(quantised, said)
+
+
+def calibration_photos(checkpoint: Checkpoint, data: Path | str, count: int) -> list[Batch]:
+    """Load photos of a training split, evenly spread, as batches of one.
+
+    Raises:
+        UserError: there are none, or the data set has none of the detector's classes.
+    """
+    opened = open_split(checkpoint, data, checkpoint.config["data"]["train"])
+    match_classes(checkpoint.classes, opened, aliases_of(checkpoint))
+    return list(loader_at_evaluation_size(spread(opened, count), checkpoint.config))
+
+
+def spread(data: DetectionData, count: int) -> DetectionData:
+    """Return a split with at most so many of its images, evenly spread over it."""
+    count = min(count, len(data))
+    return replace(data, records=data.records.take([place * len(data) // count for place in range(count)]))
+
+
+def quantise(file: Path, target: Path, photos: Sequence[Batch]) -> None:
+    """Write an exported file in INT8.
+
+    Args:
+        file: the file in float32.
+        target: the file to write.
+        photos: from which the ranges of the activations are taken, one image a batch.
+    """
+    onnx = needed("onnx", "--int8")
+    library = needed("onnxruntime.quantization", "--int8")
+    model = onnx.load(str(file))
+    properties = {each.key: each.value for each in model.metadata_props}
+    facts = Facts.read(properties.get(KEY), file)
+
+    class Reader(library.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.inputs = _inputs(photos, facts)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.inputs, None)
+
+    with _quiet():
+        library.quantize_static(
+            str(file),
+            str(target),
+            Reader(),
+            quant_format=library.QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTISED),
+            nodes_to_exclude=_in_float(model),
+            per_channel=True,
+            activation_type=library.QuantType.QUInt8,
+            weight_type=library.QuantType.QInt8,
+        )
+    quantised = onnx.load(str(target))
+    onnx.helper.set_model_props(quantised, properties | {KEY: replace(facts, precision="int8").to_json()})
+    onnx.save(quantised, str(target))
+
+
+def _in_float(model: Any) -> list[str]:
+    """Name the nodes that stay in float: outside the layers of the network, and its last layers."""
+    found = []
+    for node in model.graph.node:
+        stated = [each.value for each in node.metadata_props if each.key == SCOPES]
+        scopes = ast.literal_eval(stated[0]) if stated else []
+        inside = [scope for scope in scopes if scope.startswith("detector.network.")]
+        if not inside or any(scope.rpartition(".")[2] in IN_FLOAT for scope in inside):
+            found.append(node.name)
+    return found
+
+
+def _inputs(photos: Sequence[Batch], facts: Facts) -> Iterator[dict[str, np.ndarray]]:
+    for batch in photos:
+        height, width = batch.image_sizes[0]
+        image = batch.images[0, :, :height, :width]
+        if facts.size:
+            image = fitted(image, facts.size, facts.mean)[0]
+        if facts.input == "uint8":
+            image = (image * 255).round().to(torch.uint8)
+        yield {"image": image.expand(facts.batch or 1, -1, -1, -1).numpy()}
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Silence the library's advice to preprocess the model, which does not hold for graphs of PyTorch's exporter."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
