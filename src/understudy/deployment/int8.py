@@ -19,6 +19,7 @@ from understudy.errors import RunError
 from understudy.evaluation import evaluate, loader_at_evaluation_size, match_classes, open_split
 from understudy.evaluation.detections import aliases_of
 from understudy.evaluation.runtimes import KEY, Facts, fitted, needed
+from understudy.quantisation import IN_FLOAT
 
 CALIBRATED = 64
 """Photos from which the ranges of the activations are taken."""
@@ -28,9 +29,6 @@ LIMIT = 1.0
 
 QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
 """Operators that compute in INT8. Those between convolutions too: otherwise each result is converted twice."""
-
-IN_FLOAT = frozenset({"cls_logits", "bbox_reg", "bbox_ctrness", "bbox_pred", "cls_score"})
-"""Layers that stay in float: those that emit scores and boxes, whose small differences decide the order of scores."""
 
 
 @dataclass(frozen=True, slots=True)
