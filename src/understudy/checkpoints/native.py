@@ -1,6 +1,7 @@
 """Load and write checkpoints of understudy. Nothing in a file is executed."""
 
 import io
+import math
 import pickle
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ from understudy.detectors.build import plain_network
 from understudy.detectors.shapes import shapes_only
 from understudy.errors import UserError
 from understudy.files import write_atomically
+from understudy.quantisation import Quantiser
 from understudy.reading import require_file
 from understudy.text import is_printable, shown
 
@@ -61,10 +63,15 @@ def build_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, quantised: bool = False) -> Checkpoint:
     """Load a detector from a checkpoint, or from a run folder (its best checkpoint, else its last).
 
     Only tensors and plain values are read. A file that contains anything else is refused, not executed.
+
+    Args:
+        path: the file or folder.
+        quantised: whether the detector of a run with ``quantise`` computes in simulated INT8, as the run measured it.
+            Its weights are the same. Has no effect on others.
 
     Raises:
         UserError: the file does not exist, is damaged or not a checkpoint of understudy, or its weights do not fit or
@@ -94,6 +101,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     check_finite(file, weights, network.state_dict())
     network.load_state_dict(weights)
     detector = open_detector(network, build["name"]).eval()
+    if quantised and (ranges := meta.get("quantisation")):
+        Quantiser(detector, ranges=ranges)
     return Checkpoint(detector, tuple(meta["classes"]), meta["config"], meta, file)
 
 
@@ -183,6 +192,9 @@ def faults_of_metadata(meta: Mapping[str, Any]) -> Iterator[str]:
         yield f"category_ids: expected a list of {len(classes)} integers, got {shown(ids)}"
     if not isinstance(meta.get("build"), dict) or not isinstance(meta["build"].get("name"), str):
         yield f"build: expected the options of a detector, got {shown(meta.get('build'))}"
+    ranges = meta.get("quantisation", {})
+    if not isinstance(ranges, dict) or not all(map(_is_range, ranges.values())):
+        yield f"quantisation: expected the smallest and the largest input of each layer, got {shown(ranges)}"
     config: Any = meta.get("config")
     sizes: Any = config.get("data") if isinstance(config, dict) else None
     if config == {}:
@@ -195,6 +207,10 @@ def faults_of_metadata(meta: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_list_of(kind: type, value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(each, kind) for each in value)
+
+
+def _is_range(value: Any) -> bool:
+    return _is_list_of(float, value) and len(value) == 2 and -math.inf < value[0] <= 0 <= value[1] < math.inf
 
 
 def check_weights(summary: str, expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:

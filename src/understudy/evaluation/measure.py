@@ -47,7 +47,8 @@ def evaluate(
     """Evaluate a trained detector on a data set, at the image size that it was trained for.
 
     Args:
-        checkpoint: a checkpoint, a run folder (its best checkpoint), or an exported file (.onnx, .xml).
+        checkpoint: a checkpoint, a run folder (its best checkpoint), or an exported file (.onnx, .xml). A student of a
+            run with ``quantise`` is measured in simulated INT8, as in its run.
         data: the data set; by default the one of the training run. Required for an imported detector.
         split: by default the validation split of the training run.
         limits: of the data set; by default those of the training run.
@@ -65,7 +66,7 @@ def evaluate(
         UserError: the checkpoint or the data set cannot be read, they have no class in common, or the device does not
             have the precision.
     """
-    loaded = open_runnable(checkpoint, device, precision)
+    loaded = open_runnable(checkpoint, device, precision, quantised=True)
     opened = open_split(loaded, data, split, limits)
     if aliases is None:
         aliases = aliases_of(loaded)

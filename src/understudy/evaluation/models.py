@@ -55,6 +55,8 @@ def open_runnable(
     precision: Precision = "32",
     threads: int | None = None,
     library: Library | None = None,
+    *,
+    quantised: bool = False,
 ) -> Runnable:
     """Open a checkpoint, a run folder, an ONNX file or an OpenVINO file.
 
@@ -64,13 +66,14 @@ def open_runnable(
         precision: of PyTorch's arithmetic; that of a file is fixed.
         threads: of a file's arithmetic; None: as many as PyTorch.
         library: that runs a file, one of :data:`EXPORTED`; None: the first.
+        quantised: as of :func:`.load_checkpoint`.
 
     Raises:
         UserError: it cannot be read, its library is not installed, or a precision is given for a file.
     """
     path, device = Path(path), choose_device(device)
     if not is_exported(path):
-        loaded = load_checkpoint(path)
+        loaded = load_checkpoint(path, quantised=quantised)
         runtime = TorchRuntime(on_device(loaded.detector, device), device, precision)
         ids = tuple(loaded.meta["category_ids"])
         return Runnable(loaded.path, loaded.classes, ids, loaded.config, runtime)

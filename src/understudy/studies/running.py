@@ -421,7 +421,8 @@ def _begun(task: Task) -> Path | None:
 
 def _matches(config: TrainConfig, run: Path) -> Matches:
     """Match the detections of the best checkpoint on the validation split with its objects."""
-    loaded, data = load_checkpoint(run), open_data(config.data.path, config.data.val, Limits.of(config.data))
+    loaded = load_checkpoint(run, quantised=True)
+    data = open_data(config.data.path, config.data.val, Limits.of(config.data))
     device = choose_device("cpu" if config.accelerator == "cpu" else None)
     loader = loader_at_evaluation_size(data, loaded.config, batch_size=config.batch_size, workers=config.data.workers)
     found = detect_all(on_device(loaded.detector, device), loader, device, data.category_ids, config.precision)
