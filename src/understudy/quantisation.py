@@ -57,10 +57,25 @@ def quantised_weight(weight: Tensor) -> Tensor:
         tensor([[   1.2700,    0.4400],
                 [   0.0000, -254.0000]])
     """
-    scales = (weight.detach().float().abs().flatten(1).amax(1) / LARGEST_WEIGHT).clamp(min=_TINY)
-    zeros = torch.zeros_like(scales, dtype=torch.int32)
-    limits = -LARGEST_WEIGHT, LARGEST_WEIGHT
-    return torch.fake_quantize_per_channel_affine(weight.float(), scales, zeros, 0, *limits).to(weight.dtype)
+    return _RoundedWeight.apply(weight)
+
+
+class _RoundedWeight(torch.autograd.Function):
+    """No value of a weight is outside its range, so the gradient is that of the rounded one, as it comes.
+
+    That of ``fake_quantize_per_channel_affine`` keeps a mask, and changes the memory format, of which DDP warns.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        scales = (weight.float().abs().flatten(1).amax(1) / LARGEST_WEIGHT).clamp(min=_TINY)
+        zeros = torch.zeros_like(scales, dtype=torch.int32)
+        limits = -LARGEST_WEIGHT, LARGEST_WEIGHT
+        return torch.fake_quantize_per_channel_affine(weight.float(), scales, zeros, 0, *limits).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
 
 
 def quantised_input(inputs: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -141,7 +156,7 @@ class Quantiser:
     def ranges(self) -> dict[str, list[float]]:
         """Smallest and largest input of each layer that has a range, by its name in the plain network."""
         reach = zip(self.layers, self._reach.tolist(), strict=True)
-        return {name: [-below, above] for name, (below, above) in reach if below or above}
+        return {name: [0.0 - below, above] for name, (below, above) in reach if below or above}
 
     def step(self) -> None:
         """Count a step, and let the ranges follow what was observed in it. Every process of a run must call it."""

@@ -29,6 +29,7 @@ def state(run) -> dict:
     return {"ranges": last["understudy"]["quantisation"], "state": as_bytes(last["quantiser"]["reach"])}
 
 
+@pytest.mark.slow  # four runs
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny, trained, quantised, tmp_path, capfd):
     run = tmp_path / "run"
     with at_step(3, ctrl_c), pytest.raises(KeyboardInterrupt):  # before the student is quantised
