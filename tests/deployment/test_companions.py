@@ -204,10 +204,44 @@ def test_the_readme_is_filled_in(case):
     stated = replace(CASES[case], versions={"understudy": "1.2", "torch": "2.13"})
     text = readme(stated)
     assert not re.search(r"[{}]", text)
-    steps = re.findall(r"^(\d)\. ", text, re.MULTILINE)
+    steps = re.findall(r"^(\d)\. ", text.partition("## Preparing")[2].partition("## ")[0], re.MULTILINE)
     assert steps == [str(number) for number in range(1, len(steps) + 1)]
     assert ("43.2" in text, "CC0" in text, "(2, 3, 64, 96)" in text) == ((case == "fixed"),) * 3
     assert ("detect.py" in text) == (case != "raw")
+    assert ("not chosen" in text, "score above 0.05; NMS" in text) == (case == "raw", case != "raw")
+
+
+def script_of(page: Path) -> str:
+    return page.read_text().rpartition("<script>")[2].partition("</script>")[0]
+
+
+SIZES = {
+    "any size": facts(),
+    "held by the fixed size": replace(facts(), size=(96, 128), batch=2, mean=(0.1, 0.2, 0.3)),
+    "reduced to the fixed size, in bytes": replace(facts(), size=(40, 48), batch=1, input="uint8"),
+}
+
+
+def test_the_page_prepares_photos_as_the_program(detect, tmp_path):
+    if not shutil.which("node"):
+        pytest.skip("needs node")
+    photo = np.random.default_rng(0).integers(0, 256, (60, 100, 4))
+    start, scripts = "guarded(start)();", []
+    for stated in SIZES.values():
+        write_beside(tmp_path, replace(stated, versions={"understudy": "1.2"}))
+        script = script_of(tmp_path / "detect.html")
+        assert start in script
+        call = f"""const made = prepared({{ width: 100, height: 60, data: {photo.ravel().tolist()} }});
+            console.log(JSON.stringify({{ ...made, values: Array.from(made.values) }}));"""
+        scripts.append(f"(() => {{ {script.replace(start, call)} }})();")
+    (tmp_path / "page.js").write_text("\n".join(scripts))
+    said = subprocess.run(["node", tmp_path / "page.js"], check=True, capture_output=True).stdout
+    for (case, stated), line in zip(SIZES.items(), said.splitlines(), strict=True):
+        made = json.loads(line)
+        pixels, scale = of(detect, stated).prepared(photo[:, :, :3].astype(np.float32) / 255)
+        assert (made["shape"], made["across"], made["down"]) == (list(pixels.shape), *scale), case
+        rounding = 1 if pixels.dtype == np.uint8 else 1e-6  # of bytes, where a value lies between two
+        np.testing.assert_allclose(made["values"], pixels.ravel().astype(np.float32), atol=rounding, err_msg=case)
 
 
 def test_what_is_written(tmp_path):
@@ -218,9 +252,6 @@ def test_what_is_written(tmp_path):
     assert "/*FACTS" not in page
     assert "/*COMMAND" not in page
     assert page.count("</script>") == 2
-    script = page.rpartition("<script>")[2].partition("</script>")[0]
-    if shutil.which("node"):
-        (tmp_path / "page.js").write_text(script)
-        subprocess.run(["node", "--check", tmp_path / "page.js"], check=True)
+    script = script_of(tmp_path / "detect.html")
     assert '"\\u003c/script>"' in script
     assert [file.name for file in write_beside(tmp_path, replace(stated, raw=True))] == ["README.md"]
