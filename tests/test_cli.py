@@ -286,9 +286,22 @@ def test_predict(run, stand_in):
 
 
 def test_export(run, stand_in):
-    calls = stand_in("export", "export")
-    assert "deploy" in run("export", "runs/a", "deploy").out
-    assert calls == [((Path("runs/a"), Path("deploy")), {})]
+    calls = stand_in("export", "write", ["deploy/weights.pt: needs torch and torchvision"])
+    assert "deploy/weights.pt: needs" in run("export", "runs/a", "deploy").out
+    some = ["--format", "onnx", "--format", "torch", "--size", "320x416", "--batch", "2", "--input", "uint8"]
+    more = ["--opset", "20", "--score-threshold", "0.2", "--licence", "CC0", "--data", "photos", "--split", "test"]
+    run("export", "runs/a", "deploy", *some, *more, "--int8", "voc", "--max-ap-loss", "2", "--calibration-photos", "9")
+    plain = {"size": None, "batch": 1, "raw": False, "input": "float32", "licence": None, "score_threshold": None}
+    assert calls[0][0] == (Path("runs/a"), Path("deploy"), ["torch"], plain, None, None, None)
+    options = {"size": (320, 416), "batch": 2, "raw": False, "input": "uint8", "licence": "CC0", "score_threshold": 0.2}
+    quantise = {"data": Path("voc"), "limit": 2.0, "calibrated": 9}
+    photos = (Path("photos"), "test")
+    assert calls[1][0][2:] == (["onnx", "torch"], options | {"opset": 20}, *photos, quantise)
+    result = run("export", "runs/a", "deploy", "--format", "onnx", "--size", "320")
+    assert (result.code, result.err) == (
+        2,
+        "Error: --size 320: expected HxW, height and width in pixels, e.g. --size 320x416\n",
+    )
 
 
 def test_compare(run, stand_in):
@@ -386,7 +399,7 @@ LONG = "RM compares anchors one to one: " + "the student has 1 anchor per cell [
         ("analysis.imitation", "analyse_imitation", ("analyse", "imitation", "t", "s")),
         ("analysis.regions", "analyse_regions", ("analyse", "regions", "-o", "out")),
         ("evaluation.prediction", "predict", ("predict", "r", "d", "-o", "out")),
-        ("export", "export", ("export", "r", "out")),
+        ("export", "write", ("export", "r", "out")),
         ("compare.table", "summarise", ("compare", "r")),
         ("demo", "run_demo", ("demo",)),
     ],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from understudy.methods.loading import build_methods
     from understudy.outputs import Outputs, Spec, Truth
     from understudy.pairing import Pairing, pair
+    from understudy.quantisation import Quantiser
     from understudy.studies.results import StudyResult
     from understudy.training.suggestion import Suggestion
 
@@ -44,6 +45,7 @@ __all__ = [
     "Method",
     "Outputs",
     "Pairing",
+    "Quantiser",
     "RunError",
     "Spec",
     "Truth",
@@ -73,6 +75,7 @@ _MODULES = {
     "Method": "methods.base",
     "Outputs": "outputs",
     "Pairing": "pairing",
+    "Quantiser": "quantisation",
     "RunError": "errors",
     "Spec": "outputs",
     "Truth": "outputs",

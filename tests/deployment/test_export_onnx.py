@@ -17,6 +17,7 @@ from understudy.evaluation.models import open_runnable
 from understudy.evaluation.prediction import predict
 from understudy.evaluation.runtimes import KEY, Facts, FileRuntime, fitted, onnx_runtime, session_of, to_image
 from understudy.export import export
+from understudy.quantisation import quantised_layers
 
 onnx = pytest.importorskip("onnx", reason="needs onnx, onnxscript and onnxruntime")
 pytest.importorskip("onnxscript", reason="needs onnx, onnxscript and onnxruntime")
@@ -30,7 +31,12 @@ def exported(trained, tmp_path_factory):
     config = json.loads((trained / "result.json").read_text())
     assert config
     data = open_runnable(trained).config["data"]["path"]
-    export(trained, folder, ["onnx", "torch"], size=(64, 96), licence="CC0", int8=data, max_ap_loss=100)
+    # As of a student that was trained with quantise=true, with ranges that no calibration would find.
+    content = torch.load(trained / "best.ckpt", weights_only=True)
+    names = quantised_layers(load_checkpoint(trained).detector.network)
+    content["understudy"]["quantisation"] = {name: [-1.0, 2.0 + place] for place, name in enumerate(names)}
+    torch.save(content, file := folder.parent / "quantised.ckpt")
+    export(file, folder, ["onnx", "torch"], size=(64, 96), licence="CC0", int8=data, max_ap_loss=100)
     return folder
 
 
@@ -49,6 +55,24 @@ def test_the_file(exported, trained):
     assert onnx_runtime(exported / "student.int8.onnx").facts == replace(stated, precision="int8")
     traces = {each.key for node in onnx.load(exported / "student.onnx").graph.node for each in node.metadata_props}
     assert traces <= {"pkg.torch.onnx.name_scopes"}  # no paths of the machine that wrote it
+
+
+@pytest.mark.slow
+def test_the_file_in_int8_has_the_ranges_of_the_training(exported, trained):
+    names = list(quantised_layers(load_checkpoint(trained).detector.network))
+    graph = onnx.load(exported / "student.int8.onnx").graph
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    plain = onnx.load(exported / "student.onnx").graph
+    readers = [(node.input[0], node.input[1]) for node in plain.node if node.op_type == "Conv"]
+    found = set()
+    for tensor, weight in readers:
+        layer = weight.removeprefix("network.").removesuffix(".weight")
+        alone = sum(tensor == other for other, _ in readers) == 1
+        if layer in names and alone:
+            found.add(layer)
+            assert values[f"{tensor}_scale"] == pytest.approx((3.0 + names.index(layer)) / 255)
+            assert values[f"{tensor}_zero_point"] == round(255 / (3.0 + names.index(layer)))
+    assert len(found) > 50
 
 
 @pytest.mark.slow

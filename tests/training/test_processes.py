@@ -20,6 +20,7 @@ from understudy.functional import averaged_over_processes
 from understudy.learner import Learner
 from understudy.methods import METHODS, crosskd
 from understudy.pairing import pair
+from understudy.quantisation import Quantiser
 
 PROCESSES = 2
 OBJECTS = [  # of four images; the first two have more, and those of the last two are all on one level
@@ -109,7 +110,19 @@ def losses_of(images: slice) -> dict[str, Tensor]:
         parameters = [weight for weight in learner.parameters() if weight.requires_grad]
         gradients = torch.autograd.grad(sum(losses.values()), parameters, allow_unused=True)
         found[f"{name}: gradient"] = torch.cat([each.flatten() for each in gradients if each is not None])
+    found["ranges of a quantised student"] = ranges_of(pixels)
     return found
+
+
+def ranges_of(pixels: Tensor) -> Tensor:
+    """The ranges of the layers' inputs that a student is quantised with, after a step on some images."""
+    student = detector("retinanet", "torchvision", 1)
+    quantiser = Quantiser(student, start=1)
+    for layer in quantiser.layers.values():
+        layer.train()  # it observes in training alone; batch normalisation stays as it is
+    student(pixels)
+    quantiser.step()
+    return torch.tensor([*quantiser.ranges.values()])
 
 
 @contextmanager

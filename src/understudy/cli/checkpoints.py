@@ -13,7 +13,7 @@ from understudy.errors import UserError
     epilog=example(
         "understudy export runs/student deploy",
         "understudy export runs/student deploy --format onnx --format openvino",
-        "understudy export runs/student deploy --format onnx --size 320x416 --input uint8",
+        "understudy export runs/student deploy --format onnx --size 320x416",
         "understudy export runs/student deploy --format onnx --int8 photos",
     )
 )

@@ -198,7 +198,7 @@ def benchmark(
 
     All are timed in one process, in turns, with the same threads, from resized
     pixels to detections. Other load on the machine slows down all of them, so
-    ratios hold within one run of this command, and times do not.
+    compare the ratios, within one run of this command, and not the times.
     """
     loading()
     from understudy.deployment import benchmark as benchmarks

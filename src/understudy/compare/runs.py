@@ -262,7 +262,7 @@ def _exported(file: Path, beside: Run, device: torch.device | str | None) -> Run
         train_seconds=None,
         measured_on=beside.measured_on,
         kind="exported",
-        runtime=opened.runtime.name,
+        runtime=opened.runtime.description,
     )
 
 

@@ -37,9 +37,11 @@ def with_speeds(rows: Sequence[Row], device: torch.device) -> tuple[list[Row], s
     left_out = [row.name for row in rows if row.name not in rates]
     threads = torch.get_num_threads()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({threads} of its cores)"
-    runtimes = "PyTorch" if all(row.role != "exported" for row in rows) else "PyTorch and the runtimes of the files"
+    exported = any(row.role == "exported" for row in rows)
+    runtimes = "PyTorch and the runtimes of the files" if exported else "PyTorch"
+    precision = "float32 unless the row says otherwise" if exported else "float32"
     how = (
-        f"Speed: from pixels to detections, one image at a time ({sizes} pixels), float32, {runtimes} on {where}; "
+        f"Speed: from pixels to detections, one image at a time ({sizes} pixels), {precision}, {runtimes} on {where}; "
         f"the detectors take turns, median of {speeds[0].rounds} rounds. Reading and resizing the image is not "
         "included. Compare the ratios: images per second depend on the machine and its load."
         + (f" Not timed, since they do not take single images: {listed(left_out)}." if left_out else "")

@@ -316,6 +316,14 @@ class TrainConfig(Section):
         description="Whether to compile backbones and necks with `torch.compile`, which takes minutes at first; it may "
         "be faster on a GPU, but was not on a CPU.",
     )
+    quantise: bool = Field(
+        False,
+        description="Whether to train the last part of the run with weights and inputs of layers rounded to INT8, for "
+        "`understudy export --int8`; the best checkpoint is then of this part (docs/quantisation.md).",
+    )
+    quantise_from: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.75, description="Part of the run after which `quantise` begins."
+    )
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
         0, description="Random seed of the initialisation, the order of images and the augmentation."
     )

@@ -160,7 +160,7 @@ def _speed_note(result: Benchmark, images: Sequence[Sequence[Batch]], device: to
         f"turns in a rotating order, {' and '.join(map(str, rounds))} rounds after one to warm up. p25 to p95 are "
         f"percentiles of the calls{f'; p95 needs {FOR_P95} of them (--seconds)' if few else ''}, images per second a "
         "median over the rounds. Reading and resizing the image is not included. The times depend on the machine and "
-        "its load: compare the ratios, within one run of this command."
+        "its load: compare the ratios, within one run of this command, at best on an idle machine."
     )
 
 

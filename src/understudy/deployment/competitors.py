@@ -40,8 +40,7 @@ class Competitor:
     def runtime(self) -> str:
         """Library, version, device and, if it is not float32, precision, in words."""
         runtime = self.detector.runtime
-        precision = runtime.facts.precision if isinstance(runtime, FileRuntime) else "float32"
-        return runtime.name if precision == "float32" else f"{runtime.name}, {precision}"
+        return runtime.description if isinstance(runtime, FileRuntime) else runtime.name
 
     @property
     def batch(self) -> int | None:

@@ -3,7 +3,7 @@
 import ast
 import logging
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from understudy.evaluation import evaluate, loader_at_evaluation_size, match_cla
 from understudy.evaluation.detections import aliases_of
 from understudy.evaluation.runtimes import KEY, Facts, fitted, needed
 from understudy.evaluation.speed import spread
+from understudy.quantisation import IN_FLOAT
 
 CALIBRATED = 64
 """Photos from which the ranges of the activations are taken."""
@@ -29,9 +30,6 @@ LIMIT = 1.0
 
 QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
 """Operators that compute in INT8. Those between convolutions too: otherwise each result is converted twice."""
-
-IN_FLOAT = frozenset({"cls_logits", "bbox_reg", "bbox_ctrness", "bbox_pred", "cls_score"})
-"""Layers that stay in float: those that emit scores and boxes, whose small differences decide the order of scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,8 @@ def write_int8(
     """Quantise an exported file.
 
     Weights are INT8 per output channel, activations UINT8 per tensor, with the ranges that they have on photos of the
-    training split. The AP is measured on the validation split.
+    training split; of a student that was trained with ``quantise``, the inputs of its layers have the ranges of the
+    training. The AP is measured on the validation split.
 
     Args:
         checkpoint: the detector of the file.
@@ -82,11 +81,12 @@ def write_int8(
     target = file.with_suffix(f".int8{file.suffix}")
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".unchecked-") as unchecked:
         quantised = Path(unchecked) / target.name
-        quantise(file, quantised, photos)
+        trained = quantise(file, quantised, photos, checkpoint.meta.get("quantisation", {}))
         checked = check_loss(checkpoint, quantised, file, data, limit).checked
         smaller = quantised.stat().st_size / file.stat().st_size
         quantised.replace(target)
-    return Written(target, f"{checked}; {smaller:.0%} of the size; {len(photos)} photos for the ranges")
+    ranges = f"{len(photos)} photos for the ranges" + (f", {trained} of which are of the training" if trained else "")
+    return Written(target, f"{checked}; {smaller:.0%} of the size; {ranges}")
 
 
 def check_loss(checkpoint: Checkpoint, quantised: Path, file: Path, data: Path | str, limit: float) -> Written:
@@ -120,13 +120,19 @@ def calibration_photos(checkpoint: Checkpoint, data: Path | str, count: int) -> 
     return list(loader_at_evaluation_size(spread(opened, count), checkpoint.config))
 
 
-def quantise(file: Path, target: Path, photos: Sequence[Batch]) -> None:
+def quantise(
+    file: Path, target: Path, photos: Sequence[Batch], ranges: Mapping[str, Sequence[float]] | None = None
+) -> int:
     """Write an exported file in INT8.
 
     Args:
         file: the file in float32.
         target: the file to write.
         photos: from which the ranges of the activations are taken, one image a batch.
+        ranges: of the inputs of layers by their names in the plain network, if they are known from its training.
+
+    Returns:
+        The number of activations whose range is one of those.
     """
     onnx = needed("onnx", "--int8")
     library = needed("onnxruntime.quantization", "--int8")
@@ -141,6 +147,8 @@ def quantise(file: Path, target: Path, photos: Sequence[Batch]) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.inputs, None)
 
+    known = known_ranges(model, ranges or {})
+    overrides = {name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in known.items()}
     with _quiet():
         library.quantize_static(
             str(file),
@@ -152,10 +160,32 @@ def quantise(file: Path, target: Path, photos: Sequence[Batch]) -> None:
             per_channel=True,
             activation_type=library.QuantType.QUInt8,
             weight_type=library.QuantType.QInt8,
+            extra_options={"TensorQuantOverrides": overrides},
         )
     quantised = onnx.load(str(target))
     onnx.helper.set_model_props(quantised, properties | {KEY: replace(facts, precision="int8").to_json()})
     onnx.save(quantised, str(target))
+    return len(known)
+
+
+def known_ranges(model: Any, ranges: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """Return the ranges of a graph's tensors that are inputs of layers; if several layers read one, that of them all.
+
+    Args:
+        model: the graph.
+        ranges: smallest and largest input of each layer by its name in the plain network.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        # Not by the scope: a convolution that a normalisation was folded into has the latter's.
+        layer = node.input[1].removeprefix("network.").removesuffix(".weight")
+        if layer in ranges:
+            (low, high), name = ranges[layer], node.input[0]
+            before = found.get(name, (low, high))
+            found[name] = min(before[0], low), max(before[1], high)
+    return found
 
 
 def _in_float(model: Any) -> list[str]:

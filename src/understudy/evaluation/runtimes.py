@@ -171,6 +171,11 @@ class FileRuntime:
     infer: Callable[[np.ndarray], Sequence[np.ndarray]]
     _warned: bool = False
 
+    @property
+    def description(self) -> str:
+        """The name, and the precision if it is not float32."""
+        return self.name if self.facts.precision == "float32" else f"{self.name}, {self.facts.precision}"
+
     def __call__(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Found:
         """Detect objects; see :class:`Runtime`."""
         if self.facts.size:

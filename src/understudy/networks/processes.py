@@ -1,4 +1,4 @@
-"""Counts that divide a loss, over all processes of a run."""
+"""What the processes of a run have in common: counts that divide a loss, and largest values."""
 
 import torch
 from torch import Tensor, distributed
@@ -29,3 +29,12 @@ def averaged_over_processes(count: Tensor, least: float = 1.0) -> Tensor:
     total = count.detach().to(torch.promote_types(count.dtype, torch.float32), copy=True)
     distributed.all_reduce(total)
     return total.clamp(min=least) / processes
+
+
+def largest_over_processes(values: Tensor) -> Tensor:
+    """Return the largest of each value (any shape) over the processes of a run; in a single process, the values."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return values
+    largest = values.clone()
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return largest

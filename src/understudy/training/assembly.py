@@ -161,6 +161,10 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
         data["unlabelled"] = config.data.unlabelled.resolve()
     if config.schedule.drops is not None and config.schedule.name == "cosine":
         raise UserError("schedule.drops has no effect with schedule.name=cosine. Use 1x or 2x, or leave it out.")
+    if config.quantise and config.compile:
+        raise UserError(
+            "quantise=true does not work with compile=true: the layers change during the run. Leave one of them out."
+        )
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()

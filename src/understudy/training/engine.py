@@ -18,6 +18,8 @@ from understudy.detectors import Detector
 from understudy.errors import MethodError, RunError
 from understudy.learner import Learner
 from understudy.methods.weighting import TermWeight
+from understudy.quantisation import Quantiser
+from understudy.training.console import say
 from understudy.training.optimizing import parameter_groups
 from understudy.training.pseudo_labels import PseudoLabels
 from understudy.training.schedule import LearningRate
@@ -66,6 +68,7 @@ class Engine(L.LightningModule):
         losses: losses by name of the last step that was read, ``total`` first; distillation terms unweighted.
         read: the losses of all steps that were read and not yet logged.
         balance: of the losses of a step.
+        quantiser: of the student; None without ``quantise``.
         term_weights: the weight of each distillation term in that step.
         lr: the last step's learning rate.
         shares: of the gradient of the last step; None if they were not measured in it.
@@ -102,6 +105,8 @@ class Engine(L.LightningModule):
         distilled = isinstance(config, DistillConfig)
         course = {"end": config.balance_end, "until": config.balance_until} if distilled else {}
         self.balance = Balance(learner, weights, steps=self.total_steps, **course)
+        begin = max(1, int(config.quantise_from * self.total_steps))  # a step before it has observed the ranges
+        self.quantiser = Quantiser(learner.student, begin) if config.quantise else None
         self.seconds_before = saved["seconds"] if saved else 0.0
         self.started = time.monotonic()
         self.losses: dict[str, float] = {}
@@ -164,6 +169,9 @@ class Engine(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the random generator from the run's seed, the step and the process, so that a resumed run repeats it."""
         torch.manual_seed(derived_seed(self.config.seed, self.global_step, self.global_rank))
+        if self.quantiser and self.global_step == self.quantiser.start and self.trainer.is_global_zero:
+            layers = len(self.quantiser.layers)
+            say(f"from step {self.global_step}, the student computes with INT8 weights and inputs in {layers} layers")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted loss of a batch, after checking every term.
@@ -195,6 +203,8 @@ class Engine(L.LightningModule):
             self._check_reach(terms)
         if self.shares:
             self._count_silence(terms, self.shares.norms)
+        if self.quantiser:
+            self.quantiser.step()
         return total
 
     def _is_read(self) -> bool:
@@ -270,6 +280,8 @@ class Engine(L.LightningModule):
 
     def metadata(self, **more: Any) -> dict[str, Any]:
         """Return the metadata of a checkpoint as plain values, with ``more`` added."""
+        if self.quantiser and self.quantiser.active:
+            more["quantisation"] = self.quantiser.ranges
         return {
             "format": FORMAT,
             "build": build_options(self.config, len(self.data.classes)),
@@ -288,11 +300,15 @@ class Engine(L.LightningModule):
         self.read_losses()  # weights after a loss of nan are not saved
         checkpoint["understudy"] = self.metadata()
         checkpoint["balance"] = self.balance.state_dict()
+        if self.quantiser:
+            checkpoint["quantiser"] = self.quantiser.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the weights that follow from shares."""
+        """Restore the weights that follow from shares, and the ranges of the layers' inputs."""
         if state := checkpoint.get("balance"):  # a run of an earlier version has fixed weights alone
             self.balance.load_state_dict(state)
+        if self.quantiser:
+            self.quantiser.load_state_dict(checkpoint["quantiser"])
 
 
 def reading_is_free(values: Tensor) -> bool:

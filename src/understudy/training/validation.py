@@ -64,7 +64,7 @@ class Validate(L.Callback):
         if epoch and not within and epoch not in evaluated:
             self._evaluate(trainer, engine, epoch)
         elif epoch:
-            self._stop_if_stale(trainer, epoch)
+            self._stop_if_stale(trainer, engine, epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, engine: "Engine") -> None:
         """Evaluate after every ``evaluate_every`` epochs and after the last."""
@@ -92,24 +92,31 @@ class Validate(L.Callback):
                 self._record(trainer, engine, epoch, detections)
         trainer.strategy.barrier("validated")
         # Otherwise only the result is left to write.
-        if not self._stop_if_stale(trainer, epoch) and epoch != self.config.schedule.epochs:
+        if not self._stop_if_stale(trainer, engine, epoch) and epoch != self.config.schedule.epochs:
             self.checkpoints.stop_if_asked(trainer)
 
-    def _stop_if_stale(self, trainer: L.Trainer, epoch: int) -> bool:
+    def _stop_if_stale(self, trainer: L.Trainer, engine: "Engine", epoch: int) -> bool:
         """End the training of all processes if AP has not risen for ``schedule.patience`` evaluations.
 
-        This depends on ``metrics.csv`` alone, so a resumed run stops where an uninterrupted one does.
+        A run whose student will be quantised does not end before. This depends on ``metrics.csv`` alone, so a resumed
+        run stops where an uninterrupted one does.
         """
         patience, epochs = self.config.schedule.patience, self.config.schedule.epochs
-        if patience is None or epoch == epochs:
+        if patience is None or epoch == epochs or (engine.quantiser and not engine.quantiser.active):
             return False
         if trainer.is_global_zero:
-            aps = [number_in(row, "AP", self.folder.metrics) for row in read_rows(self.folder.metrics)]
+            aps = self._candidates(engine)
             if aps and evaluations_without_gain(aps) >= patience:
                 self.stopped_early = {"epoch": epoch, "of": epochs, "patience": patience}
                 say(f"stopped early after epoch {epoch} of {epochs}: AP has not risen in {patience} evaluations")
         trainer.should_stop = bool(trainer.strategy.broadcast(self.stopped_early is not None))
         return trainer.should_stop
+
+    def _candidates(self, engine: "Engine") -> list[float]:
+        """Return the APs of the evaluations so far whose best is kept: of a quantised student, those as such."""
+        first = engine.quantiser.start if engine.quantiser and engine.quantiser.active else 0
+        rows, file = read_rows(self.folder.metrics), self.folder.metrics
+        return [number_in(row, "AP", file) for row in rows if not first or number_in(row, "step", file) >= first]
 
     def _until_stopped(self, trainer: L.Trainer, loader: Iterable[Batch]) -> Iterator[Batch]:
         for batch in loader:
@@ -121,8 +128,8 @@ class Validate(L.Callback):
         evaluation = score(self.data, detections)
         step = self.checkpoints.saved_step
         metrics = {name: evaluation.coco[name] for name in ("AP", "AP50", "AP75")}
-        before = [number_in(row, "AP", self.folder.metrics) for row in read_rows(self.folder.metrics)]
-        best = max(before, default=-1.0)
+        before = len(read_rows(self.folder.metrics))
+        best = max(self._candidates(engine), default=-1.0)
         row = {"epoch": epoch, "step": step, **metrics, "seconds": round(engine.seconds, 1)}
         if metrics["AP"] > best:
             if self.check:
@@ -134,7 +141,7 @@ class Validate(L.Callback):
         append_row(self.folder.metrics, row)
         scores = "  ".join(f"{name} {100 * value:.1f}" for name, value in metrics.items())
         say(f"epoch {epoch:>3}  {scores}" + ("  best so far" if metrics["AP"] > max(best, 0.0) else ""))
-        evaluations, last = len(before) + 1, epoch == self.config.schedule.epochs
+        evaluations, last = before + 1, epoch == self.config.schedule.epochs
         if metrics["AP"] == max(best, 0.0) == 0 and (evaluations == SEVERAL or (last and evaluations < SEVERAL)):
             say(_nothing_found(evaluations, self.config))
 
@@ -150,6 +157,7 @@ class Validate(L.Callback):
             "parameters": sum(parameter.numel() for parameter in engine.learner.student.parameters()),
             "train_seconds": round(engine.seconds, 1),
             "stopped_early": self.stopped_early,
+            **({"quantised": True} if "quantisation" in meta else {}),
             **({"teacher_check": self.check.found} if self.check and self.check.found else {}),
         }
         if self.stopped_early:
