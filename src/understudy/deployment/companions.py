@@ -10,10 +10,11 @@ RUNTIME = "1.30.0"
 """Version of onnxruntime-web that the page was tested with."""
 
 COMMAND = (
-    f"npm pack onnxruntime-web@{RUNTIME} && tar xzf onnxruntime-web-{RUNTIME}.tgz --strip-components=2 "
+    f"curl -LO https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{RUNTIME}.tgz && "
+    f"tar xzf onnxruntime-web-{RUNTIME}.tgz --strip-components=2 "
     "package/dist/ort.wasm.min.js package/dist/ort-wasm-simd-threaded.mjs package/dist/ort-wasm-simd-threaded.wasm"
 )
-"""Puts the runtime beside the page. It is not shipped: it has 14 MB."""
+"""Puts the runtime beside the page. It is not shipped: it has 14 MB, and code of others."""
 
 
 def write_beside(folder: Path, facts: Facts) -> list[Path]:
@@ -49,10 +50,11 @@ def readme(facts: Facts) -> str:
     canvas = ""
     if facts.size:
         mean = ", ".join(f"{255 * value:.0f}" for value in facts.mean)
-        canvas = (
-            f"3. If it is larger than {facts.size[0]} x {facts.size[1]}, scale it further down until it fits. Put it\n"
-            f"   into the upper left corner of an image of this size that is filled with the colour ({mean}).\n"
-        )
+        canvas = _CANVAS.format(height=facts.size[0], width=facts.size[1], mean=mean)
+    chosen = (
+        f"at most {facts.detections}, with a score above {facts.score_threshold:g}; "
+        f"NMS with an IoU of {facts.nms_threshold:g} within each class"
+    )
     step = 4 if facts.size else 3
     return _template("README.md").format(
         detector=facts.detector,
@@ -68,6 +70,7 @@ def readme(facts: Facts) -> str:
         understudy=facts.versions["understudy"],
         versions=", ".join(f"{name} {version}" for name, version in facts.versions.items() if name != "understudy"),
         opset=facts.opset,
+        chosen="not chosen: every anchor is an output" if facts.raw else chosen,
         outputs="two outputs" if facts.raw else "four outputs",
         tables=tables,
         shorter=facts.resize["shorter_side"],
@@ -112,12 +115,23 @@ _RAW_TABLE = """R is the number of anchors. No detections are chosen: there is n
 | `boxes` | ({count}, R, 4) | float32 | left, top, right, bottom in pixels of the image, clipped to it |
 | `scores` | ({count}, R, {classes}) | float32 | score of each class, 0 to 1 |"""
 
+_CANVAS = """\
+3. If the result is higher than {height} or wider than {width} pixels, scale it down once more, in the same way, by
+   s = min({height} / height, {width} / width). Put it into the upper left corner of an image that is {height} pixels
+   high, {width} wide, and filled with the colour ({mean}).
+"""
+
 _USE = """## From C++
 
-With the C++ API of ONNX Runtime: make an `Ort::Env` and an `Ort::Session` of `student.onnx`; prepare the photo as
-above, for example with OpenCV (`cv::resize`, `cv::cvtColor` with `cv::COLOR_BGR2RGB`, `cv::split` for the layout); wrap
-the values with `Ort::Value::CreateTensor`; call `session.Run` with the input name `image` and the output names `boxes`,
-`scores`, `labels`, `count`; read `count` rows of each output; scale the boxes back.
+With the C++ API of ONNX Runtime:
+
+1. Make an `Ort::Env` and an `Ort::Session` of `student.onnx`.
+2. Prepare the photo as above, for example with OpenCV: `cv::imread`, which turns it upright; `cv::cvtColor` with
+   `cv::COLOR_BGR2RGB`; `convertTo` with `CV_32F` and 1 / 255; then `cv::resize`; `cv::split` for the layout. Compute s
+   as a `double`. If bytes are resized, OpenCV rounds them, by up to 0.75 of a level; floats are within 0.001.
+3. Wrap the values with `Ort::Value::CreateTensor`; call `session.Run` with the input name `image` and the output names
+   `boxes`, `scores`, `labels`, `count`.
+4. Read `count` rows of each output and scale the boxes back.
 
 ## In a browser
 
@@ -128,7 +142,8 @@ the values with `Ort::Value::CreateTensor`; call `session.Run` with the input na
 python -m http.server
 ```
 
-and open http://localhost:8000/detect.html.
+and open http://localhost:8000/detect.html. A page that is opened as a file cannot read its neighbours: it asks for
+`student.onnx`, `ort-wasm-simd-threaded.mjs` and `ort-wasm-simd-threaded.wasm`, which are chosen at once.
 
 """
 

@@ -13,6 +13,7 @@ From Python::
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,14 @@ class Detector:
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         facts = self.session.get_modelmeta().custom_metadata_map.get("understudy")
         if facts is None:
-            raise ValueError(f"{file} was not written by `understudy export`")
+            raise ValueError("it was not written by `understudy export`")
         self.facts = json.loads(facts)
         if self.facts["raw"]:
-            raise ValueError(f"{file} was exported with --raw: it does not choose detections")
+            raise ValueError("it was exported with --raw, so it does not choose detections")
 
     def __call__(self, photo, score=0.0):
-        """Return the detections of a photo, best first, with boxes in its pixels; `score` is the lowest one."""
-        photo = ImageOps.exif_transpose(photo).convert("RGB")
+        """Return the detections of a photo, best first, with boxes in its upright pixels; `score` is the lowest one."""
+        photo = upright(photo)
         pixels, scale = self.prepared(np.asarray(photo, np.float32) / 255)
         outputs = [np.asarray(each)[0] for each in self.session.run(None, {"image": pixels})]
         boxes, scores, labels = (each[: outputs[3]] for each in outputs[:3])
@@ -54,16 +55,18 @@ class Detector:
         return [{"box": box, "label": name, "score": one} for box, name, one in found if one >= score]
 
     def prepared(self, image):
-        """Resize (h, w, 3) in 0..1 for the network: its input (1, 3, H, W), and photo pixels per pixel, x and y."""
+        """Resize (h, w, 3) in 0..1 for the network: its input (N, 3, H, W), and photo pixels per pixel, x and y."""
         height, width = image.shape[:2]
         rule, canvas = self.facts["resize"], self.facts["size"]
-        scale = min(rule["shorter_side"] / min(height, width), rule["longer_side"] / max(height, width))
-        new = [max(1, int(side * scale)) for side in (height, width)]
-        if canvas and (new[0] > canvas[0] or new[1] > canvas[1]):  # a fixed size that the photo does not fit into
-            scale = min(canvas[0] / new[0], canvas[1] / new[1])
-            new = [max(1, int(side * scale)) for side in new]
+        new = scaled(
+            (height, width), rule["shorter_side"] / min(height, width), rule["longer_side"] / max(height, width)
+        )
         small = resized(image, *new)
-        if canvas:  # filled up with the mean colour at the right and the bottom
+        if canvas:
+            if new[0] > canvas[0] or new[1] > canvas[1]:  # in a second step, as `understudy evaluate` does
+                new = scaled(new, canvas[0] / new[0], canvas[1] / new[1])
+                small = resized(small, *new)
+            # Filled up with the mean colour at the right and the bottom.
             filled = np.empty((*canvas, 3), np.float32)
             filled[:] = self.facts["mean"]
             filled[: new[0], : new[1]] = small
@@ -73,16 +76,33 @@ class Detector:
         return np.ascontiguousarray(pixels), (width / new[1], height / new[0])
 
 
+def upright(photo):
+    """Return a photo as RGB, turned by its EXIF orientation; grey of 16 bits is rounded to 8."""
+    photo = ImageOps.exif_transpose(photo)
+    if photo.mode == "F" or photo.mode.startswith("I"):  # Pillow's own conversion clips at 255
+        values = np.asarray(photo)
+        if photo.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError("its pixels have an unknown range; save it with 8 or 16 bits")
+        photo = Image.fromarray((values / 257).round().astype(np.uint8))
+    return (photo.convert("RGBA") if photo.mode == "P" else photo).convert("RGB")  # else Pillow warns of transparency
+
+
+def scaled(size, *scales):
+    """Return height and width times the smallest of some scales."""
+    return [max(1, int(side * min(scales))) for side in size]
+
+
 def resized(image, height, width):
     """Resize (h, w, 3) bilinearly without antialiasing, as in training: cells are sampled at their centres."""
-    for axis, size in ((0, height), (1, width)):
+    half = np.float32(0.5)
+    for axis, size in ((1, width), (0, height)):  # in PyTorch's order and precision
         old = image.shape[axis]
-        places = np.maximum((np.arange(size) + 0.5) * (old / size) - 0.5, 0)
+        places = np.maximum((np.arange(size, dtype=np.float32) + half) * np.float32(old / size) - half, 0)
         below = np.minimum(places.astype(int), old - 1)
-        share = (places - below).astype(np.float32).reshape([-1 if each == axis else 1 for each in range(3)])
         above = np.minimum(below + 1, old - 1)
+        share = np.expand_dims(places - below.astype(np.float32), [each for each in range(3) if each != axis])
         image = np.take(image, below, axis) * (1 - share) + np.take(image, above, axis) * share
-    return image.astype(np.float32)
+    return image
 
 
 def drawn(photo, found, classes):
@@ -93,9 +113,10 @@ def drawn(photo, found, classes):
         colour = COLOURS[classes.index(each["label"]) % len(COLOURS)]
         draw.rectangle(each["box"], outline=colour, width=line)
         text = f"{each['label']} {each['score']:.2f}"
-        left, top, right, bottom = draw.textbbox((each["box"][0], max(0, each["box"][1] - 6 * line)), text)
-        draw.rectangle((left, top, right + 2, bottom + 2), fill=colour)
-        draw.text((left + 1, top), text, fill="white", anchor="lt")
+        width, height = (side + 2 * line for side in draw.textbbox((0, 0), text, font_size=6 * line)[2:])
+        left, top = max(0, min(each["box"][0], photo.width - width)), max(0, each["box"][1] - height)
+        draw.rectangle((left, top, left + width, top + height), fill=colour)
+        draw.text((left + line, top + line), text, fill="white", font_size=6 * line)
     return photo
 
 
@@ -103,29 +124,35 @@ def main():
     """Detect objects in the photos that are named on the command line."""
     parser = argparse.ArgumentParser(description="Detect objects in photos.")
     parser.add_argument("photos", nargs="+", type=Path, help="image files")
-    parser.add_argument("--score", type=float, default=0.3, help="lowest score (default 0.3)")
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score, 0 to 1 (default 0.3)")
     parser.add_argument("--output", type=Path, help="folder for the photos with their boxes")
     parser.add_argument("--model", type=Path, default=HERE / "student.onnx", help="ONNX file (default: beside this)")
     options = parser.parse_args()
+    if not 0 <= options.score <= 1:
+        parser.error(f"--score {options.score:g}: expected a number from 0 to 1")
     try:
         detector = Detector(options.model)
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"Error: the folder {options.output} cannot be made: {error}")
     except Exception as error:  # onnxruntime's exceptions have no common class
         sys.exit(f"Error: {options.model} cannot be loaded: {' '.join(str(error).split())[:300]}")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)  # a small file can fill the memory
     failed = False
     for number, file in enumerate(options.photos):
         try:
             with Image.open(file) as opened:
-                photo = ImageOps.exif_transpose(opened).convert("RGB")
-            found = detector(photo, options.score)
-        except (OSError, ValueError) as error:
+                photo = upright(opened)
+        except Exception as error:  # decoders raise many types
             print(f"Error: {file} cannot be read as an image: {error}", file=sys.stderr)
             failed = True
             continue
+        found = detector(photo, options.score)
         print(file)
         for each in found:
             print(f"  {each['label']:20} {each['score']:.2f}  " + " ".join(f"{side:.1f}" for side in each["box"]))
         if options.output:
-            options.output.mkdir(parents=True, exist_ok=True)
             target = options.output / f"{file.stem}.png"
             target = options.output / f"{file.stem}-{number}.png" if target.exists() else target
             if target.exists():
