@@ -105,15 +105,22 @@ def test_the_program(detect, tmp_path, monkeypatch, capsys):
     (tmp_path / "text.jpg").write_text("text")
     Image.new("RGB", (100, 100)).save(tmp_path / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)
-    files = [str(photo), str(tmp_path / "text.jpg"), str(tmp_path / "huge.png")]
+    files = [str(photo), *(str(tmp_path / name) for name in ("text.jpg", "huge.png", "none.jpg", ""))]
     monkeypatch.setattr(sys, "argv", ["detect.py", *files, "--output", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
         detect.main()
     assert end.value.code == 1
     said = capsys.readouterr()
     assert said.out.splitlines()[1].split() == ["b", "0.75", "0.0", "0.0", "40.0", "60.0"]
-    assert "text.jpg cannot be read as an image" in said.err
-    assert "huge.png cannot be read as an image: Image size (10000 pixels)" in said.err
+    expected = [
+        "text.jpg is not an image, or of a format that Pillow does not know",
+        "huge.png cannot be read as an image: Image size (10000 pixels)",
+        "none.jpg does not exist",
+        f"{tmp_path} is a folder; name the photos in it",
+    ]
+    for line, fault in zip(said.err.splitlines(), expected, strict=True):
+        assert line.startswith("Error: ")
+        assert fault in line
     with Image.open(photo) as before, Image.open(tmp_path / "photo.png") as drawn:
         assert before.format == "JPEG"  # not overwritten
         assert drawn.size == before.size
@@ -153,10 +160,17 @@ def test_a_file_that_is_loaded(detect, tmp_path):
 
 
 REFUSED = {
-    "missing": (lambda file: file, "[ONNXRuntimeError]"),
-    "text": (lambda file: file.write_text("text"), "[ONNXRuntimeError]"),
-    "of another origin": (lambda file: first_half(file, None), "it was not written by `understudy export`"),
-    "raw": (lambda file: first_half(file, replace(facts(), raw=True).to_json()), "it was exported with --raw"),
+    "missing": (lambda file: file, "{0} cannot be loaded: there is no file {0}; expected a file of"),
+    "folder": (lambda file: file.mkdir(), "{0} cannot be loaded: there is no file {0}; expected a file of"),
+    "text": (lambda file: file.write_text("text"), "{} cannot be loaded: [ONNXRuntimeError]"),
+    "of another origin": (
+        lambda file: first_half(file, None),
+        "{} cannot be loaded: it was not written by `understudy export`; expected a file of",
+    ),
+    "raw": (
+        lambda file: first_half(file, replace(facts(), raw=True).to_json()),
+        "{} cannot be loaded: it was exported with --raw",
+    ),
 }
 
 
@@ -167,7 +181,8 @@ def test_a_file_that_is_refused(detect, tmp_path, monkeypatch, case):
     monkeypatch.setattr(sys, "argv", ["detect.py", "a.jpg", "--model", str(tmp_path / "student.onnx")])
     with pytest.raises(SystemExit) as end:
         detect.main()
-    assert str(end.value).startswith(f"Error: {tmp_path / 'student.onnx'} cannot be loaded: {expected}")
+    assert str(end.value).startswith(f"Error: {expected.format(tmp_path / 'student.onnx')}")
+    assert "\n" not in str(end.value)
 
 
 WRONG = {
@@ -192,6 +207,21 @@ def test_what_the_program_refuses(detect, tmp_path, monkeypatch, capsys, case):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo-0.png", "photo.png"]
 
 
+def test_a_disk_without_space(detect, tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    detector = of(detect, facts())
+    monkeypatch.setattr(detect, "Detector", lambda _: detector)
+    monkeypatch.setattr(sys, "argv", ["detect.py", str(tmp_path / "photo.png"), "--output", str(tmp_path / "found")])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(SystemExit) as end:
+        detect.main()
+    assert end.value.code == f"Error: {tmp_path / 'found' / 'photo.png'} cannot be written: No space left on device"
+
+
 CASES = {
     "any size": facts(),
     "fixed": replace(facts(), size=(64, 96), batch=2, input="uint8", AP=0.4321, licence="CC0"),
@@ -209,6 +239,8 @@ def test_the_readme_is_filled_in(case):
     assert ("43.2" in text, "CC0" in text, "(2, 3, 64, 96)" in text) == ((case == "fixed"),) * 3
     assert ("detect.py" in text) == (case != "raw")
     assert ("not chosen" in text, "score above 0.05; NMS" in text) == (case == "raw", case != "raw")
+    assert ("colour (127.5, 127.5, 127.5)" in text) == (case == "fixed")
+    assert "`boxes` (N, R, 4) and `scores` (N, R, 3)" in text
 
 
 def script_of(page: Path) -> str:

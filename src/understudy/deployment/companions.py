@@ -49,7 +49,7 @@ def readme(facts: Facts) -> str:
         tables = _TABLE.format(pixels=pixels, count=count, values=values, most=facts.detections)
     canvas = ""
     if facts.size:
-        mean = ", ".join(f"{255 * value:.0f}" for value in facts.mean)
+        mean = ", ".join(f"{255 * value:g}" for value in facts.mean)
         canvas = _CANVAS.format(height=facts.size[0], width=facts.size[1], mean=mean)
     chosen = (
         f"at most {facts.detections}, with a score above {facts.score_threshold:g}; "
@@ -58,6 +58,7 @@ def readme(facts: Facts) -> str:
     step = 4 if facts.size else 3
     return _template("README.md").format(
         detector=facts.detector,
+        end="the boxes and scores of every anchor" if facts.raw else "detections",
         count=len(facts.classes),
         classes=", ".join(facts.classes),
         AP="not known" if facts.AP is None else f"{100 * facts.AP:.1f} (of the weights in float32, in PyTorch)",
@@ -144,7 +145,6 @@ python -m http.server
 
 and open http://localhost:8000/detect.html. A page that is opened as a file cannot read its neighbours: it asks for
 `student.onnx`, `ort-wasm-simd-threaded.mjs` and `ort-wasm-simd-threaded.wasm`, which are chosen at once.
-
 """
 
 

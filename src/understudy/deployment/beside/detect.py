@@ -18,10 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 HERE = Path(__file__).resolve().parent
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+FAULTS = {
+    FileNotFoundError: "does not exist",
+    IsADirectoryError: "is a folder; name the photos in it",
+    UnidentifiedImageError: "is not an image, or of a format that Pillow does not know",
+}
 
 
 class Detector:
@@ -33,6 +38,8 @@ class Detector:
     """
 
     def __init__(self, file, threads=0):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"there is no file {file}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -132,12 +139,14 @@ def main():
         parser.error(f"--score {options.score:g}: expected a number from 0 to 1")
     try:
         detector = Detector(options.model)
+    except Exception as error:  # onnxruntime's exceptions have no common class
+        wanted = "expected a file of `understudy export --format onnx`, without --raw"
+        sys.exit(f"Error: {options.model} cannot be loaded: {' '.join(str(error).split())[:300]}; {wanted}")
+    try:
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        sys.exit(f"Error: the folder {options.output} cannot be made: {error}")
-    except Exception as error:  # onnxruntime's exceptions have no common class
-        sys.exit(f"Error: {options.model} cannot be loaded: {' '.join(str(error).split())[:300]}")
+        sys.exit(f"Error: the folder {options.output} cannot be made: {error.strerror}")
     warnings.simplefilter("error", Image.DecompressionBombWarning)  # a small file can fill the memory
     failed = False
     for number, file in enumerate(options.photos):
@@ -145,7 +154,8 @@ def main():
             with Image.open(file) as opened:
                 photo = upright(opened)
         except Exception as error:  # decoders raise many types
-            print(f"Error: {file} cannot be read as an image: {error}", file=sys.stderr)
+            fault = FAULTS.get(type(error), f"cannot be read as an image: {error}")
+            print(f"Error: {file} {fault}", file=sys.stderr)
             failed = True
             continue
         found = detector(photo, options.score)
@@ -157,7 +167,10 @@ def main():
             target = options.output / f"{file.stem}-{number}.png" if target.exists() else target
             if target.exists():
                 sys.exit(f"Error: {target} exists already; choose another --output")
-            drawn(photo, found, detector.facts["classes"]).save(target)
+            try:
+                drawn(photo, found, detector.facts["classes"]).save(target)
+            except OSError as error:
+                sys.exit(f"Error: {target} cannot be written: {error.strerror or error}")
     sys.exit(failed)
 
 
