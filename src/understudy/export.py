@@ -150,8 +150,10 @@ def _write_graphs(
     from understudy.deployment import int8, writing
     from understudy.deployment.companions import write_beside
     from understudy.deployment.onnx_file import Options
-    from understudy.evaluation.runtimes import Facts
+    from understudy.evaluation.runtimes import Facts, needed
 
+    if "openvino" in formats:
+        needed("openvino", "--format openvino")  # now, and not after the minutes that the ONNX file takes
     photos = writing.photos_for_check(trained, data, split)
     written = writing.write_onnx(trained, folder, Options(**options), photos)
     files = [written.file]

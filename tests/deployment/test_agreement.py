@@ -43,3 +43,8 @@ def test_one_that_is_missing():
     assert compared(found((0, 0.9, 1), (20, 0.05005, 0)), found((0, 0.9, 1))).ties == 1  # at the threshold
     full = compared(found((0, 0.9, 1), (20, 0.5, 0)), found((0, 0.9, 1), (50, 0.49995, 2)), detections=2)
     assert (full.ties, full.others) == (2, 0)  # which of the two is the last is decided by rounding
+
+
+def test_nothing_to_compare_is_said():
+    assert str(compared(found(), found())) == "no detections in 1 image"
+    assert not compared(found(), found((0, 0.9, 1))).holds

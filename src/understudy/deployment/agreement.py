@@ -51,6 +51,8 @@ class Agreement:
 
     def __str__(self) -> str:
         """Say it in words."""
+        if not self.detections and not self.others:
+            return f"no detections in {self.images} image{'' if self.images == 1 else 's'}"
         said = (
             f"{self.same} of {self.detections} detections in {self.images} image{'' if self.images == 1 else 's'} are "
             f"the same (scores within {self.score:.0e}, boxes within {self.pixels:.2g} pixels)"

@@ -5,7 +5,7 @@ import logging
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from understudy.checkpoints import Checkpoint
 from understudy.data import Batch
-from understudy.deployment.onnx_file import SCOPES
+from understudy.deployment.onnx_file import SCOPES, Written
 from understudy.errors import RunError
 from understudy.evaluation import evaluate, loader_at_evaluation_size, match_classes, open_split
 from understudy.evaluation.detections import aliases_of
@@ -30,23 +30,6 @@ LIMIT = 1.0
 
 QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize")
 """Operators that compute in INT8. Those between convolutions too: otherwise each result is converted twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A file that was written.
-
-    Attributes:
-        file: the file.
-        checked: the result of its check, in words.
-    """
-
-    file: Path
-    checked: str
-
-    def __str__(self) -> str:
-        """Name the file and the result."""
-        return f"{self.file}: {self.checked}"
 
 
 def write_int8(

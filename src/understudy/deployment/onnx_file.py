@@ -6,6 +6,7 @@ import warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +70,23 @@ class Options:
             faults.append(f"--score-threshold {self.score_threshold:g}: expected a number between 0 and 1")
         if faults:
             raise UserError.listing("The detector cannot be exported with these options:", faults)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        file: the file.
+        checked: the result of its check, in words.
+    """
+
+    file: Path
+    checked: str
+
+    def __str__(self) -> str:
+        """Name the file and the result."""
+        return f"{self.file}: {self.checked}"
 
 
 def to_onnx(checkpoint: Checkpoint, options: Options) -> Any:

@@ -14,8 +14,7 @@ from understudy.data import Batch
 from understudy.data.transforms import padded_size
 from understudy.deployment.agreement import PIXELS, SCORE, Agreement, compare, largest_difference
 from understudy.deployment.graph import graph_of
-from understudy.deployment.int8 import Written
-from understudy.deployment.onnx_file import Options, to_onnx
+from understudy.deployment.onnx_file import Options, Written, to_onnx
 from understudy.errors import RunError, UserError
 from understudy.evaluation import loader_at_evaluation_size, open_split
 from understudy.evaluation.runtimes import (
