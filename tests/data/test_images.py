@@ -51,3 +51,7 @@ def test_pixels_are_read_as_stored_unless_the_annotation_states_the_turned_size(
     assert turned[0, 0, 3] == 1
     with pytest.raises(UnreadableImage, match="6x4 pixels; its annotation states 6x5"):
         load_image(tmp_path / "a.png", (6, 5))
+    exif[0x0112] = 3  # by half, so that the size says nothing
+    Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
+    assert load_image(tmp_path / "a.png", (6, 4))[0, 0, 0] == 1
+    assert load_image(tmp_path / "a.png", (6, 4), upright=True)[0, 3, 5] == 1

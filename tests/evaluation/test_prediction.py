@@ -109,6 +109,17 @@ def test_one_image_and_the_threshold_of_the_drawing(checkpoint, folder, tmp_path
     assert not np.array_equal(pixels_of(tmp_path / "many" / "images" / "b.png"), original)
 
 
+def test_a_photo_is_turned_as_viewers_show_it(checkpoint, tmp_path):
+    """By half, so that its size does not tell; and as a file that is stored upright."""
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "turned.png", exif=upside_down)
+    Image.fromarray(noise[::-1, ::-1]).save(tmp_path / "upright.png")
+    turned, upright = (predict(checkpoint, tmp_path / f"{name}.png", tmp_path / name) for name in ("turned", "upright"))
+    assert [(row["bbox"], row["score"]) for row in turned] == [(row["bbox"], row["score"]) for row in upright] != []
+
+
 def test_several_sources(checkpoint, folder, data_set, tmp_path):
     """A folder, an image in it, and an image of another folder: each image once, below their common folder."""
     other = save_image(tmp_path / "others" / "a.jpg")
@@ -179,7 +190,7 @@ def test_each_image_is_decoded_once(checkpoint, folder, tmp_path, monkeypatch, w
         decoded.append(path.name)
         return load_pixels(path, *arguments)
 
-    monkeypatch.setattr("understudy.evaluation.pictures.load_pixels", counting)
+    monkeypatch.setattr("understudy.data.records.load_pixels", counting)
     monkeypatch.setattr("understudy.evaluation.pictures._AHEAD", 1)
     rows = predict(checkpoint, folder, tmp_path / "out", batch_size=1, workers=workers)
     assert sorted(decoded) == ["a.jpg", "b.png", "c.jpeg"]

@@ -273,10 +273,12 @@ def one_step(tiny, run, **keys) -> tuple[dict, dict]:
     return last["state_dict"], last
 
 
-def test_the_learning_rate_grows_with_the_batch(tiny, tmp_path):
-    _, last = one_step(tiny, tmp_path / "run", **{"optimizer.lr": 0.01, "optimizer.scale_lr": True})
-    assert last["lr_schedulers"][0]["base_lrs"] == pytest.approx([0.01 * 8 / 16])
-    assert float(read_rows(tmp_path / "run" / "losses.csv")[0]["lr"]) == pytest.approx(0.005)
+@pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 8 / 16), ("adamw", math.sqrt(8 / 16))])
+def test_the_learning_rate_grows_with_the_batch(tiny, tmp_path, optimizer, factor):
+    keys = {"optimizer.name": optimizer, "optimizer.lr": 0.01, "optimizer.scale_lr": True}
+    _, last = one_step(tiny, tmp_path / "run", **keys)
+    assert last["lr_schedulers"][0]["base_lrs"] == pytest.approx([0.01 * factor])
+    assert float(read_rows(tmp_path / "run" / "losses.csv")[0]["lr"]) == pytest.approx(0.01 * factor, rel=1e-3)
 
 
 def test_the_gradient_is_clipped(tiny, tmp_path):

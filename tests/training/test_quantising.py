@@ -80,3 +80,12 @@ def test_compiled_layers_are_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="quantise=true does not work with compile=true"):
         understudy.train(tiny, run=tmp_path / "run", compile=True, **PLAIN)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_start_of_a_quantisation_that_is_off_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"^quantise_from=0.5 has no effect without quantise=true"):
+        understudy.train(tiny, run=tmp_path / "run", quantise_from=0.5)
+    keys = {"quantise_from": 0.5, "schedule.name": "cosine", "schedule.drops": [0.5]}
+    with pytest.raises(UserError, match=r"(?s)schedule.drops has no effect.*quantise_from=0.5 has no effect"):
+        understudy.train(tiny, run=tmp_path / "run", **keys)
+    assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ These models are the only list of keys. The checks, the error messages, ``unders
 docs/config.md follow from them.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -217,8 +218,8 @@ class OptimizerConfig(Section):
     )
     scale_lr: bool = Field(
         True,
-        description="Whether to multiply the learning rate by (images per step over all processes) / "
-        "`reference_batch`.",
+        description="Whether the learning rate follows the images per step over all processes, divided by "
+        "`reference_batch`: multiplied by the quotient for sgd, by its square root for adamw.",
     )
     reference_batch: PositiveInt = Field(16, description="Images per step that `lr` refers to.")
     clip_norm: PositiveFloat | None = Field(
@@ -231,6 +232,16 @@ class OptimizerConfig(Section):
     def filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Fill in the defaults that depend on the optimizer."""
         return _where_null(values, _of_name(cls.DEFAULTS, values.get("name", "adamw")))
+
+    def lr_scale(self, images: int) -> float:
+        """Return the factor of ``lr`` for a number of images per step.
+
+        The linear rule of SGD (Goyal et al., 2017) and the square root rule of Adam (Malladi et al., NeurIPS 2022).
+        """
+        if not self.scale_lr:
+            return 1.0
+        ratio = images / self.reference_batch
+        return ratio if self.name == "sgd" else math.sqrt(ratio)
 
 
 class ScheduleConfig(Section):

@@ -106,7 +106,7 @@ def open_unlabelled(path: Path | str, seen: Sequence[DetectionData] = (), limits
         raise UserError.listing(
             f"{len(faults)} of the {len(others)} unlabelled images of {path} cannot be used:", faults
         )
-    return DetectionData((), (), Records.of(records), format="coco", source=path, split="unlabelled", limits=limits)
+    return DetectionData((), (), Records.of(records), "coco", path, "unlabelled", limits=limits, upright=True)
 
 
 def _files_without_labels(path: Path, limits: Limits) -> list[Path]:

@@ -39,9 +39,11 @@ def shown_size(path: Path, max_pixels: int | None = None) -> tuple[int, int]:
         return (image.height, image.width) if quarter_turn else image.size
 
 
-def load_image(path: Path, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> Tensor:
+def load_image(
+    path: Path, size: tuple[int, int] | None = None, max_pixels: int | None = None, upright: bool = False
+) -> Tensor:
     """Load an image file as (3, H, W) float32 in 0..1; arguments and errors are those of `load_pixels`."""
-    return as_floats(load_pixels(path, size, max_pixels))
+    return as_floats(load_pixels(path, size, max_pixels, upright))
 
 
 def as_floats(pixels: Tensor) -> Tensor:
@@ -50,16 +52,19 @@ def as_floats(pixels: Tensor) -> Tensor:
     return image.div_(255) if pixels.dtype == torch.uint8 else image.expand(3, -1, -1).contiguous()
 
 
-def load_pixels(path: Path, size: tuple[int, int] | None = None, max_pixels: int | None = None) -> Tensor:
+def load_pixels(
+    path: Path, size: tuple[int, int] | None = None, max_pixels: int | None = None, upright: bool = False
+) -> Tensor:
     """Load an image file as its pixels: (H, W, 3) uint8, or (H, W, 1) float32 in 0..1 if it is grey of 16 bits.
 
-    Pixels are used as stored. The image is rotated by its EXIF orientation only if `size` is the rotated size and not
-    the stored one: the boxes were then drawn on the rotated image.
+    Pixels are used as stored. The image is turned by its EXIF orientation only if `size` is the turned size and not
+    the stored one, since the boxes were then drawn on the turned image, or if `upright` asks for it.
 
     Args:
         path: the file.
         size: (width, height) of the annotation; None accepts any size.
         max_pixels: as in `open_image`.
+        upright: whether to turn the image as viewers show it in any case.
 
     Raises:
         UnreadableImage: the file is missing, truncated or not an image, has floating-point pixels, has another size
@@ -67,7 +72,7 @@ def load_pixels(path: Path, size: tuple[int, int] | None = None, max_pixels: int
     """
     with open_image(path, max_pixels) as image:
         try:
-            pixels = _oriented(image, size)
+            pixels = _oriented(image, size, upright)
             if size is not None and pixels.size != size:
                 raise UnreadableImage(
                     f"{path} has {image.width}x{image.height} pixels; its annotation states {size[0]}x{size[1]}"
@@ -134,8 +139,9 @@ def is_rotated(image: Image.Image) -> bool:
     return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
 
 
-def _oriented(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    if size is None or image.size == size or not is_rotated(image):
+def _oriented(image: Image.Image, size: tuple[int, int] | None, upright: bool) -> Image.Image:
+    as_stored = size is None or image.size == size
+    if not is_rotated(image) or (as_stored and not upright):
         return image
     return ImageOps.exif_transpose(image)
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from understudy.data import transforms
 from understudy.data.batch import Batch, Pixels
 from understudy.data.batching import SizeBatches
-from understudy.data.images import UnreadableImage, load_pixels
+from understudy.data.images import UnreadableImage
 from understudy.data.records import DetectionData, Record
 from understudy.data.views import PLAIN, Augmentation, View
 from understudy.errors import RunError, UserError
@@ -254,7 +254,7 @@ class LoadedImages(Dataset):
         position, epoch = index
         record = self.data.records[position]
         try:
-            values = load_pixels(record.path, (record.width, record.height), self.data.limits.max_pixels)
+            values = self.data.pixels_of(record)
         except UnreadableImage as error:
             # Returned, not raised: a worker's exception would reach the user inside the worker's traceback.
             if self.labelled:

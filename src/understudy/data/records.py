@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from understudy.data.images import load_pixels
 from understudy.data.limits import LIMITS, Limits
 
 Format = Literal["coco", "voc", "yolo"]
@@ -210,6 +211,7 @@ class DetectionData:
         split: the name of the split.
         image_root: the folder that `file_name` in `to_coco()` is relative to.
         limits: of the images.
+        upright: whether the images are turned as viewers show them, since nobody drew boxes on the stored pixels.
     """
 
     classes: tuple[str, ...]
@@ -220,12 +222,17 @@ class DetectionData:
     split: str
     image_root: Path | None = None
     limits: Limits = LIMITS
+    upright: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", Records.of(self.records))
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def pixels_of(self, record: Record) -> Tensor:
+        """Load an image; see :func:`.images.load_pixels`."""
+        return load_pixels(record.path, (record.width, record.height), self.limits.max_pixels, self.upright)
 
     def to_coco(self) -> dict:
         """Return the ground truth as a COCO dict, which COCO evaluation tools read, for any format.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from understudy.data import Batch, DetectionData, Record, UnreadableImage
 from understudy.data.batching import SizeBatches
-from understudy.data.images import as_floats, load_pixels
+from understudy.data.images import as_floats
 from understudy.data.loading import LoadedImages, Sample, collate
 from understudy.evaluation.detections import data_section
 
@@ -75,7 +75,7 @@ class Pictures:
         data = self.images.data
         record = data.records[place]
         try:
-            values = load_pixels(record.path, (record.width, record.height), data.limits.max_pixels)
+            values = data.pixels_of(record)
         except UnreadableImage as error:
             return error
         sample = self.images.sample(record, values, torch.Generator())  # nothing is drawn: one size, no flip

@@ -203,7 +203,10 @@ def _as_split(files: list[Path], source: Path, detector: Runnable, limits: Limit
         except UnreadableImage as error:
             faults.append(str(error))
     ids = detector.category_ids
-    return DetectionData(detector.classes, ids, Records.of(records), "coco", source, "images", limits=limits), faults
+    data = DetectionData(
+        detector.classes, ids, Records.of(records), "coco", source, "images", limits=limits, upright=True
+    )
+    return data, faults
 
 
 def _save(picture: Image.Image, file: Path) -> None:

@@ -3,7 +3,7 @@
 Every fault of a config that fits no data, detector or machine is found here, before anything is written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,16 @@ def make_loader(
     )
 
 
+def _contradictions(config: TrainConfig) -> Iterator[str]:
+    """Describe keys that exclude each other, or have no effect."""
+    if config.schedule.drops is not None and config.schedule.name == "cosine":
+        yield "schedule.drops has no effect with schedule.name=cosine. Use 1x or 2x, or leave it out."
+    if config.quantise and config.compile:
+        yield "quantise=true does not work with compile=true: the layers change during the run. Leave one of them out."
+    if not config.quantise and config.quantise_from != type(config).model_fields["quantise_from"].default:
+        yield f"quantise_from={config.quantise_from:g} has no effect without quantise=true. Add it, or leave it out."
+
+
 def resolve_config(config: TrainConfig) -> TrainConfig:
     """Return the config with absolute paths and the default of ``optimizer.lr``.
 
@@ -159,12 +169,8 @@ def resolve_config(config: TrainConfig) -> TrainConfig:
     data: dict[str, Any] = {"path": paths[0] if len(paths) == 1 else paths}
     if config.data.unlabelled is not None:
         data["unlabelled"] = config.data.unlabelled.resolve()
-    if config.schedule.drops is not None and config.schedule.name == "cosine":
-        raise UserError("schedule.drops has no effect with schedule.name=cosine. Use 1x or 2x, or leave it out.")
-    if config.quantise and config.compile:
-        raise UserError(
-            "quantise=true does not work with compile=true: the layers change during the run. Leave one of them out."
-        )
+    if faults := list(_contradictions(config)):
+        raise UserError(faults[0]) if len(faults) == 1 else UserError.listing("Keys that do not fit together:", faults)
     changes: dict[str, Any] = {"data": config.data.model_copy(update=data)}
     if isinstance(config, DistillConfig):
         changes["teacher"] = config.teacher.resolve()

@@ -148,9 +148,7 @@ class Engine(L.LightningModule):
         Lightning clips the norm over all parameters of the optimizer: those of the student and of the methods.
         """
         options = self.config.optimizer
-        lr = options.lr
-        if options.scale_lr:
-            lr *= self.config.batch_size * self.trainer.world_size / options.reference_batch
+        lr = options.lr * options.lr_scale(self.config.batch_size * self.trainer.world_size)
         groups = parameter_groups(self.learner, options, lr)
         if options.name == "sgd":
             optimizer = torch.optim.SGD(groups, lr, momentum=options.momentum, weight_decay=options.weight_decay)
