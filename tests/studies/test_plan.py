@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from understudy.config import DistillConfig, TrainConfig
+from understudy.config.keys import DEFAULT_METHODS
 from understudy.errors import UserError
 from understudy.studies.plan import Plan
 from understudy.studies.rows import read_row
@@ -59,6 +60,19 @@ def test_configs_of_its_runs(plan, tmp_path):
     assert (plain.seed, plain.run, taught.schedule.epochs) == (3, tmp_path, 7)
     assert (taught.teacher, taught.methods) == (plan.teachers[0], {"frs": {"ramp_steps": 0}})
     assert (taught.teacher_cache, plain.data, plain.optimizer) == ("auto", taught.data, taught.optimizer)
+
+
+def test_the_row_of_a_study_for_which_none_is_given(tmp_path):
+    """What distill does without a method, or the methods of the config; options of others do not reach the default."""
+    plan = Plan.of(None, ["data=photos"], teachers=[tmp_path])
+    assert [row.name for row in plan.rows] == ["none", "default"]
+    config = plan.config_of(plan.rows[1], 0, tmp_path, tmp_path)
+    assert config.methods == DEFAULT_METHODS
+    source = {"data": "photos", "methods": {"hint": {"share": 0.1}, "pkd": {}}}
+    assert [row.name for row in Plan.of(source, teachers=[tmp_path]).rows] == ["none", "hint + pkd"]
+    plan = Plan.of(source, rows=["default", "hint"], teachers=[tmp_path])
+    default, hint = (plan.config_of(row, 0, tmp_path, tmp_path).methods for row in plan.rows[1:])
+    assert (default, hint) == (DEFAULT_METHODS, {"hint": {"share": 0.1}})
 
 
 def test_more_rows_and_seeds(plan):

@@ -11,6 +11,7 @@ from understudy.studies.rows import faults_of_rows, read_row
     [
         ("none", "none", (), ()),
         ("frs", "frs", ("frs",), ()),
+        ("default", "default", ("default",), ()),
         ("rank_mimicking+pfi", "rank_mimicking+pfi", ("rank_mimicking", "pfi"), ()),
         ("dist2  strategies=[N2N, B2B]", None, None, None),
         (
@@ -48,6 +49,8 @@ def test_what_a_row_says(text, name, methods, overrides):
         ("feature_weight=1", 'got "feature_weight=1"'),
         ("none + frs", "cannot be combined"),
         ("none power=1", "none has no options"),
+        ("hint + default", "cannot be combined"),
+        ("default threshold=0.1", "default has no options"),
         ("frs 'x", "No closing quotation"),
     ],
 )

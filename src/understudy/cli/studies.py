@@ -41,7 +41,7 @@ def study(
         typer.Option(
             metavar="TEXT",
             help='Row of the table: "[NAME:] METHOD [OPTION=VALUE]... [+ METHOD ...] [KEY=VALUE]..."; may be repeated. '
-            "The plain student, none, is always there.",
+            "default is what distill does without a method; the plain student, none, is always there.",
         ),
     ] = None,
     seeds: Annotated[

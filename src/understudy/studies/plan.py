@@ -12,7 +12,7 @@ from understudy.config.keys import DEFAULT_METHODS
 from understudy.config.yaml_text import read_config
 from understudy.errors import UserError
 from understudy.methods.loading import is_own
-from understudy.studies.rows import NONE, StudyRow, faults_of_rows, read_row
+from understudy.studies.rows import DEFAULT, NONE, StudyRow, faults_of_rows, read_row
 from understudy.text import shown
 from understudy.training.assembly import resolve_config
 
@@ -63,7 +63,8 @@ class Plan:
         Args:
             source: a config as for :func:`understudy.distill`, without a run folder.
             overrides: likewise.
-            rows: texts, see :func:`.rows.read_row`; empty: ``frs``. The plain student is added.
+            rows: texts, see :func:`.rows.read_row`; empty: the methods of the
+                config, or ``default``. The plain student is added.
             seeds: different non-negative integers.
             teachers: run folders or checkpoints; empty: the key ``teacher``.
             steps: see the attributes.
@@ -74,18 +75,20 @@ class Plan:
             UserError: with all faults.
         """
         faults: list[str] = []
-        read = list(_read(rows or ["frs"], faults))
+        given = [{"run": MADE_UP}, *([{"teacher": teachers[0]}] if teachers else [])]
+        base = None
+        try:
+            base = _loaded(source, overrides, given)
+        except UserError as error:
+            faults += [line.removeprefix("  - ") for line in str(error).splitlines()[1:]] or [str(error)]
+        read = list(_read(rows or [_row_of(base)], faults))
         if not any(not row.methods and not row.overrides for row in read):
             read = [read_row(NONE), *read]
         read.sort(key=lambda row: bool(row.methods or row.overrides))
         faults += faults_of_rows(read)
         faults += _faults_of_numbers(seeds, steps, minutes)
-        given = [{"run": MADE_UP}, *([{"teacher": teachers[0]}] if teachers else [])]
-        try:
-            base = _loaded(source, overrides, given)
-        except UserError as error:
-            faults += [line.removeprefix("  - ") for line in str(error).splitlines()[1:]] or [str(error)]
-            raise UserError.listing("Invalid study:", faults) from None
+        if base is None:
+            raise UserError.listing("Invalid study:", faults)
         named = tuple(path.expanduser().resolve() for path in teachers) or (base.teacher.resolve(),)
         if len({path.name for path in named}) < len(named):
             faults.append(f"teachers: two have the same name: {', '.join(path.name for path in named)}")
@@ -116,12 +119,11 @@ class Plan:
         """
         own: dict[str, Any] = {"run": run, "seed": seed}
         values = dict(self.config)
-        if values.get("methods") == DEFAULT_METHODS:
-            del values["methods"]  # a row has the options that it names
+        names = [name for name in row.methods if name != DEFAULT]
+        if values.get("methods") == DEFAULT_METHODS or not names:
+            values.pop("methods", None)  # a row has the options that it names
         if row.methods:
-            config: TrainConfig = load_config(
-                DistillConfig, values | own | {"teacher": teacher}, row.overrides, list(row.methods)
-            )
+            config: TrainConfig = load_config(DistillConfig, values | own | {"teacher": teacher}, row.overrides, names)
         else:
             values = {key: value for key, value in values.items() if key in TrainConfig.model_fields}
             values["data"] = values["data"] | {"unlabelled": None, "unlabelled_batch": None}
@@ -225,6 +227,11 @@ def _loaded(source: Source, overrides: Any, given: Sequence[Mapping[str, Any]]) 
     if isinstance(overrides, Mapping):
         return load_config(DistillConfig, source, {**overrides, **own})
     return load_config(DistillConfig, source, [*overrides, *(f"{key}={value}" for key, value in own.items())])
+
+
+def _row_of(config: DistillConfig | None) -> str:
+    """Return the row of a study for which none is given: the methods of its config or recipe."""
+    return DEFAULT if config is None or config.methods == DEFAULT_METHODS else " + ".join(config.methods)
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from understudy.errors import UserError
 NONE = "none"
 """The row of the plain student, which every study has."""
 
+DEFAULT = "default"
+"""The row of the methods that ``distill`` uses when its config names none."""
+
 LONGER = "none, as long in time"
 """The row of the plain student that is trained for as long as the slowest distilled one."""
 
@@ -22,7 +25,7 @@ class StudyRow:
     Attributes:
         name: in the table; unique.
         text: how the user wrote it, without the name.
-        methods: names of the methods; empty: the plain student.
+        methods: names of the methods, or :data:`DEFAULT` alone; empty: the plain student.
         overrides: ``key=value`` arguments of the config.
     """
 
@@ -40,8 +43,8 @@ class StudyRow:
 def read_row(text: str) -> StudyRow:
     """Read a row: ``[NAME:] METHOD [OPTION=VALUE]... [+ METHOD [OPTION=VALUE]...]... [KEY=VALUE]...``.
 
-    An option belongs to the method before it. Keys of the config (``inherit=true``, ``optimizer.lr=0.001``) hold for
-    the row only.
+    METHOD may also be ``none`` or ``default``. An option belongs to the method before it. Keys of the config
+    (``inherit=true``, ``optimizer.lr=0.001``) hold for the row only.
 
     >>> row = read_row("light: frs feature_weight=0.0002 + pfi optimizer.lr=0.001")
     >>> row.name, row.methods
@@ -77,12 +80,13 @@ def read_row(text: str) -> StudyRow:
             raise UserError(f'row "{text}": expected METHOD [OPTION=VALUE]... [+ METHOD ...], got "{word}"')
     if expects_method:
         raise UserError(f'row "{text}": expected a method{" after +" if methods else ""}, or {NONE}')
-    if NONE in methods and len(methods) > 1:
-        raise UserError(f'row "{text}": {NONE} is the plain student, it cannot be combined with a method')
+    for reserved, meaning in ((NONE, "the plain student"), (DEFAULT, "what distill does without a method")):
+        if reserved in methods and len(methods) > 1:
+            raise UserError(f'row "{text}": {reserved} is {meaning}, it cannot be combined with a method')
+        if options := [word for word in overrides if word.startswith(f"methods.{reserved}.")]:
+            wrong = options[0].removeprefix(f"methods.{reserved}.")
+            raise UserError(f'row "{text}": "{wrong}" is no key of a config, and {reserved} has no options')
     plain = methods == [NONE]
-    if plain and (options := [word for word in overrides if word.startswith(f"methods.{NONE}.")]):
-        wrong = options[0].removeprefix(f"methods.{NONE}.")
-        raise UserError(f'row "{text}": "{wrong}" is no key of a config, and {NONE} has no options')
     label = name.strip() if colon else " ".join(rest.split())
     return StudyRow(label, " ".join(rest.split()), () if plain else tuple(methods), tuple(overrides))
 
