@@ -17,7 +17,7 @@ def test_defaults():
     config = option()
     assert (config.run, config.data.path) == (Path("runs/a"), Path("photos"))
     assert (config.data.shorter_side, config.data.longer_side, config.data.flip) == (None, None, 0.5)
-    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adamw", 1e-3, 0.05)
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adamw", 2e-3, 0.05)
     assert (config.schedule.epochs, config.batch_size, config.precision) == (None, None, "32")
     assert load_config(DistillConfig, None, [*NEEDED, "teacher=t"]).methods == DEFAULT_METHODS
 
@@ -26,7 +26,7 @@ def test_what_depends_on_another_key_is_filled_in():
     assert option("optimizer=sgd").optimizer.lr is None  # see tests/training/test_assembly.py
     assert option("optimizer=sgd").optimizer.weight_decay == 1e-4
     assert option("optimizer=adamw", "optimizer.lr=1e-3").optimizer.lr == 1e-3
-    assert option("optimizer.lr=null").optimizer.lr == 1e-3
+    assert option("optimizer.lr=null").optimizer.lr == 2e-3
     assert [option(f"schedule={name}").schedule.epochs for name in ("1x", "2x", "cosine")] == [12, 24, None]
 
 

@@ -41,6 +41,9 @@ def epochs(study: Study) -> dict[str, int]:
 def test_epochs_of_the_config(study_of):
     assert epochs(study_of()) == {"none": 2, LONGER: 4, "frs": 2, "dist2": 2}
     assert epochs(study_of(longer=False)) == {"none": 2, "frs": 2, "dist2": 2}
+    as_long = study_of()
+    as_long.facts["longer"] = 1.2
+    assert epochs(as_long) == {"none": 2, "frs": 2, "dist2": 2}  # it would be none once more
 
 
 def test_a_budget_in_steps(study_of):

@@ -172,7 +172,7 @@ def test_a_resolved_config_has_absolute_paths(tmp_path, monkeypatch):
     [
         ("faster_rcnn_resnet18", "sgd", 0.02),
         ("fcos_resnet18", "sgd", 0.01),
-        ("faster_rcnn_resnet18", "adamw", 1e-3),
+        ("faster_rcnn_resnet18", "adamw", 2e-3),
         ("faster_rcnn_resnet18", "{name: sgd, lr: 0.003}", 0.003),
     ],
 )

@@ -198,14 +198,14 @@ class OptimizerConfig(Section):
 
     DEFAULTS: ClassVar[dict[str, dict[str, float]]] = {
         "sgd": {"weight_decay": 1e-4},  # the learning rate depends on the detector; see training/assembly.py
-        "adamw": {"lr": 1e-3, "weight_decay": 0.05},
+        "adamw": {"lr": 2e-3, "weight_decay": 0.05},
     }
 
     name: Literal["sgd", "adamw"] = Field("adamw", description="Optimizer.")
     lr: Auto[PositiveFloat] = Field(
         FILLED_IN,
         description="Learning rate for `reference_batch` images per step; null: sgd 0.01 (Faster R-CNN 0.02), adamw "
-        "0.001.",
+        "0.002.",
         examples=[0.01],
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of sgd.")

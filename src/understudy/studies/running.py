@@ -253,7 +253,7 @@ class Study:
     def tasks(self) -> list[Task]:
         """Return all runs of the study, seed by seed."""
         rows = list(self._rows())
-        if self.plan.longer:
+        if self.plan.longer and self._is_longer():
             rows.insert(1, (LONGER, LONGER_ROW, rows[0][2]))
         several = len(self.plan.teachers) > 1
         found = []
@@ -265,6 +265,15 @@ class Study:
                 found.append(Task(run.path.name, name, seed, config, run))
         return found
 
+    def _is_longer(self) -> bool:
+        """Return whether the plain student has more epochs in the time of the slowest row; else it would be itself."""
+        plain = self._epochs(next(iter(self.facts["costs"]))) or self._whole()
+        return self._epochs(LONGER) != plain
+
+    def _whole(self) -> int:
+        """Return the epochs that the config or the choice for all runs says."""
+        return self.plan.config["schedule"]["epochs"] or self.facts["chosen"]["schedule.epochs"]
+
     def _epochs(self, row: str) -> int | None:
         """Return the epochs of a row by the budget; None: as its config says."""
         plain = next(iter(self.facts["costs"]))
@@ -274,7 +283,7 @@ class Study:
         if self.plan.steps is not None:
             count = max(1, round(self.plan.steps / cost["steps"]))
         elif row == LONGER:
-            count = self.plan.config["schedule"]["epochs"] or self.facts["chosen"]["schedule.epochs"]
+            count = self._whole()
         else:
             return None
         return round(count * self.facts["longer"]) if row == LONGER else count

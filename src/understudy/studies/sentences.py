@@ -113,6 +113,8 @@ def notes_on(result: "StudyResult") -> Iterator[str]:
             f"{LONGER}: {longer:.2f} x the epochs of {NONE}, which take as long as the slowest row that was measured "
             "when the study began."
         )
+    elif longer and result.plan.longer:
+        yield f"{NONE} takes as long as the slowest row ({longer:.2f} x), so it is compared at equal time, too."
     if unhelped := [row for row in result.rows if row.kind in ("worse", "not told") and row.name != LONGER]:
         row, plain = unhelped[0], result.rows[0]
         seed = next((seed for seed in row.runs if seed in plain.runs), None)
