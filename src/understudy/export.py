@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -106,7 +107,7 @@ def write(
         options: fields of :class:`.onnx_file.Options`.
         data: as of :func:`export`.
         split: likewise.
-        quantise: arguments of :func:`.write_int8`; None: no file in INT8.
+        quantise: arguments of :meth:`.Calibration.of`; None: no file in INT8.
     """
     folder, unknown = Path(folder), [each for each in formats if each not in get_args(Format)]
     if unknown or not formats:
@@ -154,20 +155,22 @@ def _write_graphs(
 
     if "openvino" in formats:
         needed("openvino", "--format openvino")  # now, and not after the minutes that the ONNX file takes
+    calibration = int8.Calibration.of(trained, **quantise) if quantise else None  # likewise
     photos = writing.photos_for_check(trained, data, split)
     written = writing.write_onnx(trained, folder, Options(**options), photos)
     files = [written.file]
     yield str(written)
     write_beside(folder, Facts.of(written.file))
-    if quantise:
-        smaller = int8.write_int8(trained, written.file, **quantise)
+    if calibration:
+        before = calibration.ap(written.file)
+        smaller = int8.write_int8(trained, written.file, calibration, before)
         files.append(smaller.file)
         yield str(smaller)
     if "openvino" in formats:
         for file in files:
             converted = writing.write_openvino(trained, file, photos)
-            if quantise and file != written.file:
-                converted = int8.check_loss(trained, converted.file, written.file, quantise["data"], quantise["limit"])
+            if calibration and file != written.file:
+                converted = replace(converted, checked=calibration.checked(converted.file, before))
             yield str(converted)
 
 

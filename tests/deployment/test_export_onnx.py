@@ -10,7 +10,7 @@ from exported_files import facts
 from PIL import Image
 
 from understudy.checkpoints import load_checkpoint
-from understudy.deployment.int8 import calibration_photos
+from understudy.deployment.int8 import Calibration
 from understudy.errors import RunError, UserError
 from understudy.evaluation import evaluate
 from understudy.evaluation.models import open_runnable
@@ -216,5 +216,5 @@ def test_photos_to_calibrate_on(trained, scenes, tmp_path):
         for split in ("train", "val"):
             (folder / f"instances_{split}.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):
-            calibration_photos(checkpoint, folder, 4)
-    assert len(calibration_photos(checkpoint, scenes, 4)) == 4
+            Calibration.of(checkpoint, folder, 4)
+    assert len(Calibration.of(checkpoint, scenes, 4).photos) == 4

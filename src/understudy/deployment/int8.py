@@ -5,7 +5,7 @@ import logging
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,75 @@ QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "Averag
 """Operators that compute in INT8. Those between convolutions too: otherwise each result is converted twice."""
 
 
-def write_int8(
-    checkpoint: Checkpoint,
-    file: Path,
-    data: Path | str,
-    *,
-    calibrated: int = CALIBRATED,
-    limit: float = LIMIT,
-) -> Written:
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a quantisation needs of a data set.
+
+    Attributes:
+        photos: of the training split, for the ranges of the activations, one image a batch.
+        data: the data set, on whose validation split the AP is measured.
+        split: the validation split.
+        limit: largest loss of AP, in points.
+    """
+
+    photos: list[Batch]
+    data: Path | str
+    split: str
+    limit: float
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, data: Path | str, calibrated: int = CALIBRATED, limit: float = LIMIT
+    ) -> "Calibration":
+        """Open a data set and load photos of it.
+
+        Args:
+            checkpoint: the detector.
+            data: a data set with its classes.
+            calibrated: photos of the training split.
+            limit: largest loss of AP, in points.
+
+        Raises:
+            UserError: there are no photos, a split is missing, or the data set has none of the detector's classes.
+        """
+        train, val = (checkpoint.config["data"][split] for split in ("train", "val"))
+        opened, measured = (open_split(checkpoint, data, split) for split in (train, val))
+        for each in (opened, measured):
+            match_classes(checkpoint.classes, each, aliases_of(checkpoint))
+        photos = list(loader_at_evaluation_size(spread(opened, calibrated), checkpoint.config))
+        return cls(photos, data, val, limit)
+
+    def ap(self, file: Path) -> float:
+        """Return the AP of a file, in percent."""
+        return 100 * evaluate(file, self.data, split=self.split).coco["AP"]
+
+    def checked(self, quantised: Path, before: float) -> str:
+        """Measure the AP of a file in INT8; remove the file if it loses too much.
+
+        Args:
+            quantised: the file.
+            before: the AP in float32.
+
+        Returns:
+            Both, in words.
+
+        Raises:
+            RunError: it loses more than the limit.
+        """
+        after = self.ap(quantised)
+        said = f"AP {before:.1f} in float32, {after:.1f} in INT8"
+        if before - after > self.limit:
+            for each in (quantised, quantised.with_suffix(".bin")):
+                each.unlink(missing_ok=True)
+            raise RunError(
+                f"INT8 costs {before - after:.1f} AP, more than --max-ap-loss {self.limit:g}, so {quantised.name} was "
+                f"removed ({said}). Distil with quantise=true, calibrate on more photos (--calibration-photos), or "
+                "allow a larger loss."
+            )
+        return said
+
+
+def write_int8(checkpoint: Checkpoint, file: Path, calibration: Calibration, before: float) -> Written:
     """Quantise an exported file.
 
     Weights are INT8 per output channel, activations UINT8 per tensor, with the ranges that they have on photos of the
@@ -49,58 +110,26 @@ def write_int8(
     Args:
         checkpoint: the detector of the file.
         file: the file in float32.
-        data: a data set with the classes of the detector.
-        calibrated: photos of the training split.
-        limit: largest loss of AP, in points.
+        calibration: the data.
+        before: the AP of the file.
 
     Returns:
         The new file, beside the other, and what was measured, in words.
 
     Raises:
-        UserError: the data set has no photos or none of the classes, or packages are missing.
+        UserError: packages are missing.
         RunError: the loss of AP is larger than the limit; then no file is left.
     """
-    photos = calibration_photos(checkpoint, data, calibrated)
+    photos = calibration.photos
     target = file.with_suffix(f".int8{file.suffix}")
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".unchecked-") as unchecked:
         quantised = Path(unchecked) / target.name
         trained = quantise(file, quantised, photos, checkpoint.meta.get("quantisation", {}))
-        checked = check_loss(checkpoint, quantised, file, data, limit).checked
+        checked = calibration.checked(quantised, before)
         smaller = quantised.stat().st_size / file.stat().st_size
         quantised.replace(target)
     ranges = f"{len(photos)} photos for the ranges" + (f", {trained} of which are of the training" if trained else "")
     return Written(target, f"{checked}; {smaller:.0%} of the size; {ranges}")
-
-
-def check_loss(checkpoint: Checkpoint, quantised: Path, file: Path, data: Path | str, limit: float) -> Written:
-    """Measure the AP of a file in INT8 and of the one in float32; remove the former if it loses too much.
-
-    Raises:
-        RunError: it does.
-    """
-    split = checkpoint.config["data"]["val"]
-    before, after = (100 * evaluate(each, data, split=split).coco["AP"] for each in (file, quantised))
-    said = f"AP {before:.1f} in float32, {after:.1f} in INT8"
-    if before - after > limit:
-        for each in (quantised, quantised.with_suffix(".bin")):
-            each.unlink(missing_ok=True)
-        raise RunError(
-            f"INT8 costs {before - after:.1f} AP, more than --max-ap-loss {limit:g}, so {quantised.name} was removed "
-            f"({said}). Distil with quantise=true, calibrate on more photos (--calibration-photos), or allow a larger "
-            "loss."
-        )
-    return Written(quantised, said)
-
-
-def calibration_photos(checkpoint: Checkpoint, data: Path | str, count: int) -> list[Batch]:
-    """Load photos of a training split, evenly spread, as batches of one.
-
-    Raises:
-        UserError: there are none, or the data set has none of the detector's classes.
-    """
-    opened = open_split(checkpoint, data, checkpoint.config["data"]["train"])
-    match_classes(checkpoint.classes, opened, aliases_of(checkpoint))
-    return list(loader_at_evaluation_size(spread(opened, count), checkpoint.config))
 
 
 def quantise(

@@ -85,6 +85,7 @@ class Method(nn.Module, ABC):
         optional_terms: further terms, which are off unless a weight is given.
         weights: default weight of each term by the student's family, or by :data:`EVERY_FAMILY`.
         ramp_steps: steps over which the weights grow linearly from zero.
+        largest_share: of the student's gradient that the method takes under ``balance`` unless its options say so.
         source: the paper, and the origin of the weights.
         checked: what its arithmetic was compared with, and how far; begins with a key of :data:`CHECKS`. Empty: not
             stated.
@@ -102,6 +103,7 @@ class Method(nn.Module, ABC):
     optional_terms: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[Mapping[str, Mapping[str, float]]]
     ramp_steps: ClassVar[int] = 0
+    largest_share: ClassVar[float] = 1.0
     source: ClassVar[str]
     checked: ClassVar[str] = ""
     reads: Mapping[str, tuple[str, ...]]

@@ -24,6 +24,7 @@ class _Facts(BaseModel):
         examples=['{"*": {"feature": 1.0}}']
     )
     ramp_steps: NonNegativeInt = Field(0, strict=True, examples=["500"])
+    largest_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(1.0, examples=["0.1"])
     source: str = Field(examples=['"a paper, and the origin of the weights"'])
     checked: str = Field("", examples=['"authors\' code, owner/name @commit"'])
     reads: dict[str, tuple[str, ...]] = Field(examples=['{"feature": ("features",)}'])

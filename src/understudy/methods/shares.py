@@ -36,7 +36,8 @@ def shares_of(
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Divide the distillation's share of the gradient among methods and terms.
 
-    Methods have equal parts of what those with a share of their own leave, and so do the terms of a method.
+    Methods have equal parts of what those with a share of their own leave, and so do the terms of a method. A method
+    takes no more than its ``largest_share`` unless its options say so; if none takes the rest, the whole is smaller.
 
     Args:
         chosen: class and options of each method by its name in the config.
@@ -61,6 +62,7 @@ def shares_of(
             terms[name] = {term: options[f"{term}_share"] for term in balanced}
             known = [share for share in terms[name].values() if share is not None]
             wholes[name] = options["share"] or (sum(known) if len(known) == len(balanced) else None)
+    _limit(wholes, {name: method.largest_share for name, (method, _) in chosen.items()}, balance)
     faults: list[str] = []
     whole = _divided(wholes, balance, f"balance={balance:g}", "methods", faults)
     return {
@@ -68,6 +70,16 @@ def shares_of(
         for name, parts in terms.items()
         if name in whole
     }, faults
+
+
+def _limit(parts: dict[str, float | None], largest: Mapping[str, float], whole: float) -> None:
+    """Give those whose equal part of the rest would be larger than their limit the limit, and so on with the others."""
+    while open_ones := [name for name, part in parts.items() if part is None]:
+        equal = (whole - sum(part for part in parts.values() if part is not None)) / len(open_ones)
+        over = [name for name in open_ones if largest[name] < equal]
+        if not over:
+            return
+        parts |= {name: largest[name] for name in over}
 
 
 def _divided(
