@@ -175,6 +175,9 @@ def test_without_shared_maps_all_weights_count():
         ({"frs": {"class_weight": 0.02}}, {"frs_feature": 0.4, "frs_class": None}),
         ({"frs": {"class_weight": 0}}, {"frs_feature": 0.4}),
         ({"frs": {"box_share": 0.1}}, {"frs_feature": 0.15, "frs_class": 0.15, "frs_box": 0.1}),
+        ({"rank_mimicking": {}}, {"rank_mimicking_class": 0.1}),  # a method that states the largest share it takes
+        ({"rank_mimicking": {}, "hint": {}}, {"rank_mimicking_class": 0.1, "hint_feature": 0.3}),
+        ({"rank_mimicking": {"share": 0.3}, "hint": {}}, {"rank_mimicking_class": 0.3, "hint_feature": 0.1}),
     ],
 )
 def test_shares_of_methods_and_terms(methods, shares):

@@ -198,6 +198,17 @@ def test_images_of_several_sizes_are_run_one_by_one(caplog):
     ]
 
 
+def test_a_file_that_loses_too_much_is_removed(trained, scenes, tmp_path, monkeypatch):
+    calibration = Calibration.of(load_checkpoint(trained), scenes, 2, limit=1.5)
+    monkeypatch.setattr("understudy.deployment.int8.Calibration.ap", lambda *_: 41.0)
+    for name in ("kept.onnx", "lost.xml", "lost.bin"):
+        (tmp_path / name).touch()
+    assert calibration.checked(tmp_path / "kept.onnx", 42.4) == "AP 42.4 in float32, 41.0 in INT8"
+    with pytest.raises(RunError, match=r"INT8 costs 1.6 AP, more than --max-ap-loss 1.5, so lost.xml was removed"):
+        calibration.checked(tmp_path / "lost.xml", 42.6)
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.onnx"]
+
+
 def test_photos_to_calibrate_on(trained, scenes, tmp_path):
     """A data set of other classes, and one without photos for training."""
     checkpoint = load_checkpoint(trained)

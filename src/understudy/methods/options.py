@@ -42,7 +42,8 @@ def options_model(method: type[Any]) -> type[BaseModel]:
     for term in (*method.terms, *method.optional_terms):
         meaning = "Share of the gradient (`balance`); None: an equal part of the method's."
         fields[f"{term}_share"] = Share | None, Field(None, description=meaning)
-    meaning = "Share of the gradient of all terms (`balance`); None: an equal part of what other methods leave."
+    meaning = "Share of the gradient of all terms (`balance`); None: an equal part of what other methods leave"
+    meaning += f", at most {method.largest_share:g}." if method.largest_share < 1 else "."
     fields["share"] = Share | None, Field(None, description=meaning)
     meaning = f"Steps over which the weights increase linearly from zero; None: {method.ramp_steps}"
     meaning += ", and 0 with `balance`." if method.ramp_steps else "."
