@@ -74,7 +74,7 @@ def test_every_key_is_in_json_and_the_note_counts_what_it_does_not_name(tmp_path
     assert {"compile", "batch_size", "optimizer.lr"} < set(row["differences"])
     (note,) = [note for note in table.notes if note.startswith("frs and plain differ")]
     assert (
-        "batch size (4 and 16), learning rate (0.1 and 0.001), 2 more keys of the config (--json lists them)." in note
+        "batch size (4 and 16), learning rate (0.1 and 0.002), 2 more keys of the config (--json lists them)." in note
     )
 
 

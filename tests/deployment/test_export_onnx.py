@@ -10,7 +10,8 @@ from exported_files import facts
 from PIL import Image
 
 from understudy.checkpoints import load_checkpoint
-from understudy.deployment.int8 import Calibration
+from understudy.deployment.int8 import Calibration, _in_float, known_ranges
+from understudy.deployment.onnx_file import SCOPES
 from understudy.errors import RunError, UserError
 from understudy.evaluation import evaluate
 from understudy.evaluation.models import open_runnable
@@ -196,6 +197,24 @@ def test_images_of_several_sizes_are_run_one_by_one(caplog):
         "Images larger than the fixed size of the file, 32x32 (height x width), are reduced to fit, such as one of "
         "64x96. Export with a larger --size, or without it for images of any size."
     ]
+
+
+def test_layers_are_found_by_either_kind_of_name():
+    """Those of a Faster R-CNN's second stage are called apart from the detector, and have other scopes."""
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Conv", ["image", "network.stem.weight"], ["a"], name="stem"),
+        helper.make_node("Gemm", ["a", "detector.network.head.fc6.weight"], ["b"], name="fc6"),
+        helper.make_node("Gemm", ["b", "detector.network.head.cls_score.weight"], ["c"], name="cls_score"),
+        helper.make_node("Mul", ["c", "c"], ["d"], name="outside"),
+    ]
+    scopes = ("detector.network.stem", "network.head.fc6", "network.head.cls_score", "kept")
+    for node, scope in zip(nodes, scopes, strict=True):
+        node.metadata_props.add(key=SCOPES, value=str(["", scope]))
+    model = helper.make_model(helper.make_graph(nodes, "graph", [], []))
+    assert _in_float(model) == ["cls_score", "outside"]
+    ranges = {"stem": [0.0, 1.0], "head.fc6": [-2.0, 3.0], "other": [0.0, 9.0]}
+    assert known_ranges(model, ranges) == {"image": (0.0, 1.0), "a": (-2.0, 3.0)}
 
 
 def test_a_file_that_loses_too_much_is_removed(trained, scenes, tmp_path, monkeypatch):

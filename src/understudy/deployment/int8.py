@@ -192,12 +192,18 @@ def known_ranges(model: Any, ranges: Mapping[str, Sequence[float]]) -> dict[str,
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         # Not by the scope: a convolution that a normalisation was folded into has the latter's.
-        layer = node.input[1].removeprefix("network.").removesuffix(".weight")
+        layer = _of_network(node.input[1]).removesuffix(".weight")
         if layer in ranges:
             (low, high), name = ranges[layer], node.input[0]
             before = found.get(name, (low, high))
             found[name] = min(before[0], low), max(before[1], high)
     return found
+
+
+def _of_network(name: str) -> str:
+    """Return the part of a name in the graph that is the layer's in the plain network; empty: it is outside of it."""
+    before, found, layer = name.partition("network.")
+    return layer if found and before in ("", "detector.") else ""
 
 
 def _in_float(model: Any) -> list[str]:
@@ -206,8 +212,8 @@ def _in_float(model: Any) -> list[str]:
     for node in model.graph.node:
         stated = [each.value for each in node.metadata_props if each.key == SCOPES]
         scopes = ast.literal_eval(stated[0]) if stated else []
-        inside = [scope for scope in scopes if scope.startswith("detector.network.")]
-        if not inside or any(scope.rpartition(".")[2] in IN_FLOAT for scope in inside):
+        inside = [layer for scope in scopes if (layer := _of_network(scope))]
+        if not inside or any(layer.rpartition(".")[2] in IN_FLOAT for layer in inside):
             found.append(node.name)
     return found
 

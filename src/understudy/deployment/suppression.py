@@ -44,6 +44,7 @@ def in_onnx(boxes: Any, scores: Any, threshold: float, most: int) -> Any:
     op: Any = opset18  # its types do not know constants
     one, none = op.Constant(value_int=1), op.Constant(value_int=0)
     limits = op.Constant(value_ints=[most]), op.Constant(value_floats=[threshold]), op.Constant(value_floats=[0.0])
+    boxes = op.Reshape(boxes, op.Constant(value_ints=[0, -1, 4]))  # some runtimes lose the 4 on the way
     chosen = op.NonMaxSuppression(boxes, scores, *limits)  # (M, 3): image, class, box
     places = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
     # Of integers, not of bools: more runtimes scatter them.

@@ -88,8 +88,15 @@ def write_openvino(checkpoint: Checkpoint, onnx_file: Path, images: Sequence[Bat
         except Exception as error:  # its exceptions have no common class
             reason = " ".join(str(error).split())[:300]
             raise RunError(f"OpenVINO {openvino.__version__} could not convert {onnx_file} ({reason}).") from error
-        if not facts.raw and facts.precision == "float32":
-            checked = check(checkpoint, openvino_runtime(file), images)
+        if not facts.raw:
+            try:
+                runtime = openvino_runtime(file)
+            except UserError as error:
+                raise RunError(
+                    f"OpenVINO cannot run {onnx_file.name}, so {target.name} was not written: {error}"
+                ) from error
+            if facts.precision == "float32":
+                checked = check(checkpoint, runtime, images)
         for suffix in (".xml", ".bin"):
             file.with_suffix(suffix).replace(target.with_suffix(suffix))
     return Written(target, checked)

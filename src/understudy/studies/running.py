@@ -1,6 +1,7 @@
 """Run a study: train what is missing, go on with what was interrupted, and summarise."""
 
 import contextlib
+import itertools
 import json
 import math
 import shlex
@@ -253,26 +254,17 @@ class Study:
     def tasks(self) -> list[Task]:
         """Return all runs of the study, seed by seed."""
         rows = list(self._rows())
-        if self.plan.longer and self._is_longer():
+        if self.plan.longer:
             rows.insert(1, (LONGER, LONGER_ROW, rows[0][2]))
-        several = len(self.plan.teachers) > 1
-        found = []
-        for seed in self.plan.seeds:
-            for name, row, teacher in rows:
-                slug = f"{row.slug}-{teacher.name}" if several and row.methods else row.slug
-                run = self.folder.run(f"{slug}-seed{seed}")
-                config = self._config_of(row, seed, teacher, run.path, self._epochs(name))
-                found.append(Task(run.path.name, name, seed, config, run))
+        found: list[Task] = []
+        for seed, (name, row, teacher) in itertools.product(self.plan.seeds, rows):
+            slug = f"{row.slug}-{teacher.name}" if len(self.plan.teachers) > 1 and row.methods else row.slug
+            run = self.folder.run(f"{slug}-seed{seed}")
+            config = self._config_of(row, seed, teacher, run.path, self._epochs(name))
+            if name == LONGER and config.schedule.epochs == found[-1].config.schedule.epochs:
+                continue  # it would be the plain student once more
+            found.append(Task(run.path.name, name, seed, config, run))
         return found
-
-    def _is_longer(self) -> bool:
-        """Return whether the plain student has more epochs in the time of the slowest row; else it would be itself."""
-        plain = self._epochs(next(iter(self.facts["costs"]))) or self._whole()
-        return self._epochs(LONGER) != plain
-
-    def _whole(self) -> int:
-        """Return the epochs that the config or the choice for all runs says."""
-        return self.plan.config["schedule"]["epochs"] or self.facts["chosen"]["schedule.epochs"]
 
     def _epochs(self, row: str) -> int | None:
         """Return the epochs of a row by the budget; None: as its config says."""
@@ -283,7 +275,7 @@ class Study:
         if self.plan.steps is not None:
             count = max(1, round(self.plan.steps / cost["steps"]))
         elif row == LONGER:
-            count = self._whole()
+            count = self.plan.config["schedule"]["epochs"] or self.facts["chosen"]["schedule.epochs"]
         else:
             return None
         return round(count * self.facts["longer"]) if row == LONGER else count
