@@ -16,6 +16,7 @@ GROUPS: dict[str, list[Case]] = {**commands.GROUPS, **data_faults.GROUPS, **file
 @pytest.mark.parametrize("group", GROUPS)
 def test_wrong_input_ends_in_a_message(group, bases, request, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TORCH_HOME", "/cache/torch")  # a message names it
     monkeypatch.setattr("understudy.compare.table.with_speeds", lambda rows, device: (rows, "not measured"))
     transcripts = [run(case, tmp_path / str(number), bases) for number, case in enumerate(GROUPS[group])]
     golden = GOLDEN / f"{group}.txt"
