@@ -25,6 +25,10 @@ from understudy.cli.app import (
 )
 from understudy.errors import UserError
 
+RowsFile = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows of the table as CSV.")
+]
+
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images per batch; has no effect on the result.")]
 Workers = Annotated[
     int | None,
@@ -186,9 +190,7 @@ def benchmark(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with a chart of AP against time.")
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows of the table as CSV.")
-    ] = None,
+    csv: RowsFile = None,
     as_json: AsJson = False,
     force: Force = False,
     allow_outside: AllowOutside = False,
@@ -249,9 +251,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves and images.")
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows of the table as CSV.")
-    ] = None,
+    csv: RowsFile = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:

@@ -63,8 +63,8 @@ class Plan:
         Args:
             source: a config as for :func:`understudy.distill`, without a run folder.
             overrides: likewise.
-            rows: texts, see :func:`.rows.read_row`; empty: the methods of the
-                config, or ``default``. The plain student is added.
+            rows: texts, see :func:`.rows.read_row`; empty: the methods of the config, or
+                ``default``. The plain student is added.
             seeds: different non-negative integers.
             teachers: run folders or checkpoints; empty: the key ``teacher``.
             steps: see the attributes.

@@ -114,7 +114,7 @@ def notes_on(result: "StudyResult") -> Iterator[str]:
             "when the study began."
         )
     elif longer and result.plan.longer:
-        yield f"{NONE} takes as long as the slowest row ({longer:.2f} x), so it is compared at equal time, too."
+        yield f"The slowest row takes {longer:.2f} x as long as {NONE}: no epoch more, so there is no longer run of it."
     if unhelped := [row for row in result.rows if row.kind in ("worse", "not told") and row.name != LONGER]:
         row, plain = unhelped[0], result.rows[0]
         seed = next((seed for seed in row.runs if seed in plain.runs), None)
