@@ -95,7 +95,7 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
     folder.path.mkdir()
     study = Study(folder, plan)
     study.prepare(accept_changes=False)
-    chosen = {"data.shorter_side": [96], "data.longer_side": 160, "data.workers": 0}
+    chosen = {"data.shorter_side": [96], "data.longer_side": 160, "data.workers": 0, "data.group_by_aspect": False}
     assert study.facts["chosen"] == chosen | {"batch_size": 8, "schedule.epochs": 3}
 
     study.facts["longer"] = 1.4  # two rows of one method take the same time, more or less

@@ -47,6 +47,17 @@ def test_a_row_for_each_key_with_its_reason(scenes, small, capsys, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_data_set_is_also_taken_from_a_key_or_a_config_file(scenes, small, capsys, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {{path: {scenes}}}")
+    outputs = [run(capsys, *words, *small) for words in ([str(scenes)], ["-c", str(file)], [f"data={scenes}"])]
+    assert [code for code, _ in outputs] == [0, 0, 0]
+    assert len({out.partition("Estimate")[0] for _, out in outputs}) == 1
+    with pytest.raises(SystemExit):
+        main(["suggest", "batch_size=4"])
+    assert "data.path: missing" in capsys.readouterr().err
+
+
 def test_json_and_a_config_file_that_a_run_takes(scenes, small, trained, capsys, tmp_path):
     file = tmp_path / "student.yaml"
     code, out = run(capsys, str(scenes), *small, f"teacher={trained}", "-o", str(file), "--json")
@@ -57,7 +68,8 @@ def test_json_and_a_config_file_that_a_run_takes(scenes, small, trained, capsys,
     assert found["config"]["batch_size"] == 8
     assert "run" not in found["config"]
     config = load_config(DistillConfig, file, ["run=runs/a", *small])
-    assert set(open_keys(config)) <= {"detector.anchor_scale", "detector.norm"}, "nothing to choose"
+    nothing_to_choose = {"detector.anchor_scale", "data.group_by_aspect", "detector.norm"}
+    assert set(open_keys(config)) <= nothing_to_choose
     assert (config.data.path, config.teacher, config.batch_size) == (Path(scenes), trained, 8)
     assert "  epochs: 1000  # at most 1,000\n" in file.read_text()
     assert run(capsys, str(scenes), *small, "-o", str(file))[0] == 2

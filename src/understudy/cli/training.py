@@ -89,7 +89,9 @@ def check(
     ),
 )
 def suggest(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data set: COCO, VOC or YOLO.")],
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="Data set: COCO, VOC or YOLO; default: data.path.")
+    ] = None,
     overrides: Overrides = None,
     config: ConfigFile = None,
     recipe: RecipeName = None,
@@ -112,8 +114,11 @@ def suggest(
     loading()
     from understudy.training.suggestion import suggest as choose
 
+    values = with_recipe(recipe, overrides)
+    if data:  # or the first KEY=VALUE, if the data set is named by a key
+        values = [data if "=" in data and not Path(data).exists() else f"data.path={data}", *values]
     with redirect_stdout(sys.stderr):  # libraries print progress
-        found = choose(config, [f"data.path={data}", *with_recipe(recipe, overrides)])
+        found = choose(config, values)
     show_result(found, as_json)
     if output:
         write_atomically(output, found.to_yaml().encode())

@@ -96,10 +96,11 @@ class DataConfig(Section):
         description="Number of variants of each training image (flip, size, colour, scale), shown in turn by the "
         "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch.",
     )
-    group_by_aspect: bool = Field(
-        False,
-        description="Whether a batch has only images that are higher than wide, or only others, as in mmdet; saves "
-        "padding.",
+    group_by_aspect: Auto[bool] = Field(
+        FILLED_IN,
+        description="Whether a batch has only images that are higher than wide, or only others, as in mmdet; null: if "
+        "that saves padding.",
+        examples=[False],
     )
     skip_empty: bool = Field(
         False, description="Whether to leave out training images without objects, as mmdet's `filter_empty_gt`."

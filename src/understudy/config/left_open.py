@@ -16,6 +16,7 @@ LEFT_OPEN: dict[str, str | None] = {
     "detector.anchor_scale": "auto",
     "data.workers": None,
     "batch_size": None,
+    "data.group_by_aspect": None,
     "data.unlabelled_batch": None,
     "detector.norm": "auto",
 }

@@ -159,7 +159,7 @@ def cost_of(config: TrainConfig, sample: Sample, sources: Sources, machine: Mach
         machine: of each of its processes.
     """
     images = config.batch_size + (_unlabelled_batch(config) if sources.unlabelled else 0)
-    mean, largest = _padded_pixels(config, sources, images)
+    mean, largest = padded_pixels(config, sources, images, grouped=config.data.group_by_aspect)
     workers, loading = config.data.workers, images * sample.loading
     step = images * mean * sample.training
     step = max(step, loading / workers) if workers else step + loading
@@ -281,7 +281,7 @@ def _seconds(run: Callable[[], None], device: torch.device) -> float:
 
 def _small(config: TrainConfig, sources: Sources) -> TrainConfig:
     """Return the config of the step that is measured: two images of the run's size, or smaller ones."""
-    _, largest = _padded_pixels(config, sources, 1)
+    _, largest = padded_pixels(config, sources, 1)
     scale = min(1.0, math.sqrt(PIXELS / largest))
     shorter, longer = (max(PAD_MULTIPLE, int(side * scale)) for side in _sides(config))
     data = config.data.model_copy(
@@ -307,13 +307,27 @@ def _unlabelled_batch(config: TrainConfig) -> int:
     return config.batch_size if batch is None else batch
 
 
-def _padded_pixels(config: TrainConfig, sources: Sources, images: int) -> tuple[float, float]:
-    """Return the pixels to which each image of a batch is padded: the mean over random batches, and the most."""
+def padded_pixels(
+    config: TrainConfig, sources: Sources, images: int, *, grouped: bool | None = False
+) -> tuple[float, float]:
+    """Return the pixels to which each image of a batch is padded: the mean over random batches, and the most.
+
+    Args:
+        config: with the size of images.
+        sources: the images.
+        images: in a batch.
+        grouped: whether a batch has only images that are higher than wide, or only others.
+    """
     sizes = sources.train.records.images[:, 1:].double()
     shorter, longer = _sides(config)
     scale = torch.minimum(shorter / sizes.amin(1), longer / sizes.amax(1))
     resized = (sizes * scale[:, None]).floor().clamp(min=1)
     drawn = torch.randint(len(sizes), (BATCHES_DRAWN, images), generator=torch.Generator().manual_seed(0))
+    if grouped:  # a batch of the group of its first image
+        high = sizes[:, 1] > sizes[:, 0]
+        for group in (high.nonzero()[:, 0], (~high).nonzero()[:, 0]):
+            rows = torch.isin(drawn[:, 0], group)
+            drawn[rows] = group[drawn[rows] % max(1, len(group))]
     padded = (resized[drawn].amax(1) / PAD_MULTIPLE).ceil() * PAD_MULTIPLE
     pixels = padded.prod(1)
     return float(pixels.mean()), float(pixels.max())

@@ -19,7 +19,7 @@ from understudy.detectors.backbone_weights import describe_download, published_w
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.text import as_yaml
-from understudy.training.cost import Cost, Sample, cost_of, measure_step
+from understudy.training.cost import Cost, Sample, cost_of, measure_step, padded_pixels
 from understudy.training.image_size import ImageSize, longest
 from understudy.training.launching import is_first_process
 from understudy.training.machine import Machine
@@ -40,6 +40,9 @@ FEWEST_FOR_STATISTICS = 4
 
 SHARE_OF_MEMORY = 0.6
 """Part of the memory that a batch size chosen here may take; the rest is for other programs, and for errors."""
+
+PADDING_SAVED = 0.05
+"""Part of the pixels of a batch from which grouping images by orientation is worth a less random order."""
 
 WEIGHTS = "IMAGENET1K_V1"
 """torchvision's weights that papers start from; every published backbone has them."""
@@ -253,6 +256,15 @@ def _has_room(cost: Cost) -> bool:
     return cost.memory is None or (cost.fits and cost.bytes <= SHARE_OF_MEMORY * cost.memory.total)
 
 
+def _group_by_aspect(config: TrainConfig, facts: _Facts) -> Choice:
+    mixed, grouped = (
+        padded_pixels(config, facts.sources, config.batch_size, grouped=grouped)[0] for grouped in (False, True)
+    )
+    worth = grouped <= (1 - PADDING_SAVED) * mixed
+    reason = f"batches of both orientations would be padded to {mixed / grouped - 1:.0%} more pixels" if worth else ""
+    return Choice("data.group_by_aspect", worth, reason)
+
+
 def _unlabelled_batch(config: TrainConfig, facts: _Facts) -> Choice:
     return Choice("data.unlabelled_batch", config.batch_size, "")
 
@@ -280,10 +292,18 @@ RULES: dict[str, Callable[[TrainConfig, _Facts], Choice]] = {
     "detector.anchor_scale": _anchor_scale,
     "data.workers": _workers,
     "batch_size": _batch_size,
+    "data.group_by_aspect": _group_by_aspect,
     "data.unlabelled_batch": _unlabelled_batch,
     "detector.norm": _norm,
 }
 """The rules by key, in the order of :data:`.LEFT_OPEN`; each may read what those before it chose."""
 
-SHARED_CHOICES = {"data.shorter_side", "data.longer_side", "schedule.epochs", "data.workers", "batch_size"}
+SHARED_CHOICES = {
+    "data.shorter_side",
+    "data.longer_side",
+    "schedule.epochs",
+    "data.workers",
+    "batch_size",
+    "data.group_by_aspect",
+}
 """Keys in which runs that share their batches must agree, whatever their detectors."""

@@ -92,8 +92,8 @@ class Suggestion:
     def __rich__(self) -> Group:
         """Return a row for each key, then the estimate."""
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("Value", no_wrap=True, overflow="fold")
-        table.add_column("Reason", overflow="fold")
+        table.add_column("Value", overflow="fold")
+        table.add_column("Reason", overflow="fold", min_width=30)
         for key, reason in self.reasons.items():
             table.add_row(Text(f"{key}={as_yaml(value_of(self.config, key))}"), Text(reason))
         lines = [f"Estimate: {self.cost}"] if self.cost else []
