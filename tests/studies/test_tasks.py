@@ -110,6 +110,7 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
     assert set(open_keys(found["frs"])) == {
         "evaluate_every",  # by the epochs of a run
         "detector.backbone_weights",
+        "detector.head_norm",
         "detector.anchor_scale",
         "detector.norm",
     }

@@ -68,6 +68,7 @@ def test_what_is_chosen_for_some_photos(chosen):
         "schedule.epochs": 92,
         "evaluate_every": 5,
         "detector.backbone_weights": "IMAGENET1K_V1",
+        "detector.head_norm": "group",
         "detector.anchor_scale": None,
         "data.workers": 0,
         "batch_size": 16,
@@ -89,6 +90,7 @@ def test_values_of_the_user_are_kept(chosen):
         "schedule.epochs": "3",
         "evaluate_every": "2",
         "detector.backbone_weights": "null",
+        "detector.head_norm": "null",
         "detector.anchor_scale": "null",
         "data.workers": "1",
         "batch_size": "5",
@@ -142,6 +144,33 @@ def test_images_are_grouped_by_orientation_where_that_saves_padding(chosen, high
     assert found.cost
     assert other.cost
     assert (found.cost.seconds_per_step < other.cost.seconds_per_step) is grouped
+
+
+@pytest.mark.parametrize(
+    ("arguments", "norm"),
+    [
+        (["detector=retinanet_resnet18"], "group"),
+        (["detector=retinanet_resnet18", "detector.conventions=mmdet"], None),
+        (["detector=fcos_resnet18"], None),
+        (["detector=faster_rcnn_resnet18"], None),
+        (["detector=tinyyolo_d33"], None),
+    ],
+)
+def test_a_retinanet_has_groupnorm_in_its_head(chosen, arguments, norm):
+    assert chosen(*arguments).config.detector.head_norm == norm
+
+
+@pytest.mark.parametrize(
+    ("source", "norm"),
+    [
+        ({"name": "retinanet_resnet50", "head_norm": None}, None),
+        ({"name": "retinanet_resnet50", "head_norm": "group"}, "group"),
+        ({"name": "fcos_resnet50", "head_norm": None}, "group"),
+    ],
+)
+def test_a_head_that_starts_with_other_weights_has_their_norm(chosen, source, norm, monkeypatch):
+    monkeypatch.setattr(defaults, "read_metadata", lambda _: {"build": source})
+    assert chosen("detector=retinanet_resnet18", "init=other.ckpt").config.detector.head_norm == norm
 
 
 @pytest.mark.parametrize(("cores", "device", "workers"), [(1, "cpu", 0), (2, "cpu", 0), (8, "cpu", 2), (64, "cpu", 4)])

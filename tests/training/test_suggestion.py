@@ -68,7 +68,7 @@ def test_json_and_a_config_file_that_a_run_takes(scenes, small, trained, capsys,
     assert found["config"]["batch_size"] == 8
     assert "run" not in found["config"]
     config = load_config(DistillConfig, file, ["run=runs/a", *small])
-    nothing_to_choose = {"detector.anchor_scale", "data.group_by_aspect", "detector.norm"}
+    nothing_to_choose = {"detector.head_norm", "detector.anchor_scale", "data.group_by_aspect", "detector.norm"}
     assert set(open_keys(config)) <= nothing_to_choose
     assert (config.data.path, config.teacher, config.batch_size) == (Path(scenes), trained, 8)
     assert "  epochs: 1000  # at most 1,000\n" in file.read_text()

@@ -160,8 +160,11 @@ class DetectorConfig(Section):
         "processes), eval (trained, with fixed statistics) or frozen; auto: batch, or frozen if `backbone_weights` is "
         "set and `batch_size` is below 4.",
     )
-    head_norm: Literal["group"] | None = Field(
-        None, description="Normalisation layers of the head; null: the family's default."
+    head_norm: Literal["auto", "group"] | None = Field(
+        "auto",
+        description="Normalisation layers of the head: group (GroupNorm) or null: those of the published family, of "
+        "which a RetinaNet has none; auto: group for a RetinaNet in torchvision's conventions, else null, but those of "
+        "the checkpoint that the head starts with (`init`, `inherit`).",
     )
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = Field(
         0, description="Number of backbone stages, counted from the first, that are not trained."

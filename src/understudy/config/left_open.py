@@ -13,6 +13,7 @@ LEFT_OPEN: dict[str, str | None] = {
     "schedule.epochs": None,
     "evaluate_every": None,
     "detector.backbone_weights": "auto",
+    "detector.head_norm": "auto",
     "detector.anchor_scale": "auto",
     "data.workers": None,
     "batch_size": None,

@@ -27,6 +27,7 @@ class Family:
         mmdet: module that reads its mmdet checkpoints; has ``LAYOUT``. None: these cannot be imported.
         backbones: names that may follow the family's name and are listed; None: every backbone of the package.
         refused: options of ``build_detector`` that have no meaning for it, each with the reason.
+        plain_head: whether its head, as published, has convolutions without normalisation layers.
         sgd_lr: default learning rate with SGD, for 16 images per step.
         facts: fields of :class:`~understudy.outputs.Spec` that hold for each of its detectors.
         usual: the other fields that differ between families, of its detectors as they are usually built: ResNet-50,
@@ -42,6 +43,7 @@ class Family:
     mmdet: str | None = None
     backbones: tuple[str, ...] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    plain_head: bool = False
     sgd_lr: float = 0.01
     facts: Mapping[str, Any] = field(default_factory=dict)
     usual: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +60,7 @@ FAMILIES: dict[str, Family] = {
         networks="understudy.networks.retinanet",
         openers="understudy.detectors.retinanet",
         mmdet="understudy.checkpoints.mmdet_retinanet",
+        plain_head=True,
         usual={**_PYRAMID, **_TOWERS, "num_anchors": 9},
     ),
     "fcos": Family(

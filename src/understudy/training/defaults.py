@@ -207,6 +207,20 @@ def _backbone_weights(config: TrainConfig, facts: _Facts) -> Choice:
     return Choice("detector.backbone_weights", None, reason)
 
 
+def _head_norm(config: TrainConfig, facts: _Facts) -> Choice:
+    key, family = "detector.head_norm", family_of(config.detector.name)
+    if family is None or not family.plain_head:
+        return Choice(key, None, "")
+    started_with = config.teacher if isinstance(config, DistillConfig) and config.inherit else config.init
+    if started_with is not None:
+        build = read_metadata(started_with)["build"]
+        if family_of(build["name"]) is family:
+            return Choice(key, build.get("head_norm"), f"that of {started_with}, whose weights the head starts with")
+    if config.detector.conventions == "mmdet":
+        return Choice(key, None, "as in mmdet")
+    return Choice(key, "group", f"{family.title}s train faster with GroupNorm in the head")
+
+
 def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
     key, detector = "detector.anchor_scale", config.detector
     family = family_of(detector.name)
@@ -289,6 +303,7 @@ RULES: dict[str, Callable[[TrainConfig, _Facts], Choice]] = {
     "schedule.epochs": _epochs,
     "evaluate_every": _evaluate_every,
     "detector.backbone_weights": _backbone_weights,
+    "detector.head_norm": _head_norm,
     "detector.anchor_scale": _anchor_scale,
     "data.workers": _workers,
     "batch_size": _batch_size,
