@@ -7,6 +7,7 @@ from training_runs import assert_same, at_step, ctrl_c
 import understudy
 from understudy.checkpoints import load_checkpoint
 from understudy.data import Batch
+from understudy.data.transforms import pad_to_batch
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.files import read_rows
@@ -159,3 +160,22 @@ def test_values_beyond_float16_are_kept_in_bfloat16(confident):
                 torch.testing.assert_close(own, other, rtol=4e-3, atol=4e-3)
         assert (found.size, found.image_sizes) == (expected.size, expected.image_sizes)
     assert cache.runs == 1
+
+
+def test_an_entry_serves_all_batches_that_are_padded_alike(confident):
+    teacher = load_checkpoint(confident("fcos_mobilenet_v2")).detector.requires_grad_(False)
+    cache = TeacherCache(teacher, Needs(frozenset({"features"})), Store(None, 2**30), "32")
+    first = torch.rand(3, 64, 60, generator=torch.Generator().manual_seed(0))
+
+    def beside(width: int) -> list[torch.Tensor]:
+        sizes = [(64, 60), (64, width)]
+        batch = Batch(pad_to_batch([first, torch.ones(3, *sizes[1])]), [{}, {}], sizes, sizes, [1, 2], [True, True])
+        cache.prepare(batch)
+        return [level[0] for level in cache.outputs(batch, 0).features]
+
+    found = beside(70)
+    assert (cache.runs, len(cache.store.entries)) == (1, 3)  # two images and the anchors
+    assert all(map(torch.equal, beside(90), found))  # 96 pixels, as before
+    assert (cache.runs, len(cache.store.entries)) == (2, 4)
+    assert beside(100)[0].shape != found[0].shape
+    assert len(cache.store.entries) == 7

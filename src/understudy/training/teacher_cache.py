@@ -202,7 +202,7 @@ class TeacherCache(TeacherPass):
 
     def prepare(self, batch: Batch) -> None:
         """Note the keys of a batch, from its pixels while they are on the CPU."""
-        padded = tuple(max(sides) for sides in zip(*batch.image_sizes, strict=True))
+        padded = padded_size([max(sides) for sides in zip(*batch.image_sizes, strict=True)])
         images = zip(batch.drawn, batch.image_sizes, strict=True)
         batch.keys = tuple(self._key(image, size, padded) for image, size in images)
 
