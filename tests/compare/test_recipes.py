@@ -48,6 +48,53 @@ def test_the_closest_recipe_of_a_run_of_its_own():
     assert len(note) <= 110
 
 
+FRS = {"feature_weight": 0.005, "class_weight": 0.02, "ramp_steps": 500}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        ({"pseudo_labels": 0.5}, "pseudo-labels (0.5, not none)"),
+        ({"data": {"path": "coco", "unlabelled": "more"}}, "unlabelled images"),
+        ({"data": {"path": "coco", "limit": 1000}}, "number of training images"),
+        ({"methods": {"frs": FRS | {"standardise": "level"}}}, "options of the methods"),
+        ({"methods": {"frs": FRS, "hint": {}}}, "methods (frs + hint, not frs)"),
+        ({"methods": {"pkd": {}}}, "methods (pkd, not frs)"),
+        ({"methods": {"frs": {}}, "balance": 0.8}, "balance, options of the methods"),
+        ({"methods": {"frs": FRS | {"box_share": 0.2}}, "balance": 0.5}, "balance, options of the methods"),
+        ({"precision": "bf16"}, "precision"),
+    ],
+)
+def test_a_change_of_one_setting_is_named(changes, differences):
+    note = note_on(row_of(of_recipe("frs-retinanet-r50", **changes)))
+    assert note == f"frs differs from the recipe frs-retinanet-r50 in {differences}."
+
+
+def test_default_weights_are_those_of_the_family():
+    note = note_on(row_of(of_recipe("frs-retinanet-r50", methods={"frs": {}}, detector={"name": "fcos_resnet50"})))
+    assert note.endswith("in detector (fcos_resnet50, not retinanet_resnet50), options of the methods.")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": {"frs": {}}},  # its default weights are the published ones
+        {"balance": 0.8, "balance_end": 0.5},  # without effect, since all weights are given
+        {"data": {"path": "elsewhere", "workers": 7, "max_pixels": 10**9, "aliases": {"moped": "motorcycle"}}},
+        {"seed": 3, "accelerator": "cpu", "log_every": 50},
+    ],
+)
+def test_what_changes_nothing_of_a_recipe_is_no_difference(changes):
+    note = note_on(row_of(of_recipe("frs-retinanet-r50", **changes)))
+    assert note == "frs: the settings are those of the recipe frs-retinanet-r50."
+
+
+@pytest.mark.parametrize("options", [{"option_of_the_future": 1}, FRS | {"option_of_the_future": 1}])
+def test_options_of_another_version_are_a_difference(options):
+    values = of_recipe("frs-retinanet-r50") | {"methods": {"frs": options}}
+    assert note_on(row_of(values)).endswith("options of the methods.")
+
+
 @pytest.mark.parametrize("methods", [{"soft_labels": {}}, {"frs": {}, "hint": {}}])
 def test_no_note_where_nothing_is_published(methods):
     assert note_on(make_row("own", "distilled", 0.3, methods=methods)) is None
