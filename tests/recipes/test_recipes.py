@@ -46,6 +46,15 @@ def test_every_method_with_a_published_detector_recipe_has_one():
     assert set(METHODS) - covered == {"soft_labels", "score_l2"}
 
 
+@pytest.mark.parametrize("table", ["FCOS table", "RetinaNet table", "Ablation: FCOS R50"])
+def test_rows_of_a_table_of_dist2_differ_in_the_methods_alone(table):
+    rows = [recipe for recipe in map(read_recipe, recipe_names()) if (recipe.paper, recipe.table) == ("dist2", table)]
+    trained = [{key: value for key, value in row.config.items() if key != "methods"} for row in rows]
+    assert len(rows) > 5
+    assert all(settings == trained[0] for settings in trained)
+    assert trained[0]["optimizer"]["clip_norm"] == 35.0
+
+
 def test_published_gains_and_orders():
     for name in DISTILLED:
         printed = read_recipe(name).published
