@@ -77,15 +77,42 @@ def test_commands_name_what_they_make():
     assert "teacher: runs/retinanet_r101_voc" in text
 
 
+def expected_of(name: str) -> str:
+    header = explain(name).partition("Commands:")[0]
+    return " ".join(header[header.index("Expected:") :].split())
+
+
 def test_the_expected_time_follows_from_the_measured_steps(monkeypatch):
+    measured = {"frs": {"1 H100": 0.36}, "rank_mimicking + pfi": {"1 H100": 0.37}}
     monkeypatch.setattr(
-        "understudy.listing.recipes.step_seconds",
-        lambda: {"retinanet_resnet50 from retinanet_resnet101": {"1 H100": 0.36}},
+        "understudy.listing.recipes.step_seconds", lambda: {"retinanet_resnet50 from retinanet_resnet101": measured}
     )
     recipe = read_recipe("frs-retinanet-r50")
     assert recipe.steps == 24 * 7329
-    assert f"{recipe.steps * 0.36 / 3600:.1f} hours on 1 H100" in explain(recipe.name)
-    assert "Expected" not in explain("frs-gfl-r50")
+    assert expected_of(recipe.name).startswith(
+        f"Expected: {recipe.steps * 0.36 / 3600:.1f} hours on 1 H100 (0.360 s for"
+    )
+    assert "0.370 s for 16 images" in expected_of("rm-pfi-retinanet-r50")
+    assert "0.360 s for 16 images" in expected_of("crosskd-retinanet-r50"), "the first where its methods were not timed"
+    assert expected_of("frs-gfl-r50") == "Expected: not measured (no step of gfl_resnet50 from gfl_resnet101 was timed)"
+    at_600 = "Expected: not measured (steps were timed at a shorter side of 800 pixels, not 600)"
+    assert expected_of("rm-pfi-retinanet-r50-voc") == at_600
+
+
+def test_the_expected_time_of_dist2_counts_32_images_and_its_own_strategies():
+    recipe = read_recipe("dist2-fcos-mnv2-all2all")
+    hours = recipe.steps * 2 * 0.627 / 3600
+    assert expected_of(recipe.name).startswith(
+        f"Expected: {hours:.1f} hours on one H100, float32 (0.627 s for 16 images"
+    )
+    assert "fcos_mobilenet_v2 from fcos_resnext101_32x8d, dist2 All2All" in expected_of(recipe.name)
+    assert "fcos_resnext101_32x8d, dist2 N2N" in expected_of("dist2-fcos-mnv2-di-n2n")
+    assert "(0.125 s for 16 images, measured with fcos_mobilenet_v2, no method" in expected_of("dist2-fcos-mnv2-plain")
+
+
+def test_every_recipe_states_its_expected_time_or_that_it_was_not_measured():
+    for name in recipe_names():
+        assert expected_of(name).split(" (")[0].endswith(("not measured", "float32")), name
 
 
 def test_shared_files_are_used():
@@ -94,7 +121,8 @@ def test_shared_files_are_used():
     assert {file.stem for file in (FOLDER / "base").glob("*.yaml")} == extended - {None}
     assert {read_recipe(name).teacher for name in DISTILLED} == set(teachers())
     assert {read_recipe(name).paper for name in recipe_names()} == set(papers())
-    assert step_seconds().keys() <= {read_recipe(name).pair for name in recipe_names()}
+    of_recipes = {(recipe.timed_pair, recipe.timed_methods) for recipe in map(read_recipe, recipe_names())}
+    assert {(pair, methods) for pair, measured in step_seconds().items() for methods in measured} <= of_recipes
 
 
 def test_the_order_is_recipe_file_keys(tmp_path):

@@ -12,6 +12,9 @@ ADVICE = (
     "check` builds the detectors and methods of all."
 )
 
+TIMED_IMAGES, TIMED_SIDE = 16, 800
+"""Images of a measured step, and their shorter side in pixels."""
+
 
 def overview() -> str:
     """Return one line for each recipe, by paper and table, and advice."""
@@ -108,9 +111,23 @@ def _facts(recipe: Recipe) -> Iterator[str]:
     for url in recipe.needs:
         yield f"{_fact('Weights', 'of the backbone; download into the current folder')}\n{'':11}{url}"
     yield _fact("Hardware", f"{recipe.hardware}; {recipe.images} images, {recipe.steps} steps")
-    for device, seconds in step_seconds().get(recipe.pair, {}).items():
-        hours = f"{recipe.steps * seconds / 3600:.1f} hours on {device}"
-        yield _fact("Expected", f"{hours} ({seconds:.3f} s a step, measured with frs, without loading images)")
+    yield from _expected(recipe)
+
+
+def _expected(recipe: Recipe) -> Iterator[str]:
+    """Yield the time of the whole run on each device, or that it was not measured."""
+    pair, side = recipe.timed_pair, max(recipe.config["data"]["shorter_side"])
+    measured = step_seconds().get(pair)
+    if measured is None:
+        yield _fact("Expected", f"not measured (no step of {pair} was timed)")
+    elif side != TIMED_SIDE:
+        yield _fact("Expected", f"not measured (steps were timed at a shorter side of {TIMED_SIDE} pixels, not {side})")
+    else:
+        methods = recipe.timed_methods if recipe.timed_methods in measured else next(iter(measured))
+        for device, seconds in measured[methods].items():
+            hours = recipe.steps * recipe.config["batch_size"] / TIMED_IMAGES * seconds / 3600
+            how = f"{seconds:.3f} s for {TIMED_IMAGES} images, measured with {pair}, {methods}, without loading images"
+            yield _fact("Expected", f"{hours:.1f} hours on {device} ({how})")
 
 
 def _commands(recipe: Recipe) -> Iterator[str]:
