@@ -77,6 +77,17 @@ def test_commands_name_what_they_make():
     assert "teacher: runs/retinanet_r101_voc" in text
 
 
+def test_inconsistencies_of_a_paper_are_printed_once_and_are_not_those_of_its_recipes():
+    assert {key for key, paper in papers().items() if paper.inconsistencies} == {"frs", "dist2", "rm_pfi"}
+    for name in recipe_names():
+        recipe = read_recipe(name)
+        assert not set(recipe.inconsistencies) & set(papers()[recipe.paper].inconsistencies), name
+    words = " ".join(explain("frs-table4-tp").split())
+    for each in papers()["frs"].inconsistencies:
+        assert words.count(each) == 1
+    assert "Inconsistencies of the paper" not in explain("ld-gfl-r50")
+
+
 def expected_of(name: str) -> str:
     header = explain(name).partition("Commands:")[0]
     return " ".join(header[header.index("Expected:") :].split())
@@ -105,9 +116,9 @@ def test_the_expected_time_of_dist2_counts_32_images_and_its_own_strategies():
     assert expected_of(recipe.name).startswith(
         f"Expected: {hours:.1f} hours on one H100, float32 (0.627 s for 16 images"
     )
-    assert "fcos_mobilenet_v2 from fcos_resnext101_32x8d, dist2 All2All" in expected_of(recipe.name)
-    assert "fcos_resnext101_32x8d, dist2 N2N" in expected_of("dist2-fcos-mnv2-di-n2n")
-    assert "(0.125 s for 16 images, measured with fcos_mobilenet_v2, no method" in expected_of("dist2-fcos-mnv2-plain")
+    assert "measured with dist2 All2All from fcos_resnext101_32x8d, without" in expected_of(recipe.name)
+    assert "measured with dist2 N2N from" in expected_of("dist2-fcos-mnv2-di-n2n")
+    assert "(0.106 s for 16 images); measured with no method, without" in expected_of("dist2-fcos-mnv2-plain")
 
 
 def test_every_recipe_states_its_expected_time_or_that_it_was_not_measured():

@@ -25,6 +25,13 @@ class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Paper(_Facts):
+    """A paper, and those of its inconsistencies that concern no single recipe."""
+
+    title: str
+    inconsistencies: list[str] = []
+
+
 class Published(_Facts):
     """COCO's AP, or the metric that ``data`` names, in percent as printed; None: not printed, or not available."""
 
@@ -152,9 +159,9 @@ def read_recipe(name: str) -> Recipe:
 
 
 @cache
-def papers() -> dict[str, str]:
+def papers() -> dict[str, Paper]:
     """Return the papers by key, in the order of the listing."""
-    return _read(FOLDER / "facts" / "papers.yaml")
+    return {key: Paper.model_validate(facts) for key, facts in _read(FOLDER / "facts" / "papers.yaml").items()}
 
 
 @cache
