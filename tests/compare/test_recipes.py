@@ -8,6 +8,7 @@ from run_folders import TEACHER, make_row, make_run
 from understudy.compare.recipes import recipe_notes
 from understudy.compare.table import summarise
 from understudy.config import DistillConfig, load_config
+from understudy.detectors.families import FAMILIES, Family
 
 
 def note_on(row) -> str | None:
@@ -87,6 +88,15 @@ def test_default_weights_are_those_of_the_family():
 def test_what_changes_nothing_of_a_recipe_is_no_difference(changes):
     note = note_on(row_of(of_recipe("frs-retinanet-r50", **changes)))
     assert note == "frs: the settings are those of the recipe frs-retinanet-r50."
+
+
+@pytest.mark.parametrize(("weights", "same"), [({"feature": 0.005, "class": 0.02}, True), ({"feature": 1.0}, False)])
+def test_default_weights_of_the_family_of_a_plugin(weights, same, monkeypatch):
+    own = Family(name="mine", title="Mine", networks="mine", openers="mine", weights={"frs": weights})
+    monkeypatch.setitem(FAMILIES, "mine", own)
+    note = note_on(row_of(of_recipe("frs-retinanet-r50", methods={"frs": {}}, detector={"name": "mine_resnet50"})))
+    assert "in detector (mine_resnet50, not retinanet_resnet50)" in note
+    assert ("options of the methods" in note) == (not same)
 
 
 @pytest.mark.parametrize("options", [{"option_of_the_future": 1}, FRS | {"option_of_the_future": 1}])

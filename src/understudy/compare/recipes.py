@@ -1,6 +1,7 @@
 """How a distilled run differs from the published recipe of its methods, for the notes below the table."""
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -8,9 +9,9 @@ from understudy.compare.rows import Row
 from understudy.config import DistillConfig, TrainConfig, flat, load_config
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
-from understudy.listing.facts import usual_spec
 from understudy.methods.loading import method_class, resolve_options
 from understudy.methods.shares import terms_on
+from understudy.outputs import Spec
 from understudy.recipes import Recipe, read_recipe, recipe_names, teachers
 from understudy.text import as_yaml, listed
 
@@ -145,7 +146,9 @@ def _resolved(config: DistillConfig, chosen: Mapping[str, Any]) -> tuple[dict[st
     family = family_of(config.detector.name)
     if family is None:
         raise UserError(f"there is no family of {config.detector.name}, whose default weights are needed")
-    methods = resolve_options(chosen, usual_spec(family), None if config.balance == "off" else config.balance)
+    nothing = Spec(channels=(), strides=(), num_anchors=1, num_classes=1)  # default weights depend on the family alone
+    student = replace(nothing, family=family.name, default_weights=family.weights)
+    methods = resolve_options(chosen, student, None if config.balance == "off" else config.balance)
     terms = (terms_on(method_class(name), options) for name, options in methods.items())
     return methods, config.balance != "off" and any(None in weights.values() for weights in terms)
 
