@@ -121,7 +121,7 @@ def recipes_page() -> str:
     lines = [RECIPES_FROM_HERE]
     recipes = [read_recipe(name) for name in recipe_names()]
     for key, paper in papers().items():
-        lines += [f"### {paper}", "", "| recipe | table | teacher | plain | teacher AP | distilled | ours |"]
+        lines += [f"### {paper.title}", "", "| recipe | table | teacher | plain | teacher AP | distilled | ours |"]
         lines.append("|---|---|---|---|---|---|---|")
         for recipe in (recipe for recipe in recipes if recipe.paper == key):
             printed, teacher = recipe.published, teachers()[recipe.teacher].title if recipe.teacher else "none"

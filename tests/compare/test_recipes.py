@@ -8,6 +8,7 @@ from run_folders import TEACHER, make_row, make_run
 from understudy.compare.recipes import recipe_notes
 from understudy.compare.table import summarise
 from understudy.config import DistillConfig, load_config
+from understudy.detectors.families import FAMILIES, Family
 
 
 def note_on(row) -> str | None:
@@ -46,6 +47,62 @@ def test_the_closest_recipe_of_a_run_of_its_own():
     assert note.startswith("frs differs from the closest recipe, frs-retinanet-r50 in detector, channels, width, ")
     assert note.endswith(" more.")
     assert len(note) <= 110
+
+
+FRS = {"feature_weight": 0.005, "class_weight": 0.02, "ramp_steps": 500}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        ({"pseudo_labels": 0.5}, "pseudo-labels (0.5, not none)"),
+        ({"data": {"path": "coco", "unlabelled": "more"}}, "unlabelled images"),
+        ({"data": {"path": "coco", "limit": 1000}}, "number of training images"),
+        ({"methods": {"frs": FRS | {"standardise": "level"}}}, "options of the methods"),
+        ({"methods": {"frs": FRS, "hint": {}}}, "methods (frs + hint, not frs)"),
+        ({"methods": {"pkd": {}}}, "methods (pkd, not frs)"),
+        ({"methods": {"frs": {}}, "balance": 0.8}, "balance, options of the methods"),
+        ({"methods": {"frs": FRS | {"box_share": 0.2}}, "balance": 0.5}, "balance, options of the methods"),
+        ({"precision": "bf16"}, "precision"),
+    ],
+)
+def test_a_change_of_one_setting_is_named(changes, differences):
+    note = note_on(row_of(of_recipe("frs-retinanet-r50", **changes)))
+    assert note == f"frs differs from the recipe frs-retinanet-r50 in {differences}."
+
+
+def test_default_weights_are_those_of_the_family():
+    note = note_on(row_of(of_recipe("frs-retinanet-r50", methods={"frs": {}}, detector={"name": "fcos_resnet50"})))
+    assert note.endswith("in detector (fcos_resnet50, not retinanet_resnet50), options of the methods.")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": {"frs": {}}},  # its default weights are the published ones
+        {"balance": 0.8, "balance_end": 0.5},  # without effect, since all weights are given
+        {"data": {"path": "elsewhere", "workers": 7, "max_pixels": 10**9, "aliases": {"moped": "motorcycle"}}},
+        {"seed": 3, "accelerator": "cpu", "log_every": 50},
+    ],
+)
+def test_what_changes_nothing_of_a_recipe_is_no_difference(changes):
+    note = note_on(row_of(of_recipe("frs-retinanet-r50", **changes)))
+    assert note == "frs: the settings are those of the recipe frs-retinanet-r50."
+
+
+@pytest.mark.parametrize(("weights", "same"), [({"feature": 0.005, "class": 0.02}, True), ({"feature": 1.0}, False)])
+def test_default_weights_of_the_family_of_a_plugin(weights, same, monkeypatch):
+    own = Family(name="mine", title="Mine", networks="mine", openers="mine", weights={"frs": weights})
+    monkeypatch.setitem(FAMILIES, "mine", own)
+    note = note_on(row_of(of_recipe("frs-retinanet-r50", methods={"frs": {}}, detector={"name": "mine_resnet50"})))
+    assert "in detector (mine_resnet50, not retinanet_resnet50)" in note
+    assert ("options of the methods" in note) == (not same)
+
+
+@pytest.mark.parametrize("options", [{"option_of_the_future": 1}, FRS | {"option_of_the_future": 1}])
+def test_options_of_another_version_are_a_difference(options):
+    values = of_recipe("frs-retinanet-r50") | {"methods": {"frs": options}}
+    assert note_on(row_of(values)).endswith("options of the methods.")
 
 
 @pytest.mark.parametrize("methods", [{"soft_labels": {}}, {"frs": {}, "hint": {}}])

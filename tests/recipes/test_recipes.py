@@ -46,6 +46,15 @@ def test_every_method_with_a_published_detector_recipe_has_one():
     assert set(METHODS) - covered == {"soft_labels", "score_l2"}
 
 
+@pytest.mark.parametrize("table", ["FCOS table", "RetinaNet table", "Ablation: FCOS R50"])
+def test_rows_of_a_table_of_dist2_differ_in_the_methods_alone(table):
+    rows = [recipe for recipe in map(read_recipe, recipe_names()) if (recipe.paper, recipe.table) == ("dist2", table)]
+    trained = [{key: value for key, value in row.config.items() if key != "methods"} for row in rows]
+    assert len(rows) > 5
+    assert all(settings == trained[0] for settings in trained)
+    assert trained[0]["optimizer"]["clip_norm"] == 35.0
+
+
 def test_published_gains_and_orders():
     for name in DISTILLED:
         printed = read_recipe(name).published
@@ -68,15 +77,53 @@ def test_commands_name_what_they_make():
     assert "teacher: runs/retinanet_r101_voc" in text
 
 
+def test_inconsistencies_of_a_paper_are_printed_once_and_are_not_those_of_its_recipes():
+    assert {key for key, paper in papers().items() if paper.inconsistencies} == {"frs", "dist2", "rm_pfi"}
+    for name in recipe_names():
+        recipe = read_recipe(name)
+        assert not set(recipe.inconsistencies) & set(papers()[recipe.paper].inconsistencies), name
+    words = " ".join(explain("frs-table4-tp").split())
+    for each in papers()["frs"].inconsistencies:
+        assert words.count(each) == 1
+    assert "Inconsistencies of the paper" not in explain("ld-gfl-r50")
+
+
+def expected_of(name: str) -> str:
+    header = explain(name).partition("Commands:")[0]
+    return " ".join(header[header.index("Expected:") :].split())
+
+
 def test_the_expected_time_follows_from_the_measured_steps(monkeypatch):
+    measured = {"frs": {"1 H100": 0.36}, "rank_mimicking + pfi": {"1 H100": 0.37}}
     monkeypatch.setattr(
-        "understudy.listing.recipes.step_seconds",
-        lambda: {"retinanet_resnet50 from retinanet_resnet101": {"1 H100": 0.36}},
+        "understudy.listing.recipes.step_seconds", lambda: {"retinanet_resnet50 from retinanet_resnet101": measured}
     )
     recipe = read_recipe("frs-retinanet-r50")
     assert recipe.steps == 24 * 7329
-    assert f"{recipe.steps * 0.36 / 3600:.1f} hours on 1 H100" in explain(recipe.name)
-    assert "Expected" not in explain("frs-gfl-r50")
+    assert expected_of(recipe.name).startswith(
+        f"Expected: {recipe.steps * 0.36 / 3600:.1f} hours on 1 H100 (0.360 s for"
+    )
+    assert "0.370 s for 16 images" in expected_of("rm-pfi-retinanet-r50")
+    assert "0.360 s for 16 images" in expected_of("crosskd-retinanet-r50"), "the first where its methods were not timed"
+    assert expected_of("frs-gfl-r50") == "Expected: not measured (no step of gfl_resnet50 from gfl_resnet101 was timed)"
+    at_600 = "Expected: not measured (steps were timed at a shorter side of 800 pixels, not 600)"
+    assert expected_of("rm-pfi-retinanet-r50-voc") == at_600
+
+
+def test_the_expected_time_of_dist2_counts_32_images_and_its_own_strategies():
+    recipe = read_recipe("dist2-fcos-mnv2-all2all")
+    hours = recipe.steps * 2 * 0.627 / 3600
+    assert expected_of(recipe.name).startswith(
+        f"Expected: {hours:.1f} hours on one H100, float32 (0.627 s for 16 images"
+    )
+    assert "measured with dist2 All2All from fcos_resnext101_32x8d, without" in expected_of(recipe.name)
+    assert "measured with dist2 N2N from" in expected_of("dist2-fcos-mnv2-di-n2n")
+    assert "(0.106 s for 16 images); measured with no method, without" in expected_of("dist2-fcos-mnv2-plain")
+
+
+def test_every_recipe_states_its_expected_time_or_that_it_was_not_measured():
+    for name in recipe_names():
+        assert expected_of(name).split(" (")[0].endswith(("not measured", "float32")), name
 
 
 def test_shared_files_are_used():
@@ -85,7 +132,8 @@ def test_shared_files_are_used():
     assert {file.stem for file in (FOLDER / "base").glob("*.yaml")} == extended - {None}
     assert {read_recipe(name).teacher for name in DISTILLED} == set(teachers())
     assert {read_recipe(name).paper for name in recipe_names()} == set(papers())
-    assert step_seconds().keys() <= {read_recipe(name).pair for name in recipe_names()}
+    of_recipes = {(recipe.timed_pair, recipe.timed_methods) for recipe in map(read_recipe, recipe_names())}
+    assert {(pair, methods) for pair, measured in step_seconds().items() for methods in measured} <= of_recipes
 
 
 def test_the_order_is_recipe_file_keys(tmp_path):

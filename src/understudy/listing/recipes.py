@@ -12,6 +12,9 @@ ADVICE = (
     "check` builds the detectors and methods of all."
 )
 
+TIMED_IMAGES, TIMED_SIDE = 16, 800
+"""Images of a measured step, and their shorter side in pixels."""
+
 
 def overview() -> str:
     """Return one line for each recipe, by paper and table, and advice."""
@@ -20,7 +23,7 @@ def overview() -> str:
     lines = []
     for key, paper in papers().items():
         rows = [recipe for recipe in recipes if recipe.paper == key]
-        lines += [wrapped(paper), ""]
+        lines += [wrapped(paper.title), ""]
         for table in dict.fromkeys(recipe.table for recipe in sorted(rows, key=_order)):
             lines.append(f"  {table:{column}}{'plain':>8}{'teacher':>9}{'distilled':>11}{'ours':>7}")
             lines += [_line(recipe, column) for recipe in rows if recipe.table == table] + [""]
@@ -40,6 +43,7 @@ def explain(name: str) -> str:
         "\n".join(["Commands:", *_commands(recipe)]),
         _listed("Sources", recipe.sources),
         _listed("Contradictions and gaps of the sources", recipe.inconsistencies),
+        _listed("Inconsistencies of the paper that concern no single recipe", papers()[recipe.paper].inconsistencies),
         _listed("Not as in the sources", recipe.deviations),
         f"Config (data, teacher and run are yours):\n\n{config_text(recipe)}",
     ]
@@ -95,7 +99,7 @@ def _line(recipe: Recipe, column: int) -> str:
 
 def _facts(recipe: Recipe) -> Iterator[str]:
     printed = recipe.published
-    yield _fact("Paper", f"{papers()[recipe.paper]}; {recipe.table}")
+    yield _fact("Paper", f"{papers()[recipe.paper].title}; {recipe.table}")
     aps = f"plain {number(printed.plain)}, teacher {number(printed.teacher)}, distilled {number(printed.distilled)}"
     yield _fact("Published", f"{aps} ({printed.data})")
     yield _fact("Ours", f"{recipe.measured.ap:.1f} ({recipe.measured.where})" if recipe.measured else "not measured")
@@ -108,9 +112,24 @@ def _facts(recipe: Recipe) -> Iterator[str]:
     for url in recipe.needs:
         yield f"{_fact('Weights', 'of the backbone; download into the current folder')}\n{'':11}{url}"
     yield _fact("Hardware", f"{recipe.hardware}; {recipe.images} images, {recipe.steps} steps")
-    for device, seconds in step_seconds().get(recipe.pair, {}).items():
-        hours = f"{recipe.steps * seconds / 3600:.1f} hours on {device}"
-        yield _fact("Expected", f"{hours} ({seconds:.3f} s a step, measured with frs, without loading images)")
+    yield _fact("Expected", _expected_time(recipe))
+
+
+def _expected_time(recipe: Recipe) -> str:
+    """Return the time of the whole run on each device, or that it was not measured."""
+    measured, side = step_seconds().get(recipe.timed_pair), max(recipe.config["data"]["shorter_side"])
+    if measured is None:
+        return f"not measured (no step of {recipe.timed_pair} was timed)"
+    if side != TIMED_SIDE:
+        return f"not measured (steps were timed at a shorter side of {TIMED_SIDE} pixels, not {side})"
+    methods = recipe.timed_methods if recipe.timed_methods in measured else next(iter(measured))
+    parts = recipe.steps * recipe.config["batch_size"] / TIMED_IMAGES
+    times = "; ".join(
+        f"{parts * seconds / 3600:.1f} hours on {device} ({seconds:.3f} s for {TIMED_IMAGES} images)"
+        for device, seconds in measured[methods].items()
+    )
+    other = teachers()[recipe.teacher].timed_as if recipe.teacher else None
+    return f"{times}; measured with {methods}{f' from {other}' if other else ''}, without loading images"
 
 
 def _commands(recipe: Recipe) -> Iterator[str]:

@@ -25,6 +25,13 @@ class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Paper(_Facts):
+    """A paper, and those of its inconsistencies that concern no single recipe."""
+
+    title: str
+    inconsistencies: list[str] = []
+
+
 class Published(_Facts):
     """COCO's AP, or the metric that ``data`` names, in percent as printed; None: not printed, or not available."""
 
@@ -45,6 +52,7 @@ class Teacher(_Facts):
         style: ``--style`` of `understudy import`; None: as the file states.
         ap: AP in percent, as the zoo prints it.
         training: command that trains it.
+        timed_as: detector of about the same cost, with which steps were measured; None: itself.
     """
 
     title: str
@@ -54,6 +62,7 @@ class Teacher(_Facts):
     style: str | None = None
     ap: float | None = None
     training: str | None = None
+    timed_as: str | None = None
 
 
 class Measured(_Facts):
@@ -106,10 +115,19 @@ class Recipe(_Facts):
         return self.config.get("methods", {})
 
     @property
-    def pair(self) -> str:
-        """The names of student and teacher, e.g. ``retinanet_resnet50 from retinanet_resnet101``."""
+    def timed_pair(self) -> str:
+        """The detectors whose step is measured for it, e.g. ``retinanet_resnet50 from retinanet_resnet101``."""
         student = self.config["detector"]["name"]
-        return f"{student} from {teachers()[self.teacher].detector['name']}" if self.teacher else student
+        if self.teacher is None:
+            return student
+        teacher = teachers()[self.teacher]
+        return f"{student} from {teacher.timed_as or teacher.detector['name']}"
+
+    @property
+    def timed_methods(self) -> str:
+        """Its methods in words, e.g. ``dist2 N2N``, or ``no method``."""
+        words = [f"{name} {options.get('strategies', '')}".strip() for name, options in self.methods.items()]
+        return " + ".join(words) or "no method"
 
     @property
     def steps(self) -> int:
@@ -141,9 +159,9 @@ def read_recipe(name: str) -> Recipe:
 
 
 @cache
-def papers() -> dict[str, str]:
+def papers() -> dict[str, Paper]:
     """Return the papers by key, in the order of the listing."""
-    return _read(FOLDER / "facts" / "papers.yaml")
+    return {key: Paper.model_validate(facts) for key, facts in _read(FOLDER / "facts" / "papers.yaml").items()}
 
 
 @cache
@@ -154,8 +172,8 @@ def teachers() -> dict[str, Teacher]:
 
 
 @cache
-def step_seconds() -> dict[str, dict[str, float]]:
-    """Return measured seconds of a step, by :attr:`Recipe.pair`, then by device."""
+def step_seconds() -> dict[str, dict[str, dict[str, float]]]:
+    """Return measured seconds of a step of 16 images, by :attr:`Recipe.timed_pair`, by methods, by device."""
     return _read(FOLDER / "facts" / "step_seconds.yaml")
 
 
