@@ -1,6 +1,7 @@
 """Charts: where axes begin, which lines and bars there are, and how they are named."""
 
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 
 from understudy import figures
@@ -50,6 +51,15 @@ def test_bars_stand_in_groups_with_their_values_and_none_where_there_is_no_numbe
     assert first.get_x() + first.get_width() <= second.get_x()
     assert axes.get_ylim()[0] < -0.25
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "distilled"]
+
+
+def test_a_group_of_bars_is_centred_at_its_name():
+    series = {"own": [1.0, float("nan")], "plain": [float("nan"), 2.0], "distilled": [float("nan"), 3.0]}
+    figure = charts.bar_chart(["a", "b"], series, dict.fromkeys(series, "#2b8cd6"), x_label="", y_label="")
+    edges = {bar.get_height(): (bar.get_x(), bar.get_x() + bar.get_width()) for bar in figure.axes[0].patches}
+    assert sum(edges[1.0]) / 2 == pytest.approx(0)
+    assert (edges[2.0][0] + edges[3.0][1]) / 2 == pytest.approx(1)
+    assert edges[2.0][1] <= edges[3.0][0]
 
 
 def test_bars_without_negative_values_begin_at_zero():

@@ -129,6 +129,8 @@ def bar_chart(
 ) -> Figure:
     """Draw a group of bars for each name on the horizontal axis, each bar with its value, over an axis through zero.
 
+    A group is centred at its name, whatever the number of its bars.
+
     Args:
         groups: the G names, left to right.
         series: by its name in the legend, G values; one that is not finite has no bar.
@@ -141,9 +143,11 @@ def bar_chart(
     figure = Figure(figsize=(max(6.4, 1.1 + 0.42 * len(groups) * (len(series) + 0.6)), 3.8), layout="constrained")
     axes = figure.add_subplot()
     width = 0.84 / len(series)
-    for number, (name, values) in enumerate(series.items()):
+    known = np.isfinite(np.array(list(series.values()), dtype=float))  # (series, G)
+    before = known.cumsum(0) - known
+    centred = np.arange(len(groups)) + (before - (known.sum(0) - 1) / 2) * width
+    for (name, values), places in zip(series.items(), centred, strict=True):
         heights = np.asarray(values, dtype=float)
-        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         bars = axes.bar(places, np.nan_to_num(heights), 0.92 * width, color=colours[name])
         labels = [f"{height:{form}}" if np.isfinite(height) else "" for height in heights]
         axes.bar_label(bars, labels, fontsize=7, color=INK, padding=2)
