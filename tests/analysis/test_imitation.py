@@ -84,7 +84,7 @@ def test_one_image_is_too_few(trained, distilled, capsys):
     with pytest.raises(SystemExit) as end:
         main(["analyse", "imitation", str(trained), str(distilled), "--images", "1"])
     assert end.value.code == 2
-    assert "Use at least 2 images" in capsys.readouterr().err
+    assert "at least 2 images, got 1" in capsys.readouterr().err
 
 
 def test_students_without_a_common_class_are_refused(model, data):

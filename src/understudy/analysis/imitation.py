@@ -188,12 +188,12 @@ class Imitation:
         """Return the correlations over the batches so far.
 
         Raises:
-            UserError: all images were needed for the linear maps.
+            UserError: no image is left after those that the linear maps are fitted on.
         """
         if self.images <= self.fitted:
             raise UserError(
-                f"{self.images} image{'' if self.images == 1 else 's'} cannot be analysed: one half is for fitting "
-                "linear maps between the features, the other for measuring. Use at least 2 images."
+                f"The imitation needs at least {self.fitted + 1} images, got {self.images}: linear maps between the "
+                "features are fitted on one half and the differences measured on the other."
             )
         rows, points = [], {}
         for student, pairing, kept in zip(self.students, self.pairings, self.kept, strict=True):
