@@ -78,6 +78,17 @@ def test_clouds_have_a_panel_for_each_title_and_logarithmic_axes():
     assert [axes.get_ylabel() for axes in figure.axes] == ["y", "", "", "y"]
 
 
+def test_numbers_at_logarithmic_axes_are_plain_however_short_the_axis():
+    cloud = (np.array([0.01, 100.0]), np.array([0.2325, 0.2475]))
+    (axes,) = charts.cloud_chart({"stride 8": {"plain": cloud}}, {"plain": "#2b8cd6"}, x_label="x", y_label="y").axes
+    axes.figure.canvas.draw()
+    across = [text.get_text() for text in axes.get_xticklabels(which="both")]
+    assert {"0.01", "1", "100"} <= set(across)
+    upwards = [text.get_text() for text in axes.get_yticklabels(which="both")]
+    assert {"0.234", "0.24"} <= set(upwards)
+    assert all(float(text) for text in [*across, *upwards] if text)
+
+
 def test_nine_rows_differ_in_colour_and_in_line_or_marker():
     roles = {"teacher": "teacher", "none": "plain", "longer": "plain"} | {
         f"d{number}": "distilled" for number in range(6)

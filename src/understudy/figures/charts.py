@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from understudy.figures.style import INK, MUTED, Style, dress, label, legend, legend_above, legend_of_styles
@@ -188,6 +189,9 @@ def cloud_chart(
             axes.scatter(x, y, color=colours[name], s=5, alpha=0.45, linewidths=0, rasterized=True)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())  # else there are powers of ten
         axes.set_title(title, fontsize=9, color=INK, loc="left")
         axes.tick_params(which="both", colors=MUTED, labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
