@@ -75,7 +75,7 @@ def test_numbers_are_those_of_a_loop_over_cells(model, batch, data, records):
     figures = result.figures()
     assert 128 in result.underdetermined
     assert "Too few cells to fit the map at stride" in figures["imitation"].caption
-    assert "Squared differences of student to teacher" in figures["imitation"].caption
+    assert "to teacher in the cells of 2 images (student)" in figures["imitation"].caption
     assert len(figures["imitation_cells"].figure.axes) == len(student.detector.spec.strides)
     assert json.loads(json.dumps(result.to_dict()))["rows"][0]["student"] == "student"
 

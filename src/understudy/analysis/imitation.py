@@ -130,7 +130,7 @@ class ImitationResult:
         panels = {f"stride {stride}": {name: self.points[name, stride] for name in students} for stride in strides}
         clouds = figures.cloud_chart(panels, colours, x_label="feature difference", y_label="prediction difference")
         what = (
-            f"Squared differences of {listed(students)} to {self.teacher} in the cells of {self.images} images. "
+            f"Squared differences to {self.teacher} in the cells of {self.images} images ({listed(students)}). "
             "Features: mean over channels, after the best linear map from the student's channels to the teacher's, "
             f"fitted on {self.fitted} other images. Predictions: mean over anchors and classes, of the logits."
         )
