@@ -19,9 +19,13 @@ def test_a_linear_relation_is_found_and_its_residual_is_zero():
     for part in features.split(20):
         fitted.add(part, part @ weight + 2)
     assert (fitted(features) - (features @ weight + 2)).abs().max() < 1e-4
+    assert not fitted.underdetermined
     constant = LinearMap()
     constant.add(torch.ones(4, 2), torch.full((4, 1), 3.0))
     assert constant(torch.ones(1, 2)).item() == pytest.approx(3, abs=1e-3)
+    constant = LinearMap()
+    constant.add(torch.ones(2, 2), torch.ones(2, 1))
+    assert constant.underdetermined  # two weights and a bias from two cells
 
 
 def test_a_fit_is_that_of_least_squares():
@@ -69,6 +73,9 @@ def test_numbers_are_those_of_a_loop_over_cells(model, batch, data, records):
         assert one.prediction == pytest.approx(np.mean([row[2] for row in rows]), rel=1e-4)
         assert one.pearson == pytest.approx(pearson(feature, np.array([row[2] for row in rows])), abs=1e-3)
     figures = result.figures()
+    assert 128 in result.underdetermined
+    assert "Too few cells to fit the map at stride" in figures["imitation"].caption
+    assert "to teacher in the cells of 2 images (student)" in figures["imitation"].caption
     assert len(figures["imitation_cells"].figure.axes) == len(student.detector.spec.strides)
     assert json.loads(json.dumps(result.to_dict()))["rows"][0]["student"] == "student"
 
@@ -84,7 +91,7 @@ def test_one_image_is_too_few(trained, distilled, capsys):
     with pytest.raises(SystemExit) as end:
         main(["analyse", "imitation", str(trained), str(distilled), "--images", "1"])
     assert end.value.code == 2
-    assert "Use at least 2 images" in capsys.readouterr().err
+    assert "at least 2 images, got 1" in capsys.readouterr().err
 
 
 def test_students_without_a_common_class_are_refused(model, data):

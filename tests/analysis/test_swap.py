@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import understudy
-from understudy.analysis.swap import swap_test
+from understudy.analysis.swap import Swap, SwapTest, swap_test
 from understudy.checkpoints import read_checkpoint, write_checkpoint
 from understudy.cli import main
 from understudy.errors import UserError
@@ -75,6 +75,44 @@ def test_a_swap_through_an_identity_is_the_teacher(trained, tiny, tmp_path):
             value.zero_()
     write_checkpoint(run / "last.ckpt", content)
     assert swap_test(trained, run, device="cpu").swaps[0].transformed != swap.straight
+
+
+def test_the_figure_has_a_bar_for_the_student_the_teacher_and_each_swap():
+    both = SwapTest(0.5, 0.3, (Swap("N2N", None, 0.4), Swap("B2B", 0.2, 0.1)))
+    assert bars(both) == {"student": [30.0], "teacher": [50.0], "N2N": [40.0], "B2B": [20.0, 10.0]}
+    assert legend(both) == ["own maps", "as they are", "through its transforms"]
+    plain = SwapTest(0.5, 0.3, (Swap("B2B", 0.2, None),))
+    assert bars(plain) == {"student": [30.0], "teacher": [50.0], "B2B": [20.0]}
+    assert legend(plain) == ["own maps", "as they are"]
+
+
+def bars(result: SwapTest) -> dict[str, list[float]]:
+    """Return the heights of the bars by the name below them, left to right."""
+    (axes,) = result.figures()["swap"].figure.axes
+    names = [each.get_text() for each in axes.get_xticklabels()]
+    groups = {name: [] for name in names}
+    for text in sorted(axes.texts, key=lambda text: text.xy[0]):
+        if text.get_text():
+            groups[names[round(text.xy[0])]].append(float(text.get_text()))
+    return groups
+
+
+def legend(result: SwapTest) -> list[str]:
+    return [text.get_text() for text in result.figures()["swap"].figure.legends[0].get_texts()]
+
+
+def test_the_command_writes_its_figure_and_numbers(trained, tmp_path, capsys):
+    command = ["analyse", "swap", str(trained), str(trained / "best.ckpt"), "-o", str(tmp_path)]
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 0
+    assert str(tmp_path / "swap.png") in capsys.readouterr().out
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["swap.json", "swap.png", "swap.svg"]
+    assert [swap["strategy"] for swap in json.loads((tmp_path / "swap.json").read_text())["swaps"]] == ["N2N", "B2B"]
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 2
+    assert "--force" in capsys.readouterr().err
 
 
 def test_swaps_that_cannot_be_made_are_refused(trained, tiny_keys, dist2_run, confident, capsys):

@@ -1,6 +1,7 @@
 """Charts: where axes begin, which lines and bars there are, and how they are named."""
 
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 
 from understudy import figures
@@ -52,6 +53,15 @@ def test_bars_stand_in_groups_with_their_values_and_none_where_there_is_no_numbe
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "distilled"]
 
 
+def test_a_group_of_bars_is_centred_at_its_name():
+    series = {"own": [1.0, float("nan")], "plain": [float("nan"), 2.0], "distilled": [float("nan"), 3.0]}
+    figure = charts.bar_chart(["a", "b"], series, dict.fromkeys(series, "#2b8cd6"), x_label="", y_label="")
+    edges = {bar.get_height(): (bar.get_x(), bar.get_x() + bar.get_width()) for bar in figure.axes[0].patches}
+    assert sum(edges[1.0]) / 2 == pytest.approx(0)
+    assert (edges[2.0][0] + edges[3.0][1]) / 2 == pytest.approx(1)
+    assert edges[2.0][1] <= edges[3.0][0]
+
+
 def test_bars_without_negative_values_begin_at_zero():
     figure = charts.bar_chart(["a"], {"AP": [30.0]}, {"AP": "#e0651a"}, x_label="", y_label="", line=("plain", 20.0))
     assert figure.axes[0].get_ylim()[0] == 0
@@ -66,6 +76,17 @@ def test_clouds_have_a_panel_for_each_title_and_logarithmic_axes():
     assert {axes.get_xscale() for axes in figure.axes} == {axes.get_yscale() for axes in figure.axes} == {"log"}
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "x", "x", "x"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["y", "", "", "y"]
+
+
+def test_numbers_at_logarithmic_axes_are_plain_however_short_the_axis():
+    cloud = (np.array([0.01, 100.0]), np.array([0.2325, 0.2475]))
+    (axes,) = charts.cloud_chart({"stride 8": {"plain": cloud}}, {"plain": "#2b8cd6"}, x_label="x", y_label="y").axes
+    axes.figure.canvas.draw()
+    across = [text.get_text() for text in axes.get_xticklabels(which="both")]
+    assert {"0.01", "1", "100"} <= set(across)
+    upwards = [text.get_text() for text in axes.get_yticklabels(which="both")]
+    assert {"0.234", "0.24"} <= set(upwards)
+    assert all(float(text) for text in [*across, *upwards] if text)
 
 
 def test_nine_rows_differ_in_colour_and_in_line_or_marker():

@@ -35,6 +35,18 @@ def test_captions_stay_within_the_picture():
         assert extent.y1 <= 303
 
 
+def test_captions_do_not_cover_each_other_and_the_first_has_its_place():
+    image = np.zeros((100, 100, 3), dtype=np.uint8)
+    boxes = np.array([[30.0, 30, 70, 70]] * 5)
+    captions = [f"star 0.{number}0" for number in range(5)]
+    figure = figures.detection_picture(image, boxes, captions, ["#ffb000"] * 5, width=400)
+    FigureCanvasAgg(figure).draw()
+    assert [text.get_text() for text in figure.axes[0].texts] == captions[:3]  # above, inside, below
+    extents = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert extents[0].y0 >= 400 - 30 * 4
+    assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[:i])
+
+
 def test_heat_is_brightest_at_its_cell():
     image = np.zeros((32, 64, 3), dtype=np.uint8)
     heat = np.zeros((4, 8))

@@ -1,5 +1,7 @@
 """The analyses on the page: which there are, on which images, and what is said about missing ones."""
 
+from dataclasses import replace
+
 import pytest
 
 from understudy.data import open_data
@@ -20,6 +22,7 @@ def test_a_teacher_and_a_student_have_all_analyses(views, scenes):
         "Types of errors",
         "Classes confused, and precision over recall",
         "Ranks of the anchors of each object",
+        "Feature and prediction differences to the teacher",
         "Entropy of the teacher's features",
         "Feature richness per level",
     ]
@@ -29,7 +32,20 @@ def test_a_teacher_and_a_student_have_all_analyses(views, scenes):
     assert found[2].sentences[0].startswith("Detections of frs on 4 validation images")
     assert "objects are detected" in found[2].charts[0].caption
     assert len(found[2].charts) == 2
+    assert "in the cells of 2 images" in found[4].charts[0].caption
+    assert len(found[4].charts) == 2
     assert len(found[-1].pictures) > 0
+
+
+def test_without_images_to_measure_on_the_imitation_is_left_out_with_the_reason(views, scenes):
+    data = open_data(scenes, "val")
+    one = replace(data, records=data.records.take([0]))
+    found = {section.title: section for section in view_analyses(views, one, shown=1)}
+    assert "Feature and prediction differences to the teacher" not in found
+    assert found["Analyses that are missing"].notes == (
+        "The imitation needs at least 2 images, got 1: linear maps between the features are fitted on one half and the "
+        "differences measured on the other.",
+    )
 
 
 def test_an_analysis_that_the_pair_does_not_permit_is_left_out_with_the_reason(views, scenes, confident):

@@ -87,6 +87,11 @@ class EntropyResult:
         """The strides of the levels, fine to coarse."""
         return list(dict.fromkeys(row.stride for row in self.rows))
 
+    @property
+    def beyond(self) -> float:
+        """The highest share, over levels and regions, of values outside the interval."""
+        return max((row.beyond for row in self.rows if row.beyond is not None), default=0.0)
+
     def row(self, stride: int, region: str) -> RegionEntropy:
         """Return the entry of a level and a region."""
         return next(row for row in self.rows if (row.stride, row.region) == (stride, region))
@@ -131,7 +136,8 @@ class EntropyResult:
             f"region. A cell is detected if its highest class score is above {self.threshold:g}; it belongs to an "
             "object if an anchor of the cell is assigned to one. TP: both; FP: detected only; FN: object only; TN: "
             f"neither. Histogram of {BINS} bins over (-{self.limit:g}, {self.limit:g}), at most "
-            f"{math.log(BINS):.2f} nats. No bar: no cell. After Fig. 5 of FRS (NeurIPS 2021)."
+            f"{math.log(BINS):.2f} nats; up to {self.beyond:.0%} of the values of a region are outside. No bar: no "
+            "cell. After Fig. 5 of FRS (NeurIPS 2021)."
         )
         return {"entropy": Captioned(chart, caption)}
 

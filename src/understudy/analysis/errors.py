@@ -173,9 +173,9 @@ class ErrorsResult:
         }
         if self.shown:
             drawn["errors_images"] = Captioned(
-                figures.sheet(self.shown, COLOURS, width=3.0),
+                figures.sheet(self.shown, {WORDS[kind]: colour for kind, colour in COLOURS.items()}, width=3.0),
                 f"Detections with a score of at least {self.score:g}, coloured by type of error; dashed: missed "
-                f"objects. The {CAPTIONS} best have a caption. Left: the ground truth.",
+                f"objects. The {CAPTIONS} best have a caption, if there is room. Left: the ground truth.",
             )
         return drawn
 

@@ -25,6 +25,7 @@ from understudy.errors import UserError
 from understudy.figures import Captioned
 from understudy.methods.compatibility import unreadable
 from understudy.outputs import Outputs
+from understudy.text import listed
 
 Array = NDArray[np.floating]
 
@@ -72,6 +73,7 @@ class ImitationResult:
         rows: students in the order given, each with its levels from fine to coarse.
         points: some cells of each (student, stride): feature and prediction differences, (P,) each.
         notes: remarks that are needed to judge the numbers.
+        underdetermined: strides at which a linear map has more weights than cells to fit them on.
     """
 
     teacher: str
@@ -80,6 +82,7 @@ class ImitationResult:
     rows: tuple[LevelImitation, ...]
     points: Mapping[tuple[str, int], tuple[Array, Array]]
     notes: tuple[str, ...] = ()
+    underdetermined: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain JSON, without the points."""
@@ -89,6 +92,7 @@ class ImitationResult:
             "images": self.images,
             "rows": [asdict(row) for row in self.rows],
             "notes": list(self.notes),
+            "underdetermined": list(self.underdetermined),
         }
 
     def __rich__(self) -> Group:
@@ -104,8 +108,9 @@ class ImitationResult:
         return Group(
             table,
             "features, predictions: the mean difference",
-            *([""] if self.notes else []),
+            *([""] if self.notes or self.underdetermined else []),
             *self.notes,
+            *self._limit_note(),
         )
 
     def figures(self) -> dict[str, Captioned]:
@@ -125,10 +130,11 @@ class ImitationResult:
         panels = {f"stride {stride}": {name: self.points[name, stride] for name in students} for stride in strides}
         clouds = figures.cloud_chart(panels, colours, x_label="feature difference", y_label="prediction difference")
         what = (
-            f"Squared differences to {self.teacher} in the cells of {self.images} images. Features: mean over "
-            f"channels, after the best linear map from the student's channels to the teacher's, fitted on "
-            f"{self.fitted} other images. Predictions: mean over anchors and classes, of the logits."
+            f"Squared differences to {self.teacher} in the cells of {self.images} images ({listed(students)}). "
+            "Features: mean over channels, after the best linear map from the student's channels to the teacher's, "
+            f"fitted on {self.fitted} other images. Predictions: mean over anchors and classes, of the logits."
         )
+        what = " ".join([what, *self._limit_note()])
         return {
             "imitation": Captioned(
                 bars,
@@ -137,6 +143,12 @@ class ImitationResult:
             ),
             "imitation_cells": Captioned(clouds, f"{what} Each point is a cell; both axes are logarithmic."),
         }
+
+    def _limit_note(self) -> list[str]:
+        if not self.underdetermined:
+            return []
+        levels = listed(self.underdetermined)
+        return [f"Too few cells to fit the map at stride {levels}: the feature difference there is not meaningful."]
 
 
 class Imitation:
@@ -188,16 +200,17 @@ class Imitation:
         """Return the correlations over the batches so far.
 
         Raises:
-            UserError: all images were needed for the linear maps.
+            UserError: no image is left after those that the linear maps are fitted on.
         """
         if self.images <= self.fitted:
             raise UserError(
-                f"{self.images} image{'' if self.images == 1 else 's'} cannot be analysed: one half is for fitting "
-                "linear maps between the features, the other for measuring. Use at least 2 images."
+                f"The imitation needs at least {self.fitted + 1} images, got {self.images}: linear maps between the "
+                "features are fitted on one half and the differences measured on the other."
             )
-        rows, points = [], {}
-        for student, pairing, kept in zip(self.students, self.pairings, self.kept, strict=True):
-            for stride, parts in zip(pairing.student.strides, kept, strict=True):
+        rows, points, unfit = [], {}, set()
+        for student, pairing, maps, kept in zip(self.students, self.pairings, self.maps, self.kept, strict=True):
+            for stride, linear, parts in zip(pairing.student.strides, maps, kept, strict=True):
+                unfit |= {stride} if linear.underdetermined else set()
                 feature, prediction = (np.concatenate(column) for column in zip(*parts, strict=True))
                 correlations = (_none_if_nan(measure(feature, prediction)) for measure in (pearson, spearman))
                 means = float(feature.mean()), float(prediction.mean())
@@ -205,7 +218,15 @@ class Imitation:
                 few = self.random.permutation(len(feature))[:DRAWN]
                 points[student.name, stride] = feature[few], prediction[few]
         measured = self.images - self.fitted
-        return ImitationResult(self.teacher.name, self.fitted, measured, tuple(rows), points, tuple(self.notes))
+        return ImitationResult(
+            self.teacher.name,
+            self.fitted,
+            measured,
+            tuple(rows),
+            points,
+            tuple(self.notes),
+            tuple(sorted(unfit)),
+        )
 
     def _some(self, feature: Array, prediction: Array, images: int) -> tuple[Array, Array]:
         chosen = self.random.permutation(len(feature))[: CELLS * images]
@@ -219,6 +240,12 @@ class LinearMap:
         self.own: Tensor | None = None
         self.cross: Tensor | None = None
         self.weight: Tensor | None = None
+        self.cells = 0
+
+    @property
+    def underdetermined(self) -> bool:
+        """Whether there are more weights for a channel of the result than cells to fit them on."""
+        return self.own is None or self.cells < len(self.own)
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Take P cells to fit, (P, C) and (P, D)."""
@@ -227,6 +254,7 @@ class LinearMap:
         self.own = own if self.own is None else self.own + own
         self.cross = cross if self.cross is None else self.cross + cross
         self.weight = None
+        self.cells += len(features)
 
     def __call__(self, features: Tensor) -> Tensor:
         """Map features (P, C) to (P, D), float64."""

@@ -4,6 +4,7 @@ Dist2's poster motivates it: the losses between the student's maps and the teach
 head detects nothing on the student's maps.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor, nn
 
+from understudy import figures
 from understudy.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
 from understudy.checkpoints.native import check_finite
 from understudy.data import Limits
@@ -32,6 +34,7 @@ from understudy.evaluation import (
     score,
     with_progress,
 )
+from understudy.figures import Captioned
 from understudy.methods import METHODS, Method
 from understudy.methods.dist2 import Dist2
 from understudy.methods.dist2_layers import ALL2ALL, by_stride, channels_at, strides_at, strides_served, through_teacher
@@ -39,6 +42,15 @@ from understudy.methods.loading import build_methods, method_class
 from understudy.outputs import Outputs
 from understudy.pairing import Pairing, pair
 from understudy.text import listed, percent
+
+STRAIGHT, TRANSFORMED = "as they are", "through its transforms"
+"""How the student's maps enter the teacher."""
+
+COLOURS = {
+    "own maps": figures.ROLE_COLOURS["teacher"],
+    STRAIGHT: figures.ROLE_COLOURS["plain"],
+    TRANSFORMED: figures.ROLE_COLOURS["distilled"],
+}
 
 Maps = Callable[[Outputs, Outputs], dict[int, Tensor]]
 """From the outputs of student and teacher to the maps that enter the teacher, (N, C, H, W) by stride."""
@@ -85,13 +97,36 @@ class SwapTest:
         title = "AP of the teacher on the student's feature maps"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         table.add_column("strategy")
-        table.add_column("as they are", justify="right")
-        table.add_column("through its transforms", justify="right")
+        table.add_column(STRAIGHT, justify="right")
+        table.add_column(TRANSFORMED, justify="right")
         for swap in self.swaps:
             cells = ("-" if value is None else percent(value) for value in (swap.straight, swap.transformed))
             table.add_row(swap.strategy, *cells)
         own = f"AP on their own maps: teacher {percent(self.teacher)}, student {percent(self.student)}"
         return Group(table, own, *([""] if self.notes else []), *self.notes)
+
+    def figures(self) -> dict[str, Captioned]:
+        """Return the chart: a bar for the student, for the teacher, and for each swap that is possible."""
+        own = {"own maps": [self.student, self.teacher, *[None] * len(self.swaps)]}
+        swapped = {
+            STRAIGHT: [None, None, *(swap.straight for swap in self.swaps)],
+            TRANSFORMED: [None, None, *(swap.transformed for swap in self.swaps)],
+        }
+        series = own | {name: values for name, values in swapped.items() if any(value is not None for value in values)}
+        chart = figures.bar_chart(
+            ["student", "teacher", *(swap.strategy for swap in self.swaps)],
+            {name: [math.nan if value is None else 100 * value for value in values] for name, values in series.items()},
+            COLOURS,
+            x_label="detector, or strategy of the swap",
+            y_label="AP in %",
+            form=".1f",
+        )
+        caption = (
+            "AP of the student, of the teacher, and of the teacher on the student's feature maps. N2B, for example: "
+            "maps of the student's neck take the place of those of the teacher's backbone. They enter as they are, if "
+            "all channels agree, and through the transforms that Dist2 trained."
+        )
+        return {"swap": Captioned(chart, caption)}
 
 
 def swap_test(

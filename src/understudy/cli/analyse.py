@@ -1,7 +1,6 @@
 """Commands that look into trained detectors: figures and tables about a teacher and its students."""
 
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,6 @@ from understudy.cli.app import (
     loading,
     not_an_option,
     report_drawn,
-    show_result,
 )
 from understudy.errors import UserError
 
@@ -260,8 +258,8 @@ def teachers(
     report_drawn(compute, ("teachers", "teachers_size"), output, force, as_json)
 
 
-@app.command(hidden=True, epilog=example("understudy analyse swap runs/teacher runs/student"))
-@analyse.command(epilog=example("understudy analyse swap runs/teacher runs/student"))
+@app.command(hidden=True, epilog=example("understudy analyse swap runs/teacher runs/student -o figures"))
+@analyse.command(epilog=example("understudy analyse swap runs/teacher runs/student -o figures"))
 def swap(
     teacher: Teacher,
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder (its last.ckpt) or checkpoint.")],
@@ -272,6 +270,8 @@ def swap(
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split; default: the validation split of that run.")
     ] = None,
+    output: Output = None,
+    force: ReplaceFiles = False,
     as_json: AsJson = False,
     allow_outside: AllowOutside = False,
     max_pixels: MaxPixels = None,
@@ -284,10 +284,9 @@ def swap(
     loading()
     from understudy.analysis.swap import swap_test
 
-    with redirect_stdout(sys.stderr):  # libraries print progress
-        limits = limits_given(allow_outside, max_pixels)
-        result = swap_test(teacher, student, data, split=split, limits=limits)
-    show_result(result, as_json)
+    limits = limits_given(allow_outside, max_pixels)
+    compute = lambda: swap_test(teacher, student, data, split=split, limits=limits)  # noqa: E731
+    report_drawn(compute, ("swap",), output, force, as_json)
 
 
 def _say(line: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from understudy.figures.style import INK, MUTED, Style, dress, label, legend, legend_above, legend_of_styles
@@ -129,6 +130,8 @@ def bar_chart(
 ) -> Figure:
     """Draw a group of bars for each name on the horizontal axis, each bar with its value, over an axis through zero.
 
+    A group is centred at its name, whatever the number of its bars.
+
     Args:
         groups: the G names, left to right.
         series: by its name in the legend, G values; one that is not finite has no bar.
@@ -141,9 +144,11 @@ def bar_chart(
     figure = Figure(figsize=(max(6.4, 1.1 + 0.42 * len(groups) * (len(series) + 0.6)), 3.8), layout="constrained")
     axes = figure.add_subplot()
     width = 0.84 / len(series)
-    for number, (name, values) in enumerate(series.items()):
+    known = np.isfinite(np.array(list(series.values()), dtype=float))  # (series, G)
+    before = known.cumsum(0) - known
+    centred = np.arange(len(groups)) + (before - (known.sum(0) - 1) / 2) * width
+    for (name, values), places in zip(series.items(), centred, strict=True):
         heights = np.asarray(values, dtype=float)
-        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
         bars = axes.bar(places, np.nan_to_num(heights), 0.92 * width, color=colours[name])
         labels = [f"{height:{form}}" if np.isfinite(height) else "" for height in heights]
         axes.bar_label(bars, labels, fontsize=7, color=INK, padding=2)
@@ -184,6 +189,9 @@ def cloud_chart(
             axes.scatter(x, y, color=colours[name], s=5, alpha=0.45, linewidths=0, rasterized=True)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())  # else there are powers of ten
         axes.set_title(title, fontsize=9, color=INK, loc="left")
         axes.tick_params(which="both", colors=MUTED, labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)

@@ -53,7 +53,7 @@ def detection_picture(
     Args:
         image: (H, W, 3).
         boxes: (M, 4) xyxy in pixels of the image; the first is drawn on top.
-        captions: one per box; empty for none.
+        captions: one per box; empty for none. One that has no place free of the captions before it is left out.
         colours: one per box.
         dashed_boxes: (U, 4) xyxy, drawn dashed, without captions.
         dashed_colour: of these.
@@ -61,10 +61,12 @@ def detection_picture(
     """
     figure, axes, scale = _canvas(image.shape[0], image.shape[1], width)
     axes.imshow(image, extent=_extent(image.shape[0] * scale, image.shape[1] * scale), interpolation="bicubic")
-    for box, caption, colour in reversed(list(zip(boxes, captions, colours, strict=True))):
+    for box, colour in reversed(list(zip(boxes, colours, strict=True))):
         _frame(axes, box * scale, colour, _outline(colour))
+    taken: list[tuple[float, float, float]] = []
+    for box, caption, colour in zip(boxes, captions, colours, strict=True):
         if caption:
-            _tag(axes, box * scale, caption, colour, height=image.shape[0] * scale, width=image.shape[1] * scale)
+            _tag(axes, box * scale, caption, colour, taken)
     for box in () if dashed_boxes is None else dashed_boxes:
         _frame(axes, box * scale, dashed_colour, _outline(dashed_colour), style="--")
     return figure
@@ -174,12 +176,28 @@ def _frame(
     axes.add_patch(rectangle)
 
 
-def _tag(axes: Axes, box: Array, caption: str, colour: str, *, height: float, width: float) -> None:
-    """Draw a caption above its box, or inside if there is no room above, always within the picture."""
+def _tag(axes: Axes, box: Array, caption: str, colour: str, taken: list[tuple[float, float, float]]) -> None:
+    """Draw a caption within the picture where it covers no other: above its box, inside at the top, or below.
+
+    Args:
+        axes: of the picture, as large as it is.
+        box: (4,) xyxy in pixels of the picture.
+        caption: the words.
+        colour: behind them.
+        taken: left and right end and lower edge of the captions so far; this one is added.
+    """
     line, letter = 20, 9.2  # height of a line and width of a letter, about, in pixels
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
     caption = label(caption, max(8, int((width - 4) / letter)))
     x = float(np.clip(box[0], 0, max(0.0, width - letter * len(caption) - 4)))
-    y = float(np.clip(box[1] if box[1] >= line else box[1] + line, line, height))
+    end = x + letter * len(caption) + 4
+    for y in (box[1], box[1] + line, box[3] + line):
+        inside = line <= y <= height
+        if inside and all(end <= left or right <= x or abs(y - other) >= line for left, right, other in taken):
+            break
+    else:
+        return
+    taken.append((x, end, y))
     patch = {"facecolor": colour, "edgecolor": "none", "pad": 1.2, "alpha": 0.88}
     ink = "white" if _is_dark(colour) else "black"
     axes.text(x + 2, y - 3, caption, color=ink, fontsize=10.5, family="DejaVu Sans", va="bottom", bbox=patch)

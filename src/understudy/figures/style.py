@@ -80,7 +80,7 @@ def dress(axes: Axes, *, x_label: str, y_label: str, top: float | None = None, i
     axes.set_ylim(bottom=0, top=top)
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=integers))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=integers))
     axes.tick_params(colors=MUTED, labelsize=8)
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.6)

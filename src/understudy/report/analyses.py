@@ -1,4 +1,4 @@
-"""The analyses on the page: detections, errors, ranks and entropy on validation images, and the teacher's richness."""
+"""The analyses on the page, on a sample of validation images: errors, ranks, imitation, entropy and richness."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Any
 
 from understudy.analysis.entropy import Entropy
 from understudy.analysis.errors import Errors
+from understudy.analysis.imitation import Imitation, halves
 from understudy.analysis.models import Device, Model, sample, walk
 from understudy.analysis.ranks import Ranks
 from understudy.analysis.richness import Richness, richness_by_place, richness_cells, telling_images
@@ -30,9 +31,9 @@ def view_analyses(
 ) -> list[Section]:
     """Analyse a teacher and its students on a sample of images; bounded in images and in time.
 
-    Ranks and entropy compare cells, so all detectors get images of the first student's size for them. Detections and
-    errors are those of every detector at its own size; if the sizes are equal, one walk serves all. An analysis that
-    these detectors do not permit is left out, with a remark.
+    Ranks and imitation compare cells, so all detectors get images of the first student's size for them, and for entropy
+    in the same walk. Detections and errors are those of every detector at its own size; if the sizes are equal,
+    one walk serves all. An analysis that these detectors do not permit is left out, with a remark.
 
     Args:
         runs: at most one teacher, and students.
@@ -49,7 +50,7 @@ def view_analyses(
     models = {run.name: Model(run.name, load_checkpoint(run.folder)) for run in runs}
     teacher = next((models[run.name] for run in runs if run.role == "teacher"), None)
     students = [models[run.name] for run in runs if run.role != "teacher"]
-    few = sample(data, IMAGES)
+    few = halves(sample(data, IMAGES))  # in the order that the imitation needs
     remarks: list[str] = []
 
     def made(make: Callable[[], Any]) -> Any:
@@ -61,16 +62,22 @@ def view_analyses(
 
     errors = made(lambda: Errors(list(models.values()), few))
     ranks = made(lambda: Ranks(teacher, students, few)) if teacher and students else None
+    fitted = max(1, len(few) // 2)
+    imitation = made(lambda: Imitation(teacher, students, few, fitted)) if teacher and students else None
     entropy = made(lambda: Entropy(teacher, few)) if teacher else None
-    _walk_all(list(models.values()), few, errors, [each for each in (ranks, entropy) if each], students, device)
+    others = [each for each in (ranks, imitation, entropy) if each]
+    _walk_all(list(models.values()), few, errors, others, students, device)
     sections = []
     if errors and errors.walked:
         sections = [detections_section(errors, runs, data, shown), _errors_section(errors)]
         sections += [_classes_section(errors, run.name) for run in runs[-1:] if run.role != "teacher"]
+    size = () if _one_size(models.values()) or not students else (f"At the image size of {students[0].name}.",)
     if ranks:
-        size = () if _one_size(models.values()) else (f"At the image size of {students[0].name}.",)
-        chart = ranks.result().figures()["ranks"]
-        sections.append(Section("Ranks of the anchors of each object", charts=[chart], notes=size))
+        charts = list(ranks.result().figures().values())
+        sections.append(Section("Ranks of the anchors of each object", charts=charts, notes=size))
+    if imitation and (measured := made(imitation.result)):
+        charts = list(measured.figures().values())
+        sections.append(Section("Feature and prediction differences to the teacher", charts=charts, notes=size))
     if entropy:
         sections.append(Section("Entropy of the teacher's features", charts=[entropy.result().figures()["entropy"]]))
     if teacher and (richness := made(lambda: Richness(teacher, telling_images(data, RICHNESS_IMAGES)))):
