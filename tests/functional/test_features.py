@@ -92,6 +92,8 @@ def test_norms_grow_with_the_batch_and_are_safe_at_zero():
     twice = [torch.cat([maps, maps]) for maps in (STUDENT, TEACHER)]
     for distance in (functional.batch_distance, functional.joint_distance):
         assert distance(*twice).item() == pytest.approx(math.sqrt(2) * distance(STUDENT, TEACHER).item())
+        assert distance(STUDENT, TEACHER, images=2) == distance(STUDENT, TEACHER)  # of two images
+        assert distance(*twice, images=2).item() == pytest.approx(distance(STUDENT, TEACHER).item())
         same = TEACHER.clone().requires_grad_()
         distance(same, TEACHER).backward()
         assert same.grad.abs().max() == 0

@@ -47,9 +47,6 @@ GRADIENT_WHERE_EQUAL: dict[str, str] = {
 """Methods whose gradient does not vanish where student and teacher are the same and adapters the identity."""
 
 CHANGED_BY_REPETITION: dict[str, str] = {
-    "ld": "two of its terms are sums over anchors, as in the authors' code",
-    "nonlocal": "its value is a 2-norm over the batch",
-    "fkd": "its values are 2-norms over the batch",
     "pkd": "the unbiased deviation depends on the number of cells",
     "mgd": "other cells of an image are hidden",
     "gid": "its relation term is divided by the number of pairs of boxes, those of a box with its copy among them",

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou, distance_box_iou
 from understudy.errors import UserError
 from understudy.methods import METHODS
 from understudy.methods.loading import build_methods
-from understudy.outputs import flatten_levels
+from understudy.outputs import Truth, flatten_levels
 
 
 @pytest.mark.parametrize("normaliser", ["sum", "positives"])
@@ -56,6 +56,19 @@ def test_against_a_slow_loop(normaliser):
         assert terms[f"ld_{term}"].item() == pytest.approx(value / divisor, rel=1e-4), term
     sum(terms.values()).backward()
     assert all(level.grad.isfinite().all() for level in (*own.box_raw, *own.class_logits))
+
+
+def test_sums_are_scaled_to_the_images_of_a_process_of_the_authors():
+    student, teacher, own, theirs = pair_of("distributions")
+    twice = [own.of_images([0, 1, 0, 1]), theirs.of_images([0, 1, 0, 1])]
+    repeated = Truth(TARGETS * 2, truth().gt_index.repeat(2, 1))
+    two = METHODS["ld"](student, teacher)(own, theirs, truth())
+    for images, factor in ((2, 1), (3, 1.5), (None, 2)):
+        terms = METHODS["ld"](student, teacher, images_per_process=images)(*twice, repeated)
+        for term in ("ld_location", "ld_vlr"):
+            assert terms[term].item() == pytest.approx(factor * two[term].item(), rel=1e-6), (images, term)
+    as_in_the_code = METHODS["ld"](student, teacher, images_per_process=None)(own, theirs, truth())
+    assert as_in_the_code == two  # of two images
 
 
 @pytest.mark.parametrize("whole", [True, False])

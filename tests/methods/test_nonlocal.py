@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from pairs import run
+from pairs import home, run
 from torch import nn
 
 from understudy.methods.nonlocal_ import NonLocalBlock
@@ -42,6 +42,17 @@ def test_a_batch_of_a_single_cell_is_normalised_by_the_running_statistics():
     found = block(features)
     assert block.norm.num_batches_tracked == 0
     torch.testing.assert_close(found, block.eval()(features))
+
+
+@pytest.mark.parametrize("name", ["nonlocal", "fkd"])
+def test_norms_are_scaled_to_the_images_of_a_process_of_the_authors(name):
+    pair = home(name)
+    inputs = pair.inputs()
+    two, twice = inputs.terms(pair.made()), inputs.of_images([0, 1, 0, 1])
+    assert inputs.terms(pair.made(images_per_process=None)) == two
+    for images, factor in ((2, 1), (3, math.sqrt(1.5)), (None, math.sqrt(2))):
+        for term, value in twice.terms(pair.made(images_per_process=images)).items():
+            assert value.item() == pytest.approx(factor * two[term].item(), rel=1e-5), (images, term)
 
 
 def test_it_is_the_norm_over_the_batch_and_trains_both_sides():

@@ -39,6 +39,8 @@ def test_every_method_and_option_exists_and_every_weight_is_stated():
             assert method in METHODS, name
             method_options(method).model_validate(options)
             assert {f"{term}_weight" for term in METHODS[method].terms} <= options.keys(), f"{name}: {method}"
+            if "images_per_process" in METHODS[method].Options.model_fields:  # weights belong to it
+                assert "images_per_process" in options, f"{name}: {method}"
 
 
 def test_every_method_with_a_published_detector_recipe_has_one():

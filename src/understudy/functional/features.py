@@ -316,17 +316,19 @@ def mean_attention(student: Tensor, teacher: Tensor, temperature: float, channel
     return cells * channels[:, :, None, None] / 2
 
 
-def batch_distance(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
+def batch_distance(student: Tensor, teacher: Tensor, weight: Tensor | None = None, images: int | None = None) -> Tensor:
     """Compute the 2-norm of the difference of two maps, over the whole batch.
 
     The distance of FKD (Zhang & Ma, ICLR 2021), in the reduction of its authors' code: the square root of the weighted
     squared differences, summed over everything, the batch included. It is no average: repeating the batch twice
-    multiplies it by sqrt(2). If the maps are equal, the gradient is zero.
+    multiplies it by sqrt(2), unless ``images`` is given. If the maps are equal, the gradient is zero.
 
     Args:
-        student: of any shape.
+        student: (N, ...).
         teacher: of the same shape, a constant.
         weight: at least 0, of a shape that broadcasts to theirs, a constant. None: 1 everywhere.
+        images: the number of images that the norm is scaled to: it is divided by sqrt(N / images), so that it does not
+            depend on N if all images have the same squared difference. None: not scaled.
 
     Returns:
         A scalar.
@@ -338,7 +340,7 @@ def batch_distance(student: Tensor, teacher: Tensor, weight: Tensor | None = Non
     difference = student - teacher
     if weight is not None:
         difference = difference * at_least_float32(weight.detach()).sqrt()
-    return torch.linalg.vector_norm(difference)
+    return torch.linalg.vector_norm(difference) * math.sqrt(images / len(student) if images else 1)
 
 
 def negative_margin(mean: Tensor, deviation: Tensor) -> Tensor:

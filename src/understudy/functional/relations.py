@@ -106,17 +106,18 @@ def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return collected.view_as(query)
 
 
-def joint_distance(student: Tensor, teacher: Tensor) -> Tensor:
+def joint_distance(student: Tensor, teacher: Tensor, images: int | None = None) -> Tensor:
     """Compute the 2-norm of the difference of two maps, over the whole batch, with a gradient to both.
 
     The non-local term of FKD (Zhang & Ma, ICLR 2021), in the reduction of its authors' code: the square root of the
     squared differences, summed over everything, the batch included. It is no average: repeating the batch twice
-    multiplies it by sqrt(2). Unlike elsewhere the teacher's side keeps its gradient, since FKD trains a non-local block
-    there. Detach the teacher's features before that block.
+    multiplies it by sqrt(2), unless ``images`` is given. Unlike elsewhere the teacher's side keeps its gradient, since
+    FKD trains a non-local block there. Detach the teacher's features before that block.
 
     Args:
         student: (N, C, H, W).
         teacher: (N, C, H, W).
+        images: as in :func:`.batch_distance`.
 
     Returns:
         A scalar; if the two are equal, its gradient is zero.
@@ -125,4 +126,5 @@ def joint_distance(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: shapes differ.
     """
     same_shape(student, teacher, "relations")
-    return torch.linalg.vector_norm(at_least_float32(student) - at_least_float32(teacher))
+    distance = torch.linalg.vector_norm(at_least_float32(student) - at_least_float32(teacher))
+    return distance * math.sqrt(images / len(student) if images else 1)

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from understudy.functional import batch_distance, mean_attention
@@ -25,7 +25,8 @@ class FKD(Method):
     discarded after training.
 
     .. math::
-        L_\text{feature} = \sum_l \sqrt{\sum_{n, c, h, w} M_l \left(\phi_l(F^S_l) - F^T_l\right)^2}
+        L_\text{feature} = \sum_l \left\| \sqrt{M_l} \left(\phi_l(F^S_l) - F^T_l\right) \right\| \qquad
+        \left\| X \right\| = \sqrt{\frac{I}{N} \sum_{n, \ldots} X_{n \ldots}^2}
 
     .. math::
         M_l = \frac{A^S_l + A^T_l}{2} \cdot \frac{B^S_l + B^T_l}{2} \qquad
@@ -34,25 +35,27 @@ class FKD(Method):
 
     .. math::
         L_\text{channel} = \sum_l \left\| \phi_l\left(\operatorname{mean}_{h, w} F^S_l\right)
-        - \operatorname{mean}_{h, w} F^T_l \right\|_2 \qquad
+        - \operatorname{mean}_{h, w} F^T_l \right\| \qquad
         L_\text{spatial} = \sum_l \left\| \phi_l\left(\operatorname{mean}_c F^S_l\right)
-        - \operatorname{mean}_c F^T_l \right\|_2
+        - \operatorname{mean}_c F^T_l \right\|
 
     .. math::
-        L_\text{relation} = \sum_l \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|_2
+        L_\text{relation} = \sum_l \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|
 
-    The norms run over the whole batch. :math:`M_l` is a constant, and :math:`\tau` the temperature. The factor with
-    :math:`B_l` applies only with ``weigh_channels``. :math:`G_l` are the non-local blocks.
+    The norms run over the whole batch of :math:`N` images, and :math:`I` is ``images_per_process``. :math:`M_l` is a
+    constant, and :math:`\tau` the temperature. The factor with :math:`B_l` applies only with ``weigh_channels``.
+    :math:`G_l` are the non-local blocks.
 
     Evidence:
         paper: Improve Object Detection with Feature-based Knowledge Distillation.
         code: The authors' repository has no code. Formulas, temperatures and weights are from copies of it. The
             teacher's non-local blocks are trained, too, as there.
         ours: If channels differ, the student's attention to channels is that of its adapted features.
-        weight: From copies of the authors' code. The norms are not averages, so the weights depend on the batch size;
-            we assume two images per process.
-        caution: Repeating the batch changes the values. We recommend gradient clipping in long runs
-            (``optimizer.clip_norm=35``).
+            ``images_per_process``: in the code, the norms grow with the root of the images of a process; here they are
+            those of 2 images, however many a process has.
+        weight: From copies of the authors' code. They belong to two images per process (our assumption; the number in
+            mmrazor's configuration).
+        caution: We recommend gradient clipping in long runs (``optimizer.clip_norm=35``).
         related: ``nonlocal`` is the term ``relation`` alone.
     """
 
@@ -79,6 +82,9 @@ class FKD(Method):
         weigh_channels: bool | None = None
         """Whether to weight the feature term by the attention to channels, too. None: yes, except for a two-stage
         student (the authors'). If channels differ, the student's attention is that of its adapted features (ours)."""
+        images_per_process: PositiveInt | None = 2
+        """Number of images that the norms are scaled to: with N images they are divided by the root of N / 2. 2 belongs
+        to the published weights. None: the norms over all images of a process, as in copies of the authors' code."""
 
     options: Options
 
@@ -95,7 +101,7 @@ class FKD(Method):
         }
         self.adapters: Any = nn.ModuleDict({term: nn.ModuleList(layers[term]) for term in layers})
         if "relation" in self.terms:
-            self.relation = NonLocalRelation(student.channels, teacher.channels)
+            self.relation = NonLocalRelation(student.channels, teacher.channels, self.options.images_per_process)
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
@@ -118,8 +124,8 @@ class FKD(Method):
         adapted = adapter(student)
         same = student if student.shape == teacher.shape else adapted
         weight = mean_attention(student, teacher, self.temperature, same if self.weigh_channels else None)
-        return batch_distance(adapted, teacher, weight)
+        return batch_distance(adapted, teacher, weight, self.options.images_per_process)
 
     def _averages(self, over: tuple[int, ...], adapter: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
         own, theirs = (at_least_float32(features).mean(over, keepdim=True) for features in (student, teacher))
-        return batch_distance(adapter(own), theirs)
+        return batch_distance(adapter(own), theirs, images=self.options.images_per_process)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from understudy.boxes import Places, box_code, chosen, positives
@@ -36,8 +36,8 @@ class LD(Method):
         p_{r s} = \operatorname{softmax}(y_{r s} / \tau)
 
     .. math::
-        L_\text{location} = \sum_{r \in R} \max_k \sigma(z^S_{r k}) \, D_r \qquad
-        L_\text{vlr} = \frac{1}{4} \sum_{r \in V} w_r D_r
+        L_\text{location} = \frac{I}{N} \sum_{r \in R} \max_k \sigma(z^S_{r k}) \, D_r \qquad
+        L_\text{vlr} = \frac{I}{4 N} \sum_{r \in V} w_r D_r
 
     .. math::
         L_\text{class} = \sum_l \frac{\tau_c^2}{K |R_l|} \sum_{r \in R_l} \sum_k
@@ -48,21 +48,23 @@ class LD(Method):
         L_\text{feature} = \sum_{l : R_l \ne \emptyset} \frac{1}{C |M_l|} \sum_{(n, h, w) \in M_l} \sum_c
         \left(F^S_l - F^T_l\right)^2
 
-    :math:`y` are the logits of the :math:`B` bins of a side, :math:`z` class logits, :math:`\tau` and :math:`\tau_c`
-    the two temperatures, and :math:`R_l` the anchors of :math:`R` on level :math:`l`. No gradient flows through the
+    :math:`N` is the number of labelled images, and :math:`I` is ``images_per_process``. :math:`y` are the logits of the
+    :math:`B` bins of a side, :math:`z` class logits, :math:`\tau` and :math:`\tau_c` the two temperatures, and
+    :math:`R_l` the anchors of :math:`R` on level :math:`l`. No gradient flows through the
     student's highest score in ``location``. An anchor is in :math:`V` if its distance IoU with an object is below the
     threshold from which on ATSS assigns anchors to it, and at least a quarter of this threshold. :math:`w_r` is its IoU
     with the object, the highest of several.
 
     Evidence:
         paper: Localization Distillation for Dense Object Detection; for GFL.
-        code: Reductions, temperatures and weights are the authors'. ``location`` and ``vlr`` are sums over anchors and
-            images, divided by nothing that grows with them.
-        ours: If several objects claim an anchor of the region, the highest IoU counts.
+        code: Reductions, temperatures and weights are the authors'. There, ``location`` and ``vlr`` are sums over the
+            anchors of all images of a process, 2 in the configuration of a ResNet-50, 3 in those of a ResNet-18. The
+            authors' README warns against more than 3.
+        ours: ``images_per_process``: the two terms are those sums for 2 images, however many a process has. If several
+            objects claim an anchor of the region, the highest IoU counts.
         weight: The 42.1 AP that the authors' README states for a ResNet-50 are of ``location``, ``vlr`` and ``class``.
             Their configuration of that pair also has ``feature``, with the weight 2 (``feature_weight=2``).
-        caution: ``location`` and ``vlr`` grow with the objects and with the batch, so their weights belong to few
-            images per process.
+        caution: ``location`` and ``vlr`` grow with the number of objects per image.
         related: ``fine_grained`` has the region of ``feature``, with an adapter, and another reduction and weight. The
             other regions of the authors' code for this term are not implemented.
     """
@@ -90,6 +92,10 @@ class LD(Method):
         normaliser: Literal["sum", "positives"] = "sum"
         """``"sum"`` as in the authors' code, or divide ``location`` and ``vlr`` by the ``"positives"`` of the batch,
         the anchors assigned to an object (ours), which needs weights about a hundred times as large."""
+        images_per_process: PositiveInt | None = 2
+        """Number of images that the sums ``location`` and ``vlr`` are scaled to: with N labelled images the sum is
+        divided by N / 2. 2 belongs to the authors' weights. None: the sum over all images of a process, as in the
+        authors' code. It has no effect on the other terms, or with ``normaliser=positives``."""
 
     options: Options
 
@@ -114,7 +120,7 @@ class LD(Method):
         found = positives(truth, student)
         own = at_least_float32(found.of(student.class_logits))
         counts = own.new_tensor(found.per_level)  # of each level
-        divisor = averaged_over_processes(counts.sum()) if self.options.normaliser == "positives" else 1
+        divisor = self._divisor(counts, truth)
         terms = {}
         if "location" in self.terms:
             trust = own.detach().amax(-1).sigmoid()
@@ -137,6 +143,13 @@ class LD(Method):
             losses = [2 / own.shape[1] * imitation_loss(own, *others) * used for own, *others, used in levels]
             terms["ld_feature"] = torch.stack(losses).sum()
         return terms
+
+    def _divisor(self, counts: Tensor, truth: Truth) -> Tensor | int:
+        """Return what the sums over anchors are divided by."""
+        if self.options.normaliser == "positives":
+            return averaged_over_processes(counts.sum())
+        images = self.options.images_per_process
+        return averaged_over_processes(truth.labelled.sum()) / images if images else 1
 
     def _sides(self, student: Outputs, teacher: Outputs, places: Places) -> Tensor:
         return side_divergence(places.of(student.box_raw), places.of(teacher.box_raw), self.options.temperature)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from understudy.functional import joint_distance, non_local
@@ -20,13 +21,14 @@ class NonLocal(Method):
     blocks, including the teacher's, are trained, and discarded after training.
 
     .. math::
-        L_\text{relation} = \sum_l \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|_2
+        L_\text{relation} = \sum_l \sqrt{\frac{I}{N}} \left\| \phi_l\left(G^S_l(F^S_l)\right) - G^T_l(F^T_l) \right\|_2
 
     .. math::
         G_l(F)_i = F_i + \operatorname{BN}\left(W_o \frac{1}{Q} \sum_{j = 1}^Q
         \left(W_q F\right)_i^\top \left(W_k F\right)_j \left(W_v F\right)_j\right)
 
-    The norm runs over the whole batch, cells and channels. The :math:`W` are 1x1 convolutions, and :math:`j` runs over
+    The norm runs over cells, channels and the whole batch of :math:`N` images, and :math:`I` is ``images_per_process``.
+    The :math:`W` are 1x1 convolutions, and :math:`j` runs over
     the :math:`Q` cells of max-pooled maps. :math:`\operatorname{BN}` is a batch normalisation, whose weight starts at
     zero.
 
@@ -35,10 +37,10 @@ class NonLocal(Method):
         code: The authors' repository has no code. Formula, block and weights are from copies of it, in which the
             teacher's block is trained, too. Inner channels and pooling are theirs at 256 channels.
         ours: A map smaller than the pooling becomes one cell. A batch of a single cell is normalised by the running
-            statistics.
-        weight: From copies of the authors' code. The norm is not an average, so a weight depends on the batch size; we
-            assume two images per process.
-        caution: Repeating the batch changes the value.
+            statistics. ``images_per_process``: in the code, the norm grows with the root of the images of a process;
+            here it is that of 2 images, however many a process has.
+        weight: From copies of the authors' code. They belong to two images per process (our assumption; the number in
+            mmrazor's configuration).
         related: This is the term ``relation`` of ``fkd`` alone. We assume that it is Dist2's "NonLocal".
     """
 
@@ -54,9 +56,18 @@ class NonLocal(Method):
     checked = "authors' code, from copies, and open-mmlab/mmrazor @90c7af1: read"
     reads = {"relation": ("features",)}
 
+    class Options(Method.Options):
+        """The options of the non-local term."""
+
+        images_per_process: PositiveInt | None = 2
+        """Number of images that the norm is scaled to: with N images it is divided by the root of N / 2. 2 belongs to
+        the published weights. None: the norm over all images of a process, as in copies of the authors' code."""
+
+    options: Options
+
     def __init__(self, student: Spec, teacher: Spec, **options: Any):
         super().__init__(student, teacher, **options)
-        self.relation = NonLocalRelation(student.channels, teacher.channels)
+        self.relation = NonLocalRelation(student.channels, teacher.channels, self.options.images_per_process)
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
@@ -71,10 +82,12 @@ class NonLocalRelation(nn.Module):
     Args:
         student: the student's channels per level.
         teacher: the teacher's channels per level.
+        images: the number of images that the norms are scaled to, see :func:`.joint_distance`.
     """
 
-    def __init__(self, student: Sequence[int], teacher: Sequence[int]):
+    def __init__(self, student: Sequence[int], teacher: Sequence[int], images: int | None = None):
         super().__init__()
+        self.images = images
         levels = list(enumerate(zip(student, teacher, strict=True)))
         self.student = nn.ModuleList(NonLocalBlock(own, level) for level, (own, _) in levels)
         self.teacher = nn.ModuleList(NonLocalBlock(theirs, level) for level, (_, theirs) in levels)
@@ -84,7 +97,7 @@ class NonLocalRelation(nn.Module):
         """Compute the sum over levels of the distances, from features (N, C, H, W); the teacher's are constants."""
         blocks = zip(self.student, self.adapters, self.teacher, strict=True)
         distances = [
-            joint_distance(adapter(block(own)), other(theirs.detach()))
+            joint_distance(adapter(block(own)), other(theirs.detach()), self.images)
             for (block, adapter, other), own, theirs in zip(blocks, student, teacher, strict=True)
         ]
         return torch.stack(distances).sum()
