@@ -3,7 +3,9 @@
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
+import predictions
 import pytest
 import torch
 from references import sigmoid
@@ -12,6 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS
 from tower_detectors import IMAGES, KINDS, tiny, tiny_teacher
 
+from understudy.boxes import decode
 from understudy.detectors import Detector, build_detector, open_detector
 from understudy.errors import UserError
 from understudy.functional import align_scale
@@ -182,6 +185,49 @@ def test_the_teacher_runs_the_convolutions_after_the_crossed_one(kind, convoluti
     levels = len(layers.teacher.spec.strides)
     for name in parts:
         assert runs.count(name) == levels * (1 if "predictor" in name else later)
+
+
+# ---------------------------------------------------------------------------------------------------- the authors' code
+
+
+def as_distances(outputs: Outputs) -> Outputs:
+    """The same record with boxes whose sides lie beyond their points."""
+    return replace(outputs, box_raw=[2 + 5 * level for level in outputs.box_raw])
+
+
+def within_boxes() -> Truth:
+    """An assignment of points that lie inside the boxes, as the centre-ness of mmdet needs."""
+    truth = predictions.truth(num_anchors=1)
+    truth.gt_index[:] = -1
+    truth.gt_index[0, [9, 17, 52]], truth.gt_index[0, [20, 28, 54]], truth.gt_index[1, [10, 11]] = 0, 1, 0
+    return truth
+
+
+@pytest.mark.parametrize(
+    ("family", "code", "classes", "boxes"),
+    [
+        ("gfl", "distributions", 8.3701063752, 0.1272245639),
+        ("retinanet", "deltas", 17.4303740020, 8.8064621691),
+        ("fcos", "distances in strides", 15.4261426493, 15.3350669994),
+    ],
+)
+def test_the_values_of_the_authors_code_for_crossed_predictions(family, code, classes, boxes, monkeypatch):
+    """The values are those of jbwang1997/CrossKD @ 87e156a with weights 1, for predictions in place of crossed ones.
+
+    They are of CrossKDGFL and CrossKDRetinaNet, pred_mimicking_loss_single, and CrossKDFCOS, loss_by_feat.
+    """
+    points = family == "fcos"
+    changes = {"family": family, "num_anchors": 2 if family == "retinanet" else 1, "centerness": points}
+    changes["tower_channels"] = (8,) * 4
+    student, teacher = (predictions.spec(name, code, **changes) for name in ("little", "big"))
+    own, theirs = predictions.waves(student, 0.1), predictions.waves(teacher, 0.9)
+    own, theirs = (as_distances(outputs) if points else outputs for outputs in (own, theirs))
+    truth = within_boxes() if points else predictions.truth(student.num_anchors)
+    monkeypatch.setattr(METHODS["crosskd"], "crossed", lambda *_: own)
+    layers = SimpleNamespace(teacher=SimpleNamespace(decode=lambda outputs: decode(outputs, teacher)))
+    terms = METHODS["crosskd"](student, teacher)(own, theirs, truth, layers)
+    assert terms["crosskd_class"].item() == pytest.approx(classes, rel=1e-6)
+    assert terms["crosskd_box"].item() == pytest.approx(boxes, rel=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------------- properties

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from pairs import BIG, LITTLE, run
+from predictions import spec, truth, waves
 from references import softmax
 
 from understudy.errors import UserError
@@ -34,6 +35,22 @@ def test_it_is_a_divergence_per_channel(on):
             values = mine[n, c].flatten().tolist(), other[n, c].flatten().tolist()
             expected += 4 * divergence(*values, 2.0) / count
     assert terms["cwd_channel"].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("on", "temperature", "value"),
+    [
+        ("features", 1.0, 0.2690149448),
+        ("features", 2.0, 0.2895131377),
+        ("logits", 1.0, 1.4179597235),
+        ("logits", 2.0, 2.0999471684),
+    ],
+)
+def test_the_values_of_another_projects_code(on, temperature, value):
+    """The values are those of open-mmlab/mmrazor @ 90c7af1, ChannelWiseDivergence, summed over levels."""
+    student, teacher = (spec(name, family="retinanet", channels=(6, 6)) for name in ("little", "big"))
+    terms = CWD(student, teacher, on=on, temperature=temperature)(waves(student, 0.1), waves(teacher, 0.9), truth())
+    assert terms["cwd_channel"].item() == pytest.approx(value, rel=1e-6)
 
 
 def test_logits_need_equal_anchors_and_classes():

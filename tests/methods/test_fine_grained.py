@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import predictions
 import pytest
 import torch
 from pairs import BIG, CLASSES, LITTLE, record, truth
-from references import SIDE, boxes, ground, identity, pyramid, strides_reached
+from references import SIDE, boxes, ground, identity, pyramid, strides_reached, waved
 
 from understudy.detectors import build_detector
 from understudy.functional import imitated_cells, imitation_loss, widened_points
@@ -26,6 +27,22 @@ def test_it_is_the_mean_over_levels():
     first = FineGrained(LITTLE, BIG).adapters[0]
     assert 0 < first.weight.std() < 2e-4
     assert not first.bias.any()
+
+
+def test_the_value_of_the_authors_code_on_one_level():
+    """The value is that of twangnh/Distilling-Object-Detectors @ c6583f3, with weight 1.
+
+    The mask is that of its anchor_target_layer.py, the loss that of its trainval_net_sup.py.
+    """
+    student = predictions.spec("little", family="retinanet")
+    teacher = predictions.spec("big", family="retinanet", channels=(6, 6))
+    own, theirs = (
+        replace(outputs, features=outputs.features[:1], anchors=outputs.anchors[:1])
+        for outputs in (predictions.waves(student, 0.1), predictions.waves(teacher, 0.9))
+    )
+    first = [replace(each, channels=each.channels[:1], strides=(8,)) for each in (student, teacher)]
+    terms = waved(FineGrained(*first))(own, theirs, predictions.truth())
+    assert terms["fine_grained_feature"].item() == pytest.approx(33.5050687161, rel=1e-6)
 
 
 @pytest.mark.parametrize("conventions", ["torchvision", "mmdet"])

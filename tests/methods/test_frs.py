@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import predictions
 import pytest
 import torch
 from pairs import (
@@ -20,7 +21,7 @@ from pairs import (
     tiny_teacher,
     truth,
 )
-from references import identity
+from references import identity, waved
 from torchvision.ops import generalized_box_iou
 
 from understudy.boxes import decode
@@ -72,6 +73,15 @@ def test_against_a_slow_loop_over_levels():
             below += weight
         expected += above / below
     assert method(student, teacher, truth(LITTLE))["frs_feature"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_values_of_the_authors_code():
+    """The values are those of duzhixing/FRS @ decd60c, Distilling_FRS_Single.forward_train, with weights 1."""
+    student = predictions.spec("little", family="retinanet")
+    teacher = predictions.spec("big", family="retinanet", channels=(6, 6))
+    records = predictions.waves(student, 0.1), predictions.waves(teacher, 0.9), predictions.truth()
+    terms = {name: term.item() for name, term in waved(FRS(student, teacher))(*records).items()}
+    assert terms == pytest.approx({"frs_feature": 108.9999253778, "frs_class": 7.4381825550}, rel=1e-6)
 
 
 def test_the_mask_ignores_the_ground_truth():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from predictions import CLASSES, SIZES, TARGETS, divergence, pair_of, positives, spec, truth
+from predictions import CLASSES, SIZES, TARGETS, divergence, pair_of, positives, spec, truth, waves
 from references import sigmoid
 from torchvision.ops import box_iou, distance_box_iou
 
@@ -16,11 +16,11 @@ from understudy.methods.loading import build_methods
 from understudy.outputs import Truth, flatten_levels
 
 
-@pytest.mark.parametrize("normaliser", ["sum", "positives"])
-def test_against_a_slow_loop(normaliser):
+@pytest.mark.parametrize(("normaliser", "nearness"), [("sum", "code"), ("sum", "paper"), ("positives", "code")])
+def test_against_a_slow_loop(normaliser, nearness):
     student, teacher, own, theirs = pair_of("distributions")
     ground = truth()
-    method = METHODS["ld"](student, teacher, normaliser=normaliser)
+    method = METHODS["ld"](student, teacher, normaliser=normaliser, nearness=nearness)
     sides = [flatten_levels(outputs.box_raw).unflatten(-1, (4, -1)).tolist() for outputs in (own, theirs)]
     classes = [flatten_levels(outputs.class_logits).tolist() for outputs in (own, theirs)]
     anchors = torch.cat([level.flatten(0, 2) for level in own.anchors])
@@ -36,7 +36,10 @@ def test_against_a_slow_loop(normaliser):
         expected["class"] += 4 * divergence(classes[1][n][r], classes[0][n][r], 2) / CLASSES / (6 if r < 96 else 2)
     in_region = 0
     for n, target in enumerate(TARGETS):
-        overlaps, nearness = box_iou(target["boxes"], anchors), distance_box_iou(target["boxes"], anchors)
+        overlaps, near_all = box_iou(target["boxes"], anchors), distance_box_iou(target["boxes"], anchors)
+        if nearness == "code":
+            shares = [[share_of_anchor(box, anchor) for anchor in anchors.tolist()] for box in target["boxes"].tolist()]
+            near_all = near_all - overlaps + torch.tensor(shares)
         known = (ground.gt_index[n] != -2).nonzero().flatten().tolist()
         thresholds = [
             slow_threshold(box, overlap, anchors, known) for box, overlap in zip(target["boxes"], overlaps, strict=True)
@@ -44,7 +47,7 @@ def test_against_a_slow_loop(normaliser):
         for r in known:
             weights = [
                 overlap[r].item()
-                for overlap, near, limit in zip(overlaps, nearness, thresholds, strict=True)
+                for overlap, near, limit in zip(overlaps, near_all, thresholds, strict=True)
                 if limit / 4 <= near[r] < limit
             ]
             expected["vlr"] += max(weights, default=0) * location(n, r) / 16
@@ -106,6 +109,29 @@ def test_the_feature_term_is_off_by_default_and_needs_equal_channels():
     assert set(weights) == {"ld_location", "ld_vlr", "ld_class"}
     with pytest.raises(UserError, match=r"ld_feature: the student little has the channels \(5, 5\), the teacher big"):
         build_methods({"ld": {"feature_weight": 2}}, student, teacher)
+
+
+def test_the_values_of_the_authors_code():
+    """The values are those of HikariTJU/LD @ 4287990, LDHead.loss_single, with the regions of its assigner and head.
+
+    Its loss reshapes features to 256 channels. Its region is that of nearness=code: BboxOverlaps2D divides by the area
+    of the anchor for a distance IoU.
+    """
+    student, teacher = (spec(name, "distributions", num_anchors=1, channels=(256, 256)) for name in ("little", "big"))
+    method = METHODS["ld"](student, teacher, terms=("location", "vlr", "class", "feature"))
+    terms = method(waves(student, 0.1), waves(teacher, 0.9), truth(num_anchors=1))
+    expected = {
+        "ld_location": 0.1151469919,
+        "ld_vlr": 0.0174643215,
+        "ld_class": 0.1563041919,
+        "ld_feature": 0.6068800856,
+    }
+    assert {term: value.item() for term, value in terms.items()} == pytest.approx(expected, rel=1e-6)
+
+
+def share_of_anchor(box: list[float], anchor: list[float]) -> float:
+    width, height = (max(0.0, min(box[i + 2], anchor[i + 2]) - max(box[i], anchor[i])) for i in (0, 1))
+    return width * height / ((anchor[2] - anchor[0]) * (anchor[3] - anchor[1]))
 
 
 def slow_threshold(box, overlaps, anchors, known) -> float:

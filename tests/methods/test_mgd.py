@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import predictions
 import pytest
 import torch
 from pairs import BIG, LITTLE, OF_FAMILY, record, run, truth
+from predictions import spec, waves
+from references import wave, waved
 
 from understudy.errors import UserError
 from understudy.methods import METHODS
@@ -25,6 +28,18 @@ def test_the_teachers_features_are_generated_from_the_shown_cells():
         generated = second(first(masked).clamp(min=0))
         expected += sum(((generated - other) ** 2).flatten().tolist()) / 2
     assert terms["mgd_feature"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_values_of_the_authors_code(monkeypatch):
+    """The value is that of yzd-v/MGD @ 2c9da0b, FeatureLoss, with weight 1, summed over levels.
+
+    It hides cells above 1 - 0.65; so its random numbers were one minus these.
+    """
+    student, teacher = spec("little", family="retinanet"), spec("big", family="retinanet", channels=(6, 6))
+    method = waved(METHODS["mgd"](student, teacher))
+    monkeypatch.setattr("torch.rand", lambda *shape, **_: wave(shape, 1.1, 0.2, 0.5) + 0.5)
+    terms = method(waves(student, 0.1), waves(teacher, 0.9), predictions.truth())
+    assert terms["mgd_feature"].item() == pytest.approx(31195.1260659394, rel=1e-6)
 
 
 def test_the_hidden_share_depends_on_the_family_and_levels_can_be_fewer():

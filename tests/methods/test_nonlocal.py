@@ -2,11 +2,15 @@
 
 import math
 
+import predictions
 import pytest
 import torch
 from pairs import home, run
+from predictions import spec, waves
+from references import waved
 from torch import nn
 
+from understudy.methods import METHODS
 from understudy.methods.nonlocal_ import NonLocalBlock
 
 
@@ -53,6 +57,19 @@ def test_norms_are_scaled_to_the_images_of_a_process_of_the_authors(name):
     for images, factor in ((2, 1), (3, math.sqrt(1.5)), (None, math.sqrt(2))):
         for term, value in twice.terms(pair.made(images_per_process=images)).items():
             assert value.item() == pytest.approx(factor * two[term].item(), rel=1e-5), (images, term)
+
+
+def test_the_value_of_another_projects_code():
+    """The value is that of open-mmlab/mmrazor @ 90c7af1, FBKDLoss, with the NonLocal2d of open-mmlab/mmcv @ a8073c74b.
+
+    That block pools by 2. (mmrazor's own subclass pools by 2 and once more.)
+    """
+    student, teacher = (spec(name, family="retinanet", channels=(8, 8)) for name in ("little", "big"))
+    method = waved(METHODS["nonlocal"](student, teacher))
+    for block in (*method.relation.student, *method.relation.teacher):
+        block.pooling = 2
+    terms = method(waves(student, 0.1), waves(teacher, 0.9), predictions.truth())
+    assert terms["nonlocal_relation"].item() == pytest.approx(119.8989036657, rel=1e-6)
 
 
 def test_it_is_the_norm_over_the_batch_and_trains_both_sides():

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from predictions import CLASSES, pair_of, record, truth
+from predictions import CLASSES, pair_of, record, spec, truth, waves
 from references import sigmoid
 
 from understudy.errors import UserError
@@ -34,6 +34,20 @@ def test_against_a_slow_loop(score, power, normaliser):
     method = METHODS["pfi"](student, teacher, **options)
     assert method(own, theirs, truth())["pfi_feature"].item() == pytest.approx(expected, rel=1e-4)
     assert not list(method.parameters())
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "images", "value"), [("mean", [0, 1], 0.8215166506), ("norm", [0], 0.1803188413)]
+)
+def test_the_values_of_a_draft_implementation(normaliser, images, value):
+    """There is no authors' code. The values are those of open-mmlab/mmrazor, PredictionGuidedFeatureImitation.
+
+    The mean is that of commit 4a47267d, the norm, which it takes image by image, that of d5c36191.
+    """
+    student, teacher = (spec(name, family="retinanet") for name in ("little", "big"))
+    own, theirs = (waves(each, start).of_images(images) for each, start in ((student, 0.1), (teacher, 0.9)))
+    terms = METHODS["pfi"](student, teacher, normaliser=normaliser)(own, theirs, truth())
+    assert terms["pfi_feature"].item() == pytest.approx(value, rel=1e-6)
 
 
 def test_detached_predictions_and_adapters():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pairs import BIG, LITTLE, run
+from predictions import spec, truth, waves
 
 from understudy.errors import UserError
 from understudy.functional import correlation_loss
@@ -23,6 +24,13 @@ def test_it_is_one_minus_the_correlation_of_every_channel():
     assert terms["pkd_feature"].item() == pytest.approx(expected, rel=1e-4)
     first = run("pkd", student=BIG, levels=1)[3]["pkd_feature"]
     torch.testing.assert_close(first, correlation_loss(own.features[0], theirs.features[0]))
+
+
+def test_the_value_of_another_projects_code():
+    """The value is that of open-mmlab/mmrazor @ 90c7af1, PKDLoss, by the authors of PKD."""
+    student, teacher = (spec(name, family="retinanet", channels=(6, 6)) for name in ("little", "big"))
+    terms = PKD(student, teacher)(waves(student, 0.1), waves(teacher, 0.9), truth())
+    assert terms["pkd_feature"].item() == pytest.approx(0.5921532117, rel=1e-6)
 
 
 def test_it_needs_equal_channels_of_the_levels_it_compares():

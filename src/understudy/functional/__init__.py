@@ -7,6 +7,7 @@ the paper and equation it implements. The letters in shapes are those of :mod:`u
 from understudy.functional.crossing import align_scale, total_centerness, true_centerness
 from understudy.functional.detections import soft_detection_loss
 from understudy.functional.distributions import (
+    Nearness,
     atss_thresholds,
     side_divergence,
     softened_divergence,
@@ -89,6 +90,7 @@ from understudy.networks.processes import averaged_over_processes
 __all__ = [
     "SMALLEST_DEVIATION",
     "SMALLEST_MASS",
+    "Nearness",
     "Normaliser",
     "Region",
     "Standardise",

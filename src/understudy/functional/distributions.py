@@ -1,13 +1,17 @@
 """Losses between distributions: softened class scores, and box sides as distributions (Hinton, LD)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, distance_box_iou
+from torchvision.ops import box_area, box_iou, distance_box_iou
 
 from understudy.functional.precision import above_zero, comparable
 from understudy.networks.geometry import centres
+
+Nearness = Literal["code", "paper"]
+"""What the region of LD is bounded by: as in its authors' code, or as in the paper."""
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -98,26 +102,31 @@ def valuable_region(
     boxes: Tensor,
     image: Tensor,
     counted: Tensor,
+    nearness: Nearness = "code",
 ) -> Tensor:
     """Weight the anchors around the objects that are not assigned to them, but useful for their sides.
 
-    LD (Zheng et al., CVPR 2022), the valuable localisation region: anchors whose distance IoU with an object is below
-    its threshold by :func:`atss_thresholds`, and at least a quarter of it. An anchor's weight is its IoU, as in the
-    authors' code. If several objects claim an anchor, the highest IoU counts (our choice).
+    LD (Zheng et al., CVPR 2022), the valuable localisation region: anchors whose nearness to an object is below its
+    threshold by :func:`atss_thresholds`, and at least a quarter of it. An anchor's weight is its IoU, the highest of
+    several objects that claim it, as in the authors' code.
 
     Args:
         anchors: per level (R_l, 4), xyxy; the same for all images.
         boxes: (M, 4), xyxy, the objects of all images.
         image: (M,) int64, the image of each object.
         counted: (N, R) bool; ignored anchors are False and get no weight.
+        nearness: ``"paper"``, the distance IoU; or ``"code"``, the same with the intersection divided by the area of
+            the anchor, not of the union.
 
     Returns:
         (N, R), 0..1; 0 outside the region.
     """
     flat, own = torch.cat(list(anchors)), counted[image]
     threshold = atss_thresholds(anchors, boxes, own)[:, None]
-    nearness = distance_box_iou(boxes, flat)
-    region = (nearness >= threshold / 4) & (nearness < threshold) & own
-    weights = box_iou(boxes, flat) * region
+    overlaps, near = box_iou(boxes, flat), distance_box_iou(boxes, flat)
+    if nearness == "code":  # the intersection is IoU / (1 + IoU) of the sum of both areas
+        near = near - overlaps + overlaps / (1 + overlaps) * (1 + box_area(boxes)[:, None] / box_area(flat))
+    region = (near >= threshold / 4) & (near < threshold) & own
+    weights = overlaps * region
     nothing = torch.zeros(counted.shape, device=flat.device, dtype=weights.dtype)
     return nothing.scatter_reduce(0, image[:, None].expand_as(weights), weights, "amax")

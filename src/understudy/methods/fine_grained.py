@@ -48,8 +48,8 @@ class FineGrained(Method):
     ramp_steps = 400
     source = "Wang et al., CVPR 2019; weight and start from the authors' code, our choice for other detectors"
     checked = (
-        "authors' code, twangnh/Distilling-Object-Detectors @c6583f3: read; pyramid levels: ggjy/DeFeat.pytorch "
-        "@c46a793"
+        "authors' code, twangnh/Distilling-Object-Detectors @c6583f3: run on one level, value to 1e-10; pyramid "
+        "levels: ggjy/DeFeat.pytorch @c46a793, read"
     )
     reads = {"feature": ("features", "student_anchors", "objects")}
 

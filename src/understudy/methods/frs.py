@@ -80,7 +80,8 @@ class FRS(Method):
     ramp_steps = 500
     source = "Du et al., NeurIPS 2021, Eq. 4-8; weights and ramp from the authors' configurations"
     checked = (
-        "authors' code, duzhixing/FRS @decd60c: read; box, centre-ness and regions: duzhixing/mmdetection @839517c"
+        "authors' code, duzhixing/FRS @decd60c: feature and class run on the same tensors, values to 1e-10; box, "
+        "centre-ness and regions: duzhixing/mmdetection @839517c, read"
     )
     reads = {
         "feature": ("features", "teacher_scores"),

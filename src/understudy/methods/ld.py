@@ -9,6 +9,7 @@ from torch import Tensor
 
 from understudy.boxes import Places, box_code, chosen, positives
 from understudy.functional import (
+    Nearness,
     imitated_cells,
     imitation_loss,
     side_divergence,
@@ -51,7 +52,7 @@ class LD(Method):
     :math:`N` is the number of labelled images, and :math:`I` is ``images_per_process``. :math:`y` are the logits of the
     :math:`B` bins of a side, :math:`z` class logits, :math:`\tau` and :math:`\tau_c` the two temperatures, and
     :math:`R_l` the anchors of :math:`R` on level :math:`l`. No gradient flows through the
-    student's highest score in ``location``. An anchor is in :math:`V` if its distance IoU with an object is below the
+    student's highest score in ``location``. An anchor is in :math:`V` if its ``nearness`` to an object is below the
     threshold from which on ATSS assigns anchors to it, and at least a quarter of this threshold. :math:`w_r` is its IoU
     with the object, the highest of several.
 
@@ -59,9 +60,10 @@ class LD(Method):
         paper: Localization Distillation for Dense Object Detection; for GFL.
         code: Reductions, temperatures and weights are the authors'. There, ``location`` and ``vlr`` are sums over the
             anchors of all images of a process, 2 in the configuration of a ResNet-50, 3 in those of a ResNet-18. The
-            authors' README warns against more than 3.
-        ours: ``images_per_process``: the two terms are those sums for 2 images, however many a process has. If several
-            objects claim an anchor of the region, the highest IoU counts.
+            authors' README warns against more than 3. The paper bounds the region by the distance IoU; in the
+            authors' code, and here by default, the intersection in it is divided by the area of the anchor instead of
+            the union (``nearness``).
+        ours: ``images_per_process``: the two terms are those sums for 2 images, however many a process has.
         weight: The 42.1 AP that the authors' README states for a ResNet-50 are of ``location``, ``vlr`` and ``class``.
             Their configuration of that pair also has ``feature``, with the weight 2 (``feature_weight=2``).
         caution: ``location`` and ``vlr`` grow with the number of objects per image.
@@ -74,7 +76,7 @@ class LD(Method):
     optional_terms = ("feature",)
     weights = {"gfl": {"location": 0.25, "vlr": 0.25, "class": 10.0}}
     source = "Zheng et al., CVPR 2022; reductions, temperatures and weights from the authors' code"
-    checked = "authors' code, HikariTJU/LD @4287990: location, class and feature run on the same tensors, vlr read"
+    checked = "authors' code, HikariTJU/LD @4287990: run on the same tensors, values to 1e-8"
     reads = {
         "location": ("class_logits", "boxes", "assignment"),
         "vlr": ("boxes", "student_anchors", "assignment"),
@@ -96,6 +98,9 @@ class LD(Method):
         """Number of images that the sums ``location`` and ``vlr`` are scaled to: with N labelled images the sum is
         divided by N / 2. 2 belongs to the authors' weights. None: the sum over all images of a process, as in the
         authors' code. It has no effect on the other terms, or with ``normaliser=positives``."""
+        nearness: Nearness = "code"
+        """What bounds the region of ``vlr``: as in the authors' ``"code"``, to which their weights and results belong,
+        or the distance IoU of the ``"paper"``, with which the region lies closer to the objects."""
 
     options: Options
 
@@ -127,7 +132,9 @@ class LD(Method):
             terms["ld_location"] = (trust * self._sides(student, teacher, found)).sum() / divisor
         if "vlr" in self.terms:
             boxes = torch.cat([target["boxes"] for target in truth.targets])
-            weight = valuable_region(flat_anchors(student), boxes, found.image, truth.gt_index > -2)
+            weight = valuable_region(
+                flat_anchors(student), boxes, found.image, truth.gt_index > -2, self.options.nearness
+            )
             region = chosen(weight > 0, student)
             sides = self._sides(student, teacher, region)
             terms["ld_vlr"] = (region.of_flat(weight, student) * sides).sum() / 4 / divisor

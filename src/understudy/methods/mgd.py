@@ -45,7 +45,7 @@ class MGD(Method):
         "faster_rcnn": {"feature": 5e-7},
     }
     source = "Yang et al., ECCV 2022; weights from the authors' configurations of one-stage and two-stage detectors"
-    checked = "authors' code, yzd-v/MGD @2c9da0b: read"
+    checked = "authors' code, yzd-v/MGD @2c9da0b: run on the same tensors, values to 1e-10"
     reads = {"feature": ("features",)}
 
     class Options(Method.Options):
