@@ -50,7 +50,7 @@ def test_bars_stand_in_groups_with_their_values_and_none_where_there_is_no_numbe
     first, second = axes.patches[0], axes.patches[2]
     assert first.get_x() + first.get_width() <= second.get_x()
     assert axes.get_ylim()[0] < -0.25
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "distilled"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain", "distilled", "reference"]
 
 
 def test_a_group_of_bars_is_centred_at_its_name():
@@ -65,7 +65,7 @@ def test_a_group_of_bars_is_centred_at_its_name():
 def test_bars_without_negative_values_begin_at_zero():
     figure = charts.bar_chart(["a"], {"AP": [30.0]}, {"AP": "#e0651a"}, x_label="", y_label="", line=("plain", 20.0))
     assert figure.axes[0].get_ylim()[0] == 0
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["plain"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain"]
 
 
 def test_clouds_have_a_panel_for_each_title_and_logarithmic_axes():

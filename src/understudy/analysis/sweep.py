@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from understudy.config import DistillConfig, TrainConfig, flat, load_config
+from understudy.config import DistillConfig, TrainConfig, flat, load_config, open_keys
 from understudy.errors import UserError
 from understudy.reading import read_yaml
 from understudy.text import shown
@@ -13,7 +13,7 @@ from understudy.training.resuming import own_methods
 from understudy.training.run import distill, resume, train
 
 MAY_DIFFER = ("run", "data.workers", "accelerator", "strategy", "log_every")
-"""Keys of which a finished run may have other values than those that are asked for now."""
+"""Keys of which a finished run may have other values than those that are asked for now, beside keys left open now."""
 
 
 def run_all(configs: Mapping[str, TrainConfig], say: Callable[[str], None]) -> list[Path]:
@@ -79,9 +79,10 @@ def _other_run(config: TrainConfig) -> list[str]:
         return []
     wanted = flat(resolve_config(config).model_dump(mode="json"))
     found = flat(read_yaml(folder.config, "config file"))
+    may_differ = {*MAY_DIFFER, *open_keys(config)}
     # The config of a run holds all options of its methods, of which a new config states some.
     return [
         f"{config.run}: {key} is {shown(found.get(key))}, not {shown(value)}"
         for key, value in wanted.items()
-        if key not in MAY_DIFFER and found.get(key) != value
+        if key not in may_differ and found.get(key) != value
     ]

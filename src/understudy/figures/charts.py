@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from understudy.figures.style import INK, MUTED, Style, dress, label, legend, legend_above, legend_of_styles
+from understudy.figures.style import INK, MUTED, Style, dress, label, legend_above, legend_of_styles
 
 Array = NDArray[np.floating]
 
@@ -152,8 +152,7 @@ def bar_chart(
         bars = axes.bar(places, np.nan_to_num(heights), 0.92 * width, color=colours[name])
         labels = [f"{height:{form}}" if np.isfinite(height) else "" for height in heights]
         axes.bar_label(bars, labels, fontsize=7, color=INK, padding=2)
-    if line:
-        axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=label(line[0]))
+    lines = [axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=label(line[0]))] if line else []
     dress(axes, x_label=x_label, y_label=y_label)
     low = min((float(value) for values in series.values() for value in values if np.isfinite(value)), default=0.0)
     if low < 0:
@@ -161,11 +160,7 @@ def bar_chart(
         axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.margins(y=0.12)
     axes.set_xticks(range(len(groups)), [label(group) for group in groups])
-    named = {name: colours[name] for name in series if len(series) > 1}
-    if named:
-        legend_above(figure, named)
-    elif line:
-        legend(axes)
+    legend_above(figure, {name: colours[name] for name in series if len(series) > 1}, lines)
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from understudy.figures.style import INK, MUTED, Style, any_letters, dress, label, legend, legend_of_styles
+from understudy.figures.style import INK, MUTED, Style, any_letters, dress, label, legend_of_styles
 
 _DISTANCES = (9, 16, 26, 38, 52, 68)
 """Of a name from its point, in typographic points; from the second on a line connects them."""
@@ -64,17 +64,14 @@ def point_chart(
         axes.scatter([point.x], [point.y], color=style.colour, marker=style.marker, s=46, zorder=3)
         if math.isfinite(point.low):
             axes.hlines(point.y, point.low, point.high, color=style.colour, linewidth=1.6, alpha=0.6)
-    if line:
-        axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=label(line[0]))
+    lines = [axes.axhline(line[1], color=INK, linestyle="--", linewidth=1, label=label(line[0]))] if line else []
     dress(axes, x_label=x_label, y_label=y_label, integers=False)
     axes.set_ylim(auto=True)
     axes.margins(0.18)
     axes.autoscale_view()
     if from_zero:
         axes.set_xlim(left=0)
-    legend(axes)
-    if len(styles) > 1:
-        legend_of_styles(figure, styles)
+    legend_of_styles(figure, styles if len(styles) > 1 else {}, lines)
     with any_letters():
         _name(figure, axes, points)
     return figure

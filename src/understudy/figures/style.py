@@ -88,21 +88,13 @@ def dress(axes: Axes, *, x_label: str, y_label: str, top: float | None = None, i
     axes.spines[["left", "bottom"]].set_color(MUTED)
 
 
-def legend(axes: Axes) -> None:
-    """Add a legend of the named artists, if there are any."""
-    if axes.get_legend_handles_labels()[0]:
-        for text in axes.legend(frameon=False, fontsize=9, loc="best").get_texts():
-            text.set_color(INK)
+def legend_above(figure: Figure, colours: Mapping[str, str], more: Sequence[Artist] = ()) -> None:
+    """Add a legend of names and colours, and of more artists by their labels, above all axes of a figure."""
+    legend_of(figure, [*(Patch(facecolor=colour, label=label(name)) for name, colour in colours.items()), *more])
 
 
-def legend_above(figure: Figure, colours: Mapping[str, str]) -> None:
-    """Add a legend of names and colours above all axes of a figure."""
-    handles = [Patch(facecolor=colour, label=label(name)) for name, colour in colours.items()]
-    legend_of(figure, handles)
-
-
-def legend_of_styles(figure: Figure, shown: Mapping[str, Style]) -> None:
-    """Add a legend of names, lines and markers above all axes of a figure."""
+def legend_of_styles(figure: Figure, shown: Mapping[str, Style], more: Sequence[Artist] = ()) -> None:
+    """Add a legend of names, lines and markers, and of more artists by their labels, above all axes of a figure."""
     legend_of(
         figure,
         [
@@ -116,12 +108,15 @@ def legend_of_styles(figure: Figure, shown: Mapping[str, Style]) -> None:
                 label=label(name),
             )
             for name, style in shown.items()
-        ],
+        ]
+        + list(more),
     )
 
 
 def legend_of(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Add a legend above all axes of a figure, in as many lines as its names need."""
+    """Add a legend above all axes of a figure, in as many lines as its names need; none if it has no entry."""
+    if not handles:
+        return
     widest = max((len(str(handle.get_label())) for handle in handles), default=0)
     columns = max(1, min(len(handles), int(figure.get_figwidth() * 12 / (widest + 6))))
     figure.set_figheight(figure.get_figheight() + 0.2 * ((len(handles) - 1) // columns))  # not at the cost of the axes
