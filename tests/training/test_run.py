@@ -239,6 +239,7 @@ def test_two_processes_give_the_gradients_of_one(tiny, confident, unlabelled, tm
         "data.unlabelled": unlabelled,
         "data.unlabelled_batch": 1,
         "detector.name": "retinanet_mobilenet_v2",
+        "detector.head_norm": None,
         "detector.norm": "frozen",
         "optimizer.name": "sgd",
         "optimizer.lr": 0.01,
