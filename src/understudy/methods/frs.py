@@ -80,8 +80,7 @@ class FRS(Method):
     ramp_steps = 500
     source = "Du et al., NeurIPS 2021, Eq. 4-8; weights and ramp from the authors' configurations"
     checked = (
-        "authors' code, duzhixing/FRS @decd60c: feature and class run on the same tensors, values to 1e-10; box, "
-        "centre-ness and regions: duzhixing/mmdetection @839517c, read"
+        "authors' code, duzhixing/FRS @decd60c: run, values to 1e-10; options: duzhixing/mmdetection @839517c, read"
     )
     reads = {
         "feature": ("features", "teacher_scores"),

@@ -95,9 +95,8 @@ class LD(Method):
         """``"sum"`` as in the authors' code, or divide ``location`` and ``vlr`` by the ``"positives"`` of the batch,
         the anchors assigned to an object (ours), which needs weights about a hundred times as large."""
         images_per_process: PositiveInt | None = 2
-        """Number of images that the sums ``location`` and ``vlr`` are scaled to: with N labelled images the sum is
-        divided by N / 2. 2 belongs to the authors' weights. None: the sum over all images of a process, as in the
-        authors' code. It has no effect on the other terms, or with ``normaliser=positives``."""
+        """Number of images that the ``"sum"`` of ``location`` and ``vlr`` is scaled to: with N labelled ones it is
+        divided by N / 2. 2 belongs to the authors' weights. None: the sum over a process' images, as in their code."""
         nearness: Nearness = "code"
         """What bounds the region of ``vlr``: as in the authors' ``"code"``, to which their weights and results belong,
         or the distance IoU of the ``"paper"``, with which the region lies closer to the objects."""
@@ -125,16 +124,18 @@ class LD(Method):
         found = positives(truth, student)
         own = at_least_float32(found.of(student.class_logits))
         counts = own.new_tensor(found.per_level)  # of each level
-        divisor = self._divisor(counts, truth)
+        images, divisor = self.options.images_per_process, counts.new_ones(())
+        if self.options.normaliser == "positives":
+            divisor = averaged_over_processes(counts.sum())
+        elif images:
+            divisor = averaged_over_processes(truth.labelled.sum()) / images
         terms = {}
         if "location" in self.terms:
             trust = own.detach().amax(-1).sigmoid()
             terms["ld_location"] = (trust * self._sides(student, teacher, found)).sum() / divisor
         if "vlr" in self.terms:
-            boxes = torch.cat([target["boxes"] for target in truth.targets])
-            weight = valuable_region(
-                flat_anchors(student), boxes, found.image, truth.gt_index > -2, self.options.nearness
-            )
+            boxes, counted = torch.cat([target["boxes"] for target in truth.targets]), truth.gt_index > -2
+            weight = valuable_region(flat_anchors(student), boxes, found.image, counted, self.options.nearness)
             region = chosen(weight > 0, student)
             sides = self._sides(student, teacher, region)
             terms["ld_vlr"] = (region.of_flat(weight, student) * sides).sum() / 4 / divisor
@@ -150,13 +151,6 @@ class LD(Method):
             losses = [2 / own.shape[1] * imitation_loss(own, *others) * used for own, *others, used in levels]
             terms["ld_feature"] = torch.stack(losses).sum()
         return terms
-
-    def _divisor(self, counts: Tensor, truth: Truth) -> Tensor | int:
-        """Return what the sums over anchors are divided by."""
-        if self.options.normaliser == "positives":
-            return averaged_over_processes(counts.sum())
-        images = self.options.images_per_process
-        return averaged_over_processes(truth.labelled.sum()) / images if images else 1
 
     def _sides(self, student: Outputs, teacher: Outputs, places: Places) -> Tensor:
         return side_divergence(places.of(student.box_raw), places.of(teacher.box_raw), self.options.temperature)

@@ -53,10 +53,7 @@ class NonLocal(Method):
         "faster_rcnn": {"relation": 7e-5},
     }
     source = "Zhang & Ma, ICLR 2021, one term; weights from copies of the authors' code"
-    checked = (
-        "authors' code, from copies: read; open-mmlab/mmrazor @90c7af1 with the block of open-mmlab/mmcv @a8073c74b: "
-        "run with pooling by 2, value to 1e-10"
-    )
+    checked = "authors' code, from copies: read; open-mmlab/mmrazor @90c7af1: run with pooling by 2, value to 1e-10"
     reads = {"relation": ("features",)}
 
     class Options(Method.Options):
