@@ -101,7 +101,8 @@ def measured(options: argparse.Namespace, seed: int, name: str) -> dict[str, Any
         config["evaluate_every"] = options.epochs
         config["accelerator"] = "gpu" if options.device == "cuda" else "cpu"
         if METHODS[name]:
-            distill(load_config(DistillConfig, config | {"teacher": teacher, "methods": METHODS[name]}))
+            taught = {"teacher": teacher, "methods": METHODS[name], "balance": "off", "teacher_cache": "off"}
+            distill(load_config(DistillConfig, config | taught))
         else:
             train(load_config(TrainConfig, config))
     if not swap.exists():

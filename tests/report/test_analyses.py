@@ -25,6 +25,7 @@ def test_a_teacher_and_a_student_have_all_analyses(views, scenes):
         "Feature and prediction differences to the teacher",
         "Entropy of the teacher's features",
         "Feature richness per level",
+        "The teacher on the student's feature maps",
     ]
     assert all(chart.caption for section in found for chart in section.charts)
     assert len(found[0].pictures) == 1
@@ -34,7 +35,10 @@ def test_a_teacher_and_a_student_have_all_analyses(views, scenes):
     assert len(found[2].charts) == 2
     assert "in the cells of 2 images" in found[4].charts[0].caption
     assert len(found[4].charts) == 2
-    assert len(found[-1].pictures) > 0
+    assert len(found[-2].pictures) > 0
+    (swap,) = found[-1].charts
+    assert swap.caption.startswith("frs, its last weights, on 4 validation images. AP of the student")
+    assert [each.get_text() for each in swap.figure.axes[0].get_xticklabels()] == ["student", "teacher", "N2N", "B2B"]
 
 
 def test_without_images_to_measure_on_the_imitation_is_left_out_with_the_reason(views, scenes):
@@ -52,6 +56,7 @@ def test_an_analysis_that_the_pair_does_not_permit_is_left_out_with_the_reason(v
     other = RunView("other", "other", "teacher", confident("retinanet_resnet18"), result={})
     found = {section.title: section for section in view_analyses([other, views[1]], open_data(scenes, "val"), shown=1)}
     assert "Ranks of the anchors of each object" not in found
+    assert "The teacher on the student's feature maps" in found  # needs the same backbone, not the same anchors
     assert any("cannot compare these with other" in note for note in found["Analyses that are missing"].notes)
 
 

@@ -6,34 +6,28 @@ head detects nothing on the student's maps.
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Group
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from understudy import figures
+from understudy.analysis.models import Model, walk
 from understudy.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
 from understudy.checkpoints.native import check_finite
-from understudy.data import Limits
-from understudy.detectors import Detector
+from understudy.data import Batch, DetectionData, Limits, Records
+from understudy.detectors.base import evaluating
 from understudy.errors import UserError
-from understudy.evaluation import (
-    Backend,
-    aliases_of,
-    choose_device,
-    detect_all,
-    loader_at_evaluation_size,
-    match_classes,
-    on_device,
-    open_split,
-    score,
-    with_progress,
-)
+from understudy.evaluation import Backend, aliases_of, match_classes, open_split, score
+from understudy.evaluation.arrays import Detections
+from understudy.evaluation.detections import detections_of_batch
+from understudy.evaluation.runtimes import Found
 from understudy.figures import Captioned
 from understudy.methods import METHODS, Method
 from understudy.methods.dist2 import Dist2
@@ -160,54 +154,119 @@ def swap_test(
         UserError: a checkpoint or the data set cannot be read, the two detectors have no class or level in common, the
             transforms were trained for another teacher, or no strategy is possible.
     """
-    device = choose_device(device)
-    theirs, own = load_checkpoint(teacher), load_checkpoint(_last(Path(student)))
-    pairing = pair(own.detector.spec, theirs.detector.spec, own.classes, theirs.classes, aliases_of(own))
-    method = _trained_method(own, pairing)
-    ways = {name: ways for name in ALL2ALL if any(ways := (_straight(name, pairing), _transformed(name, method)))}
-    if not ways:
-        raise UserError(_nothing_fits(own, theirs, pairing))
-    opened = open_split(own, data, split, limits)
-    loader = loader_at_evaluation_size(opened, own.config, batch_size=batch_size, workers=workers)
+    models = Model("teacher", load_checkpoint(teacher)), Model("student", load_checkpoint(last_weights(student)))
+    opened = open_split(models[1].checkpoint, data, split, limits)
+    swaps = Swaps(*models, opened)
+    if not swaps.ways:
+        raise UserError(swaps.nothing_fits())
+    walk(models, opened, [swaps], like=swaps.student, device=device, batch_size=batch_size, workers=workers)
+    return swaps.result(backend)
 
-    def measured(detector: Any, classes: Sequence[str], what: str) -> float:
-        found = detect_all(
-            on_device(detector, device),
-            with_progress(loader, what),
-            device,
-            match_classes(classes, opened, aliases_of(own)),
+
+class Swaps:
+    """Collects the detections of a student, of its teacher, and of the teacher on the student's maps, batch by batch.
+
+    Both get images of the student's size.
+
+    Args:
+        teacher: the teacher.
+        student: the student; from a run folder the last checkpoint (:func:`last_weights`).
+        data: the images, with their ground truth.
+
+    Attributes:
+        ways: of each possible strategy, the maps as they are and after its transform; either can be None.
+
+    Raises:
+        UserError: the two detectors have no class or level in common, or the transforms were trained for another
+            teacher.
+    """
+
+    def __init__(self, teacher: Model, student: Model, data: DetectionData):
+        self.teacher, self.student, self.data = teacher, student, data
+        own, theirs = student.checkpoint, teacher.checkpoint
+        self.pairing = pair(own.detector.spec, theirs.detector.spec, own.classes, theirs.classes, aliases_of(own))
+        self.method = _trained_method(own, self.pairing)
+        both = {name: (_straight(name, self.pairing), _transformed(name, self.method)) for name in ALL2ALL}
+        self.ways = {name: maps for name, maps in both.items() if any(maps)}
+        self.own_ids, self.teacher_ids = (
+            match_classes(classes, data, aliases_of(own)) for classes in (own.classes, theirs.classes)
         )
-        return score(opened, found, backend).coco["AP"]
+        self.walked: set[int] = set()
+        self.found: dict[tuple[str, str], list[Detections]] = defaultdict(list)
 
-    def swapped(name: str, maps: Maps | None) -> float | None:
-        detector = maps and _Swapped(own.detector, theirs.detector, pairing, name, maps, method)
-        return measured(detector, theirs.classes, name) if detector else None
+    def add(self, batch: Batch, outputs: Mapping[str, Outputs]) -> None:
+        """Take a batch."""
+        own, theirs = outputs[self.student.name], outputs[self.teacher.name]
+        student, teacher = self.student.detector, self.teacher.detector
+        self.walked |= set(batch.image_ids)
+        self._keep(("student", ""), student.detect(own, batch.image_sizes), batch, self.own_ids)
+        self._keep(("teacher", ""), teacher.detect(theirs, batch.image_sizes), batch, self.teacher_ids)
+        if self.method:
+            self.method.to(batch.images.device)
+        records = self.pairing.student_record(own), self.pairing.teacher_record(theirs)
+        with evaluating(teacher):
+            for name, both in self.ways.items():
+                for way, maps in zip((STRAIGHT, TRANSFORMED), both, strict=True):
+                    if maps:
+                        mixed = through_teacher(name[-1], maps(*records), teacher, theirs)
+                        self._keep((name, way), teacher.detect(mixed, batch.image_sizes), batch, self.teacher_ids)
 
-    return SwapTest(
-        teacher=measured(theirs.detector, theirs.classes, "the teacher"),
-        student=measured(own.detector, own.classes, "the student"),
-        swaps=tuple(Swap(name, *(swapped(name, maps) for maps in both)) for name, both in ways.items()),
-        notes=tuple(_notes(own, theirs, pairing, list(ways), method)),
-    )
+    def result(self, backend: Backend = "auto") -> SwapTest:
+        """Score the detections of the batches so far.
+
+        Args:
+            backend: see :func:`understudy.evaluation.score`.
+        """
+        seen = [record for record in self.data.records if record.image_id in self.walked]
+        data = replace(self.data, records=Records.of(seen))
+
+        def ap(name: str, way: str = "") -> float | None:
+            found = self.found.get((name, way))
+            return None if found is None else score(data, Detections.joined(found), backend).coco["AP"]
+
+        teacher, student = ap("teacher"), ap("student")
+        assert teacher is not None, "no batch was added"
+        assert student is not None, "no batch was added"
+        swaps = tuple(Swap(name, ap(name, STRAIGHT), ap(name, TRANSFORMED)) for name in self.ways)
+        return SwapTest(teacher, student, swaps, tuple(self._notes()))
+
+    def nothing_fits(self) -> str:
+        """Return why there is no way to swap, and what to do."""
+        own, theirs = self.pairing.student, self.pairing.teacher
+        return (
+            f"No feature map of the student {own.name} fits the teacher {theirs.name}. Channels of the student: "
+            f"{own.channels} at the neck, {own.stage_channels} at the backbone; of the teacher: {theirs.channels} and "
+            f"{theirs.stage_channels}. {self.student.checkpoint.path} holds no transforms either. The method dist2 "
+            "trains them: distil with `--method dist2` and give its run folder (or its last.ckpt) as STUDENT."
+        )
+
+    def _keep(self, place: tuple[str, str], detected: Found, batch: Batch, category_ids: Sequence[int | None]) -> None:
+        self.found[place].append(detections_of_batch(detected, batch, category_ids))
+
+    def _notes(self) -> Iterator[str]:
+        student, teacher = self.student.checkpoint, self.teacher.checkpoint
+        named = student.config.get("teacher")
+        if named and Path(named).resolve() not in (teacher.path.resolve(), teacher.path.resolve().parent):
+            yield f"The student was trained with another teacher: {named}, not {teacher.path}."
+        if self.pairing.unknown:
+            yield f"The teacher lacks {listed(self.pairing.unknown)}: their objects count as missed."
+        for name in self.ways:
+            whole = strides_at(name[-1], teacher.detector.spec)
+            alone = sorted(set(whole) - set(strides_served(name, self.pairing.student, self.pairing.teacher)))
+            if alone:
+                strides = ", ".join(map(str, alone))
+                yield f"{name}: at strides {strides} the teacher's own maps are used, which contribute detections, too."
+        if self.method and self.method.options.align:
+            yield (
+                "The run was trained with align=true: each channel of a transformed map gets mean and deviation of the "
+                "teacher's own map of the same batch. So the AP is partly the teacher's and depends on the batch size."
+            )
 
 
-class _Swapped(nn.Module):
-    """A combined detector: the student up to its maps, then the teacher from the layer where the maps enter."""
-
-    def __init__(
-        self, student: Detector, teacher: Detector, pairing: Pairing, strategy: str, maps: Maps, method: Dist2 | None
-    ):
-        super().__init__()
-        self.student, self.teacher, self.method = student, teacher, method
-        self.pairing, self.strategy, self.maps = pairing, strategy, maps
-
-    def forward(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Outputs:
-        own, theirs = self.student(images, image_sizes), self.teacher(images, image_sizes)
-        maps = self.maps(self.pairing.student_record(own), self.pairing.teacher_record(theirs))
-        return through_teacher(self.strategy[-1], maps, self.teacher, theirs)
-
-    def detect(self, outputs: Outputs, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        return self.teacher.detect(outputs, image_sizes)
+def last_weights(student: Path | str) -> Path:
+    """Return the last checkpoint of a run folder, which alone holds transforms; any other path as it is."""
+    last = Path(student) / "last.ckpt"
+    return last if last.is_file() else Path(student)
 
 
 def _straight(strategy: str, pairing: Pairing) -> Maps | None:
@@ -234,10 +293,6 @@ def _transformed(strategy: str, method: Dist2 | None) -> Maps | None:
         return method.aligned(made, by_stride(strategy[-1], method.teacher, teacher))
 
     return maps
-
-
-def _last(student: Path) -> Path:
-    return student / "last.ckpt" if (student / "last.ckpt").is_file() else student
 
 
 def _loaded_class(name: str) -> type[Method]:
@@ -270,34 +325,3 @@ def _trained_method(student: Checkpoint, pairing: Pairing) -> Dist2 | None:
     check_finite(student.path, weights)
     method.load_state_dict(weights)
     return method.eval()
-
-
-def _nothing_fits(student: Checkpoint, teacher: Checkpoint, pairing: Pairing) -> str:
-    own, theirs = pairing.student, pairing.teacher
-    return (
-        f"No feature map of the student {own.name} fits the teacher {theirs.name}. Channels of the student: "
-        f"{own.channels} at the neck, {own.stage_channels} at the backbone; of the teacher: {theirs.channels} and "
-        f"{theirs.stage_channels}. {student.path} holds no transforms either. The method dist2 trains them: distil "
-        "with `--method dist2` and give its run folder (or its last.ckpt) as STUDENT."
-    )
-
-
-def _notes(
-    student: Checkpoint, teacher: Checkpoint, pairing: Pairing, strategies: Sequence[str], method: Dist2 | None
-) -> Iterator[str]:
-    named = student.config.get("teacher")
-    if named and Path(named).resolve() not in (teacher.path.resolve(), teacher.path.resolve().parent):
-        yield f"The student was trained with another teacher: {named}, not {teacher.path}."
-    if pairing.unknown:
-        yield f"The teacher lacks {listed(pairing.unknown)}: their objects count as missed."
-    for name in strategies:
-        whole = strides_at(name[-1], teacher.detector.spec)
-        alone = sorted(set(whole) - set(strides_served(name, pairing.student, pairing.teacher)))
-        if alone:
-            strides = ", ".join(map(str, alone))
-            yield f"{name}: at strides {strides} the teacher's own maps are used, which contribute detections, too."
-    if method and method.options.align:
-        yield (
-            "The run was trained with align=true: each channel of a transformed map gets mean and deviation of the "
-            "teacher's own map of the same batch. So the AP is partly the teacher's and depends on the batch size."
-        )

@@ -1,4 +1,4 @@
-"""The analyses on the page, on a sample of validation images: errors, ranks, imitation, entropy and richness."""
+"""The analyses on the page, on a sample of validation images: errors, ranks, imitation, entropy, richness and swap."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -10,6 +10,7 @@ from understudy.analysis.imitation import Imitation, halves
 from understudy.analysis.models import Device, Model, sample, walk
 from understudy.analysis.ranks import Ranks
 from understudy.analysis.richness import Richness, richness_by_place, richness_cells, telling_images
+from understudy.analysis.swap import Swaps, last_weights
 from understudy.checkpoints import load_checkpoint
 from understudy.data import DetectionData, Records
 from understudy.errors import UserError
@@ -33,7 +34,8 @@ def view_analyses(
 
     Ranks and imitation compare cells, so all detectors get images of the first student's size for them, and for entropy
     in the same walk. Detections and errors are those of every detector at its own size; if the sizes are equal,
-    one walk serves all. An analysis that these detectors do not permit is left out, with a remark.
+    one walk serves all. An analysis that these detectors do not permit is left out, with a remark. The swap test is
+    made of the students whose maps the teacher can take: through the transforms of Dist2, or with the same channels.
 
     Args:
         runs: at most one teacher, and students.
@@ -83,6 +85,8 @@ def view_analyses(
     if teacher and (richness := made(lambda: Richness(teacher, telling_images(data, RICHNESS_IMAGES)))):
         walk([teacher], richness.data, [richness], device=device)
         sections.append(richness_section(richness.views))
+    if teacher:
+        sections += _swap_sections(teacher, [run for run in runs if run.role != "teacher"], few, made, device)
     if remarks:
         sections.append(Section("Analyses that are missing", notes=tuple(dict.fromkeys(remarks)), listed=True))
     return sections
@@ -107,6 +111,22 @@ def _walk_all(
             walk(group, data, [errors], device=device, seconds=SECONDS)
     if others:
         walk(models, data, others, like=like, device=device, seconds=SECONDS)
+
+
+def _swap_sections(
+    teacher: Model, runs: Sequence[RunView], data: DetectionData, made: Callable[..., Any], device: Device
+) -> list[Section]:
+    """Return the swap tests of the last weights of some students, in one section; none if no map fits the teacher."""
+    charts = []
+    for run in runs:
+        student = Model(run.name, load_checkpoint(last_weights(run.folder)))
+        swaps = made(lambda student=student: Swaps(teacher, student, data))
+        if swaps and swaps.ways:
+            walk([teacher, student], data, [swaps], like=student, device=device, seconds=SECONDS)
+            drawn = swaps.result().figures()["swap"]
+            which = f"{run.name}, its last weights, on {len(swaps.walked)} validation images."
+            charts.append(replace(drawn, caption=f"{which} {drawn.caption}"))
+    return [Section("The teacher on the student's feature maps", charts=charts)] if charts else []
 
 
 def _one_size(models: Iterable[Model]) -> bool:
