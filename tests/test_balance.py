@@ -176,6 +176,8 @@ def test_without_shared_maps_all_weights_count():
         ({"frs": {"class_weight": 0}}, {"frs_feature": 0.4}),
         ({"frs": {"box_share": 0.1}}, {"frs_feature": 0.15, "frs_class": 0.15, "frs_box": 0.1}),
         ({"rank_mimicking": {}}, {"rank_mimicking_class": 0.1}),  # a method that states the largest share it takes
+        ({"mgd": {}}, {"mgd_feature": 0.2}),
+        ({"score_l2": {}}, {"score_l2_feature": 0.2}),
         ({"rank_mimicking": {}, "hint": {}}, {"rank_mimicking_class": 0.1, "hint_feature": 0.3}),
         ({"rank_mimicking": {"share": 0.3}, "hint": {}}, {"rank_mimicking_class": 0.3, "hint_feature": 0.1}),
     ],

@@ -242,6 +242,16 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def signed(value: float) -> str:
+    """Write a difference of numbers from 0 to 1, in percent with its sign; one that is rounded to zero has none.
+
+    >>> signed(0.0123), signed(-0.00001)
+    ('+1.2', '0.0')
+    """
+    rounded = round(100 * value, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
+
+
 # ------------------------------------------------------------------------------------------------------- wrapped lines
 
 

@@ -1,6 +1,7 @@
 """The detectors and images of an analysis, and the walk over them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,11 @@ def test_the_data_set_is_that_of_the_first_model_that_has_one(trained, imported,
     assert open_images(models, scenes, "train").split == "train"
     with pytest.raises(UserError, match=r"No data set to evaluate on.*Give one as DATA"):
         open_images(models[:1], None, None)
+    models[1].checkpoint.config["data"]["path"] = Path("moved")
+    with pytest.raises(
+        UserError, match=r"No data set at moved, where the config in .*best.ckpt has it. Give its place"
+    ):
+        open_images(models[1:], None, None)
 
 
 def test_images_are_evenly_spread_or_chosen_by_name(scenes):

@@ -68,6 +68,12 @@ def test_bars_without_negative_values_begin_at_zero():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["plain"]
 
 
+def test_a_cloud_of_zeros_as_of_a_detector_and_itself_is_drawn():
+    cloud = (np.zeros(3), np.array([0.1, 1.0, 2.0]))
+    (axes,) = charts.cloud_chart({"stride 8": {"same": cloud}}, {"same": "#2b8cd6"}, x_label="x", y_label="y").axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "log")
+
+
 def test_clouds_have_a_panel_for_each_title_and_logarithmic_axes():
     cloud = (np.array([0.1, 10.0]), np.array([1.0, 100.0]))
     panels = {f"stride {stride}": {"plain": cloud, "distilled": cloud} for stride in (8, 16, 32, 64)}

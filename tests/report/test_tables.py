@@ -64,8 +64,8 @@ def test_changes_are_of_means_sorted_and_only_where_both_are_defined():
     ]
     shown = {row.name: [entry.text for entry in row.entries] for row in table.rows}
     assert shown["class cat"] == ["+20.0", "+10.0"]
-    assert shown["class dog"] == ["-10.0", "+0.0"]
-    assert shown["class owl"] == ["+0.0", "-"]
+    assert shown["class dog"] == ["-10.0", "0.0"]
+    assert shown["class owl"] == ["0.0", "-"]
     assert change_table(Table((plain,), ())) is None
 
 
@@ -89,7 +89,7 @@ def test_a_table_has_an_entry_for_every_column_and_its_json_has_the_unrounded_nu
     assert table.to_dict() == {
         "title": "t",
         "columns": ["run", "difference"],
-        "rows": [{"name": "a", "entries": [{"text": "+1.2 (+0.0 to +3.0)", "numbers": [0.01234, -0.00001, 0.03]}]}],
+        "rows": [{"name": "a", "entries": [{"text": "+1.2 (0.0 to +3.0)", "numbers": [0.01234, -0.00001, 0.03]}]}],
         "notes": ["a note"],
     }
     with pytest.raises(ValueError, match=r"rows \['a'\] do not have 2 entries"):

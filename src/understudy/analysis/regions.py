@@ -15,7 +15,7 @@ from understudy.config import DistillConfig, Source, TrainConfig, load_config
 from understudy.config.keys import DEFAULT_METHODS
 from understudy.errors import UserError
 from understudy.figures import Captioned
-from understudy.text import closest, percent
+from understudy.text import closest, percent, signed
 
 PLAIN = "plain"
 
@@ -67,7 +67,7 @@ class RegionsResult:
         for name in ("region", "", "AP", "AP50", "AP75", "gain"):
             table.add_column(name, justify="left" if name in ("region", "") else "right")
         for row in self.rows:
-            gain = "-" if row.gain is None else f"{100 * row.gain:+.1f}"
+            gain = "-" if row.gain is None else signed(row.gain)
             numbers = (percent(value) for value in (row.AP, row.AP50, row.AP75))
             table.add_row(row.region, REGIONS[row.region][1], *numbers, gain)
         return Group(table, "", *self.notes)

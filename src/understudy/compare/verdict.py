@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from understudy.text import percent
+from understudy.text import percent, signed
 
 Kind = Literal["helped", "no difference", "worse", "one seed", "unknown"]
 
@@ -78,7 +78,7 @@ def judge(
     if min(len(distilled), len(plain)) == 1:
         sides = " and ".join(side for side, aps in ((plain_name, plain), (name, distilled)) if len(aps) == 1)
         sentence = (
-            f"{name}: {against} ({_signed(gain)}). There is only one run of {sides}, and one seed cannot tell whether "
+            f"{name}: {against} ({signed(gain)}). There is only one run of {sides}, and one seed cannot tell whether "
             "a difference is due to distillation, since AP also varies with the seed. Train both with further seeds "
             "(seed=1, seed=2)."
         )
@@ -88,7 +88,7 @@ def judge(
         return Verdict("no difference", gain, f"{name} made no difference: {against}.", gains)
     spread = statistics.stdev(gains) if paired else max(map(statistics.stdev, (distilled, plain)))
     over = f" ±{100 * spread:.1f} over {len(gains)} paired seeds" if paired else ""
-    against += f" ({_signed(gain)}{over})"
+    against += f" ({signed(gain)}{over})"
     if abs(gain) <= spread:
         sentence = f"{name} made no clear difference: {against}, which is within the spread over the seeds."
         return Verdict("no difference", gain, sentence, gains)
@@ -116,10 +116,6 @@ def gap_closed(distilled: float, plain: float, teacher: float) -> float | None:
     """
     lead = teacher - plain
     return (distilled - plain) / lead if lead > 0 and not math.isnan(distilled) else None
-
-
-def _signed(gain: float) -> str:
-    return f"{100 * gain:+.1f}" if gain else "0.0"
 
 
 def _mean_of(aps: Sequence[float]) -> str:

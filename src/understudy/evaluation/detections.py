@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint
 from understudy.class_matching import NO_ALIASES, Aliases, match_names, no_common_name
-from understudy.data import Batch, DetectionData, Limits, evaluation_loader, open_data
+from understudy.data import Batch, DetectionData, Limits, as_paths, evaluation_loader, open_data
 from understudy.data.dataset import Location
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.evaluation.arrays import Detections
 from understudy.evaluation.inferring import Precision
 from understudy.evaluation.runtimes import Found, Runtime, TorchRuntime
+from understudy.text import listed
 
 if TYPE_CHECKING:
     from understudy.evaluation.models import Runnable
@@ -153,6 +154,10 @@ def open_split(
         raise UserError(
             f"No data set to evaluate on: {checkpoint.path} was imported or exported, and names no data set. "
             "Give one as DATA."
+        )
+    if data is None and (missing := [path for path in as_paths(settings["path"]) if not path.exists()]):
+        raise UserError(
+            f"No data set at {listed(missing)}, where the config in {checkpoint.path} has it. Give its place as DATA."
         )
     where, split = (data if data is not None else settings["path"]), split or settings["val"]
     return open_data(where, split, limits or limits_of(checkpoint))

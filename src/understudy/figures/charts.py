@@ -182,8 +182,9 @@ def cloud_chart(
         axes = figure.add_subplot(rows, columns, number)
         for name, (x, y) in series.items():
             axes.scatter(x, y, color=colours[name], s=5, alpha=0.45, linewidths=0, rasterized=True)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        for values, scale in zip(zip(*series.values(), strict=True), (axes.set_xscale, axes.set_yscale), strict=True):
+            if any((each > 0).any() for each in values):  # not if a detector is compared with itself
+                scale("log")
         for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())  # else there are powers of ten

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy.figures import Captioned, Cell
-from understudy.text import percent
+from understudy.text import percent, signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,8 @@ class Entry:
         if value is None or math.isnan(value):
             return cls("-")
         if low is None or high is None:
-            return cls(_signed(value), (value,))
-        return cls(f"{_signed(value)} ({_signed(low)} to {_signed(high)})", (value, low, high))
-
-
-def _signed(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:+.1f}"  # never -0.0
+            return cls(signed(value), (value,))
+        return cls(f"{signed(value)} ({signed(low)} to {signed(high)})", (value, low, high))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from understudy.compare.convergence import has_converged
 from understudy.compare.intervals import MOST_SEEDS, seeds_to_tell
 from understudy.studies.rows import LONGER, NONE
-from understudy.text import percent
+from understudy.text import percent, signed
 
 if TYPE_CHECKING:
     from understudy.studies.results import ResultRow, StudyResult
@@ -125,11 +125,6 @@ def notes_on(result: "StudyResult") -> Iterator[str]:
         "Time and memory are those of a training step, measured in turns before the training; time is relative to the "
         "plain student's step. Loading of images is not included. Teacher outputs that a cache holds cost nothing."
     )
-
-
-def signed(value: float) -> str:
-    """Write a difference of AP, -1..1, in percent with its sign."""
-    return f"{100 * value:+.1f}"
 
 
 def span(low: float, high: float) -> str:

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from understudy.studies.sentences import signed, span
-from understudy.text import percent
+from understudy.studies.sentences import span
+from understudy.text import percent, signed
 
 if TYPE_CHECKING:
     from understudy.studies.results import ResultRow, StudyResult
