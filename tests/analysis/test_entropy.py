@@ -109,7 +109,12 @@ def test_the_command_prints_a_table_and_writes_its_figure_once(trained, tmp_path
     assert end.value.code == 0
     assert "2 images" in out
     assert "stride 128" in out
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["entropy.json", "entropy.png", "entropy.svg"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "entropy.html",
+        "entropy.json",
+        "entropy.png",
+        "entropy.svg",
+    ]
     assert json.loads((tmp_path / "entropy.json").read_text())["threshold"] == 0.1
     before = (tmp_path / "entropy.png").read_bytes()
     with pytest.raises(SystemExit) as end:

@@ -107,7 +107,12 @@ def test_the_command_writes_its_figure_and_numbers(trained, tmp_path, capsys):
         main(command)
     assert end.value.code == 0
     assert str(tmp_path / "swap.png") in capsys.readouterr().out
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["swap.json", "swap.png", "swap.svg"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "swap.html",
+        "swap.json",
+        "swap.png",
+        "swap.svg",
+    ]
     assert [swap["strategy"] for swap in json.loads((tmp_path / "swap.json").read_text())["swaps"]] == ["N2N", "B2B"]
     with pytest.raises(SystemExit) as end:
         main(command)

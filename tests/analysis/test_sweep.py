@@ -191,6 +191,7 @@ def test_the_command_reads_runs_or_trains_with_a_config(tmp_path, capsys, no_tra
     assert json.loads(capsys.readouterr().out)["rows"][0]["region"] == "soft"
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "soft",
+        "regions.html",
         "regions.json",
         "regions.png",
         "regions.svg",

@@ -106,7 +106,7 @@ def test_the_command_writes_numbers_and_figures_once(confident, scenes, tmp_path
     assert "These files exist" in said.err
     written = {file.name for file in (tmp_path / "out").iterdir()}
     figures = {f"{name}.{suffix}" for name in ("confusion", "precision_recall") for suffix in ("png", "svg")}
-    assert written == {"evaluation.json", *figures}
+    assert written == {"evaluation.html", "evaluation.json", *figures}
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (content["split"], content["confusion"]["score_threshold"]) == ("val", 0.4)
     assert content["confusion"]["classes"][-1] == "background"

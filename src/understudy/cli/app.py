@@ -18,7 +18,7 @@ from understudy.errors import UserError
 from understudy.text import printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Group, RenderableType
 
     from understudy.data import Limits
     from understudy.figures import Captioned
@@ -117,7 +117,9 @@ def limits_given(allow_outside: bool, max_pixels: int | None) -> "Limits | None"
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FOLDER", help="Also write figures (PNG, SVG) and numbers (JSON) here."),
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Also write figures (PNG, SVG), numbers (JSON) and a page here."
+    ),
 ]
 ReplaceFiles = Annotated[bool, typer.Option("--force", help="Replace files of an earlier analysis.")]
 
@@ -139,6 +141,10 @@ class Drawn(Result, Protocol):
 
     def figures(self) -> "dict[str, Captioned]":
         """Return the figures by name."""
+        ...
+
+    def __rich__(self) -> "Group":
+        """Return what the terminal shows: tables, and lines."""
         ...
 
 
@@ -174,21 +180,25 @@ def report_drawn(
     as_json: bool,
     json_name: str | None = None,
 ) -> None:
-    """Compute a result, print it, and write its figures, and its JSON file under the first name or its own."""
+    """Compute a result, print it, and write its figures, and its page and JSON file under the first name or its own."""
     name = json_name or names[0]
     if output:
         from understudy import figures
         from understudy.files import write_atomically
+        from understudy.report.result import report_on_result
 
-        figures.refuse_existing(output, [f"{name}.json", *figures.file_names(names)], force=force)
+        figures.refuse_existing(output, [f"{name}.json", f"{name}.html", *figures.file_names(names)], force=force)
     with redirect_stdout(sys.stderr):  # libraries print progress
         result = compute()
     show_result(result, as_json)
     if output:
-        written = figures.write_figures(output, result.figures())
+        drawn = result.figures()
+        report_on_result(output / f"{name}.html", name.capitalize(), result.__rich__().renderables, drawn)
+        written = figures.write_figures(output, drawn)
         write_atomically(output / f"{name}.json", (json.dumps(result.to_dict(), indent=2) + "\n").encode())
         if not as_json:
             print(f"\nFigures: {', '.join(str(file) for file in written if file.suffix == '.png')}")
+            print(f"Page: {output / f'{name}.html'}")
 
 
 def print_folder(run: Path) -> None:

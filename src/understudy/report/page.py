@@ -19,6 +19,8 @@ from understudy.text import printable
 SHOWN_CHANGES = 24
 """Sizes and classes in the chart of changes at most: half of them the largest gains, half the largest losses."""
 
+NO_VERDICT = "None of these runs is a distilled student, so there is no verdict."
+
 
 def write_report(
     page: Path,
@@ -49,7 +51,7 @@ def write_report(
     write_page(
         page,
         title=title,
-        verdicts=[verdict.sentence for verdict in table.verdicts] if verdicts is None else verdicts,
+        verdicts=([verdict.sentence for verdict in table.verdicts] if verdicts is None else verdicts) or [NO_VERDICT],
         sections=[*sections, *comparison_sections(runs, table), *analyses, *loss_sections(runs)],
         facts=facts,
         runs=[_run_section(run, styles[run.group].colour) for run in runs],
@@ -72,7 +74,7 @@ def write_page(
     Args:
         page: the file to write; its folder is created if needed.
         title: of the page.
-        verdicts: sentences at the top.
+        verdicts: sentences at the top; empty: none.
         sections: of the page, in order.
         facts: needed to repeat or judge the numbers; values are text, numbers or lists of them.
         runs: name, colour, facts and config of each run.
