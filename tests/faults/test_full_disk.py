@@ -25,9 +25,9 @@ def little_room(tmp_path):
         ("compare {run} --html {out}/page.html --force", "page.html"),
         ("predict {run} {scenes}/images -o {out}/new", "new/detections.json"),
         ("export {run} {out}/new", "new/weights.pt"),
-        ("analyse errors {run} -o {out} --force", "errors.png"),
+        ("analyse errors {run} -o {out} --force", "errors.html"),
     ],
-    ids=["sheet", "page", "detections", "student", "figure"],
+    ids=["sheet", "page", "detections", "student", "page of a result"],
 )
 def test_files_are_written_completely_or_not_at_all(
     command, written, scenes, trained, tmp_path, little_room, monkeypatch, capsys
@@ -35,7 +35,7 @@ def test_files_are_written_completely_or_not_at_all(
     monkeypatch.setattr("understudy.compare.table.with_speeds", lambda rows, device: (rows, "not measured"))
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("sheet.png", "page.html", "errors.png"):
+    for name in ("sheet.png", "page.html", "errors.html"):
         (out / name).write_text("older")
     with pytest.raises(SystemExit) as stop:
         main(command.format(run=trained, scenes=scenes, out=out).split())
@@ -43,4 +43,4 @@ def test_files_are_written_completely_or_not_at_all(
     previous = " The previous version is unchanged." if (out / written).exists() else ""
     assert f"Error: Could not write {out / written} (File too large).{previous}\n" in capsys.readouterr().err
     left = {file.relative_to(out): file.read_text() for file in out.rglob("*") if file.is_file()}
-    assert left == {Path(name): "older" for name in ("sheet.png", "page.html", "errors.png")}
+    assert left == {Path(name): "older" for name in ("sheet.png", "page.html", "errors.html")}
