@@ -23,6 +23,7 @@ from understudy.methods.weighting import LATE, weighted_sum
 from understudy.training.assembly import build_networks, make_loader
 from understudy.training.engine import suits_channels_last
 from understudy.training.machine import Machine, Memory, memory_of_process
+from understudy.training.padding import padded_pixels
 from understudy.training.sources import Sources
 
 IMAGES, PIXELS = 2, 2**17
@@ -30,9 +31,6 @@ IMAGES, PIXELS = 2, 2**17
 
 PATIENCE = 4.0
 """Seconds of a first step from which it is not repeated, although the first step is slower than the others."""
-
-BATCHES_DRAWN = 32
-"""Batches that are drawn to find the size to which images are padded together."""
 
 ACTIVATIONS = {"cpu": 1.15, "cuda": 1.35}
 """Peak of a step in relation to what is saved for the backward pass: gradients of activations, and workspaces. That of
@@ -159,7 +157,7 @@ def cost_of(config: TrainConfig, sample: Sample, sources: Sources, machine: Mach
         machine: of each of its processes.
     """
     images = config.batch_size + (_unlabelled_batch(config) if sources.unlabelled else 0)
-    mean, largest = padded_pixels(config, sources, images, grouped=config.data.group_by_aspect)
+    mean, largest = padded_pixels(config.data, sources.train, images, grouped=config.data.group_by_aspect)
     workers, loading = config.data.workers, images * sample.loading
     step = images * mean * sample.training
     step = max(step, loading / workers) if workers else step + loading
@@ -281,7 +279,7 @@ def _seconds(run: Callable[[], None], device: torch.device) -> float:
 
 def _small(config: TrainConfig, sources: Sources) -> TrainConfig:
     """Return the config of the step that is measured: two images of the run's size, or smaller ones."""
-    _, largest = padded_pixels(config, sources, 1)
+    _, largest = padded_pixels(config.data, sources.train, 1)
     scale = min(1.0, math.sqrt(PIXELS / largest))
     shorter, longer = (max(PAD_MULTIPLE, int(side * scale)) for side in _sides(config))
     data = config.data.model_copy(
@@ -305,32 +303,6 @@ def _sides(config: TrainConfig) -> tuple[int, int]:
 def _unlabelled_batch(config: TrainConfig) -> int:
     batch = config.data.unlabelled_batch
     return config.batch_size if batch is None else batch
-
-
-def padded_pixels(
-    config: TrainConfig, sources: Sources, images: int, *, grouped: bool | None = False
-) -> tuple[float, float]:
-    """Return the pixels to which each image of a batch is padded: the mean over random batches, and the most.
-
-    Args:
-        config: with the size of images.
-        sources: the images.
-        images: in a batch.
-        grouped: whether a batch has only images that are higher than wide, or only others.
-    """
-    sizes = sources.train.records.images[:, 1:].double()
-    shorter, longer = _sides(config)
-    scale = torch.minimum(shorter / sizes.amin(1), longer / sizes.amax(1))
-    resized = (sizes * scale[:, None]).floor().clamp(min=1)
-    drawn = torch.randint(len(sizes), (BATCHES_DRAWN, images), generator=torch.Generator().manual_seed(0))
-    if grouped:  # a batch of the group of its first image
-        high = sizes[:, 1] > sizes[:, 0]
-        for group in (high.nonzero()[:, 0], (~high).nonzero()[:, 0]):
-            rows = torch.isin(drawn[:, 0], group)
-            drawn[rows] = group[drawn[rows] % max(1, len(group))]
-    padded = (resized[drawn].amax(1) / PAD_MULTIPLE).ceil() * PAD_MULTIPLE
-    pixels = padded.prod(1)
-    return float(pixels.mean()), float(pixels.max())
 
 
 def _pixels_of_files(sources: Sources) -> float:

@@ -19,10 +19,11 @@ from understudy.detectors.backbone_weights import describe_download, published_w
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.text import as_yaml
-from understudy.training.cost import Cost, Sample, cost_of, measure_step, padded_pixels
+from understudy.training.cost import Cost, Sample, cost_of, measure_step
 from understudy.training.image_size import ImageSize, longest
 from understudy.training.launching import is_first_process
 from understudy.training.machine import Machine
+from understudy.training.padding import padded_pixels
 from understudy.training.sources import Sources
 
 IMAGES_SEEN, PASSES, MOST_EPOCHS = 24_000, 12, 1000
@@ -271,9 +272,8 @@ def _has_room(cost: Cost) -> bool:
 
 
 def _group_by_aspect(config: TrainConfig, facts: _Facts) -> Choice:
-    mixed, grouped = (
-        padded_pixels(config, facts.sources, config.batch_size, grouped=grouped)[0] for grouped in (False, True)
-    )
+    data, batch = facts.sources.train, config.batch_size
+    mixed, grouped = (padded_pixels(config.data, data, batch, grouped=grouped)[0] for grouped in (False, True))
     worth = grouped <= (1 - PADDING_SAVED) * mixed
     reason = f"batches of both orientations would be padded to {mixed / grouped - 1:.0%} more pixels" if worth else ""
     return Choice("data.group_by_aspect", worth, reason)

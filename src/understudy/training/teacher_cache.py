@@ -19,7 +19,7 @@ from torch import Tensor
 from understudy.config import DataConfig, DistillConfig
 from understudy.data import Batch, DetectionData
 from understudy.data.batch import Pixels
-from understudy.data.transforms import padded_size, resized_size
+from understudy.data.transforms import padded_size
 from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.files import write_atomically
@@ -28,6 +28,7 @@ from understudy.outputs import Needs, Origin, Outputs
 from understudy.training.console import say
 from understudy.training.fingerprints import weights_digest
 from understudy.training.machine import memory_of_host
+from understudy.training.padding import kept_pixels
 from understudy.training.pseudo_labels import with_needs
 from understudy.training.teacher_pass import TeacherPass
 
@@ -76,7 +77,7 @@ def open_teacher(
     if not reasons:
         limit = min(int(config.teacher_cache_gb * 2**30), int(SHARE_OF_MEMORY * _memory() / _processes(config)))
         images = len(data) + unlabelled
-        size = _bytes_per_pixel(teacher, needs) * _pixels(data, config.data) * images * _views(config.data)
+        size = _bytes_per_pixel(teacher, needs) * _pixels(config, data, unlabelled) * images
         taken = f"the teacher's outputs of {images} images take about {_mib(size)}"
         if size <= limit:
             note = f"teacher_cache=auto: in memory, {taken}"
@@ -114,11 +115,12 @@ def _bytes_per_pixel(teacher: Detector, needs: Needs) -> float:
     return _entry(outputs, 0, needs)["values"].nbytes / side**2
 
 
-def _pixels(data: DetectionData, config: DataConfig) -> float:
-    """Return the mean number of pixels of a training image, padded alone."""
-    sizes = [(height, width) for width, height in data.records.images[:, 1:3].tolist()]
-    resized = (resized_size(size, config.shorter_side[-1], config.longer_side) for size in sizes)
-    return sum(math.prod(padded_size(size)) for size in resized) / len(sizes)
+def _pixels(config: DistillConfig, data: DetectionData, unlabelled: int) -> float:
+    """Return the pixels of a training image in all its views and paddings."""
+    views = _views(config.data)
+    others = config.batch_size if config.data.unlabelled_batch is None else config.data.unlabelled_batch
+    batch = config.batch_size + (others if unlabelled else 0)
+    return views * kept_pixels(config.data, data, batch, config.schedule.epochs / views)
 
 
 def _views(config: DataConfig) -> int:

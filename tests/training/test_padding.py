@@ -1,0 +1,48 @@
+"""Sizes to which images are padded together, against batches that a run would draw."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from understudy.config import DataConfig
+from understudy.data import open_data
+from understudy.data.loading import EpochSampler
+from understudy.data.transforms import padded_size, resized_size
+from understudy.training.padding import kept_pixels, padded_pixels
+
+EPOCHS, BATCH = 12, 4
+
+
+@pytest.fixture
+def mixed(scenes):
+    """The sizes of 96 images: a third high, two thirds wide, of several shapes."""
+    data = open_data(scenes)
+    images = torch.tensor([[number, 200, 96 + 16 * (number % 7)] for number in range(96)])
+    images[::3, 1:] = torch.tensor([120, 200])
+    return replace(data, records=replace(data.records, images=images))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_each_size_of_an_image_is_counted_once(mixed, grouped):
+    config = DataConfig(path="unused", shorter_side=[64], longer_side=128, group_by_aspect=grouped)
+    sizes = [(height, width) for width, height in mixed.records.images[:, 1:].tolist()]
+    resized = [resized_size(size, 64, 128) for size in sizes]
+    sampler = EpochSampler(len(sizes), BATCH, 0, 0, 1, [height > width for height, width in sizes] if grouped else [])
+    seen = set()
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        order = [index for index, _ in sampler]
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            padded = padded_size([max(sides) for sides in zip(*(resized[index] for index in batch), strict=True)])
+            seen |= {(index, *padded) for index in batch}
+    counted = sum(height * width for _, height, width in seen) / len(sizes)
+    assert kept_pixels(config, mixed, BATCH, EPOCHS) == pytest.approx(counted, rel=0.15)
+    assert counted > 1.2 * padded_pixels(config, mixed, BATCH, grouped=grouped)[0]
+
+
+def test_images_of_one_shape_have_one_size(scenes):
+    config = DataConfig(path="unused", shorter_side=[64], longer_side=64, group_by_aspect=False)
+    assert kept_pixels(config, open_data(scenes), BATCH, EPOCHS) == 64 * 64
+    assert padded_pixels(config, open_data(scenes), BATCH) == (64 * 64, 64 * 64)
