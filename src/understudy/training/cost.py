@@ -23,7 +23,7 @@ from understudy.methods.weighting import LATE, weighted_sum
 from understudy.training.assembly import build_networks, make_loader
 from understudy.training.engine import suits_channels_last
 from understudy.training.machine import Machine, Memory, memory_of_process
-from understudy.training.padding import padded_pixels
+from understudy.training.padding import images_of_step, padded_pixels
 from understudy.training.sources import Sources
 
 IMAGES, PIXELS = 2, 2**17
@@ -156,7 +156,7 @@ def cost_of(config: TrainConfig, sample: Sample, sources: Sources, machine: Mach
         sources: its images.
         machine: of each of its processes.
     """
-    images = config.batch_size + (_unlabelled_batch(config) if sources.unlabelled else 0)
+    images = images_of_step(config, unlabelled=bool(sources.unlabelled))
     mean, largest = padded_pixels(config.data, sources.train, images, grouped=config.data.group_by_aspect)
     workers, loading = config.data.workers, images * sample.loading
     step = images * mean * sample.training
@@ -298,11 +298,6 @@ def _small(config: TrainConfig, sources: Sources) -> TrainConfig:
 
 def _sides(config: TrainConfig) -> tuple[int, int]:
     return max(config.data.shorter_side), config.data.longer_side
-
-
-def _unlabelled_batch(config: TrainConfig) -> int:
-    batch = config.data.unlabelled_batch
-    return config.batch_size if batch is None else batch
 
 
 def _pixels_of_files(sources: Sources) -> float:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from understudy.config import DataConfig
+from understudy.config import DataConfig, TrainConfig
 from understudy.data import DetectionData
 from understudy.data.transforms import PAD_MULTIPLE
 
@@ -12,6 +12,12 @@ BATCHES_DRAWN = 32
 
 BATCHES_COUNTED = 1024
 """Batches whose different sizes are counted."""
+
+
+def images_of_step(config: TrainConfig, *, unlabelled: bool) -> int:
+    """Return the images of a step and process, with the unlabelled ones if there are any."""
+    others = config.batch_size if config.data.unlabelled_batch is None else config.data.unlabelled_batch
+    return config.batch_size + (others if unlabelled else 0)
 
 
 def padded_pixels(

@@ -28,7 +28,7 @@ from understudy.outputs import Needs, Origin, Outputs
 from understudy.training.console import say
 from understudy.training.fingerprints import weights_digest
 from understudy.training.machine import memory_of_host
-from understudy.training.padding import kept_pixels
+from understudy.training.padding import images_of_step, kept_pixels
 from understudy.training.pseudo_labels import with_needs
 from understudy.training.teacher_pass import TeacherPass
 
@@ -118,8 +118,7 @@ def _bytes_per_pixel(teacher: Detector, needs: Needs) -> float:
 def _pixels(config: DistillConfig, data: DetectionData, unlabelled: int) -> float:
     """Return the pixels of a training image in all its views and paddings."""
     views = _views(config.data)
-    others = config.batch_size if config.data.unlabelled_batch is None else config.data.unlabelled_batch
-    batch = config.batch_size + (others if unlabelled else 0)
+    batch = images_of_step(config, unlabelled=bool(unlabelled))
     return views * kept_pixels(config.data, data, batch, config.schedule.epochs / views)
 
 
