@@ -37,6 +37,16 @@ def test_it_needs_equal_channels_of_the_levels_it_compares():
     with pytest.raises(UserError, match=r"little has the channels \(6, 6\), the teacher big has the channels \(8, 8\)"):
         PKD(LITTLE, BIG)
     coarse = replace(LITTLE, channels=(8, 6))
-    with pytest.raises(UserError, match="use hint or mgd, which adapt the channels"):
+    with pytest.raises(UserError, match=r"pkd\.adapt=true adds a convolution for each level"):
         PKD(coarse, BIG)
     PKD(coarse, BIG, levels=1)
+
+
+def test_an_adapter_maps_the_channels_where_they_differ():
+    method, own, theirs, terms = run("pkd", adapt=True)
+    levels = zip(method.adapters, own.features, theirs.features, strict=True)
+    expected = sum(correlation_loss(adapter(mine), other) for adapter, mine, other in levels)
+    torch.testing.assert_close(terms["pkd_feature"], expected)
+    terms["pkd_feature"].backward()
+    assert all(adapter.weight.grad.abs().sum() > 0 for adapter in method.adapters)
+    assert not list(PKD(BIG, BIG, adapt=True).parameters())
