@@ -56,6 +56,7 @@ FRS = {"feature_weight": 0.005, "class_weight": 0.02, "ramp_steps": 500}
     ("changes", "differences"),
     [
         ({"pseudo_labels": 0.5}, "pseudo-labels (0.5, not none)"),
+        ({"devices": "auto"}, "images per step (16 a device, not 16)"),
         ({"data": {"path": "coco", "unlabelled": "more"}}, "unlabelled images"),
         ({"data": {"path": "coco", "limit": 1000}}, "number of training images"),
         ({"methods": {"frs": FRS | {"standardise": "level"}}}, "options of the methods"),

@@ -170,9 +170,10 @@ def _family(detector: str) -> str | None:
     return family.name if family else None
 
 
-def _images_per_step(config: TrainConfig) -> int | None:
-    devices = config.devices
-    return config.batch_size * devices * config.num_nodes if isinstance(devices, int) else None
+def _images_per_step(config: TrainConfig) -> int | str:
+    if not isinstance(config.devices, int):
+        return f"{config.batch_size} a device"
+    return config.batch_size * config.devices * config.num_nodes
 
 
 def _shown(value: Any) -> str:
