@@ -104,9 +104,10 @@ def test_a_full_cache_is_said_and_the_run_goes_on(passes, uncached, tiny, traine
             r"data.shorter_side=\[64, 96\]: each epoch has other pixels; .*variants=4",
         ),
         ({"data.colour": 0.5}, r"data.colour=0.5: each epoch has other pixels"),
-        ({"data.scale": 1.5}, r"data.scale=1.5: each epoch has other pixels"),
+        ({"data.scale": 1.5}, r"data.scale=1.5: each epoch has other pixels; .* or leave it out"),
+        ({"data.scale": 2, "data.colour": 1}, r"data.colour=1.0, data.scale=2.0: each epoch has .* or leave them out"),
     ],
-    ids=["layers", "sizes", "colour", "scale"],
+    ids=["layers", "sizes", "colour", "scale", "both"],
 )
 def test_a_cache_without_use_is_refused_and_auto_leaves_it_out(keys, reason, passes, tiny, trained, tmp_path):
     keys = {**tiny, "teacher": trained, "schedule.epochs": 1, **keys}

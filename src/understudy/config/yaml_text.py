@@ -56,11 +56,13 @@ def typed_by_look(value: Any) -> Any:
         return {key: typed_by_look(item) for key, item in value.items()}
     if isinstance(value, list):
         return [typed_by_look(item) for item in value]
+    if not isinstance(value, str):
+        return value
     if value in ("true", "false"):
         return value == "true"
     for kind in (int, float):
         try:
             return kind(value)
-        except (TypeError, ValueError):
+        except ValueError:
             pass
     return value

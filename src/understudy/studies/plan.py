@@ -9,7 +9,7 @@ import yaml
 
 from understudy.config import DistillConfig, Source, TrainConfig, flat, load_config
 from understudy.config.keys import DEFAULT_METHODS
-from understudy.config.yaml_text import read_config
+from understudy.config.yaml_text import read_config, typed_by_look
 from understudy.errors import UserError
 from understudy.methods.loading import is_own
 from understudy.studies.rows import DEFAULT, NONE, StudyRow, faults_of_rows, read_row
@@ -236,7 +236,8 @@ def _row_of(config: DistillConfig | None) -> str:
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
     """Return what all runs of a study share, as plain values."""
-    return {key: value for key, value in config.model_dump(mode="json").items() if key not in OWN_KEYS}
+    values = {key: value for key, value in config.model_dump(mode="json").items() if key not in OWN_KEYS}
+    return values | {"methods": typed_by_look(values["methods"])}  # a file has options of methods as text
 
 
 def _mentions_cache(source: Source) -> bool:

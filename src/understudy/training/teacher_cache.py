@@ -97,12 +97,12 @@ def _obstacles(config: DistillConfig, learners: Sequence[Learner], teacher: Dete
         reasons.append("pseudo_labels reads the teacher's queries, which are not kept")
     data = config.data
     varied = {"shorter_side": len(set(data.shorter_side)) > 1, "colour": data.colour > 0, "scale": data.scale > 1}
-    reasons += [
-        f"data.{key}={getattr(data, key)}: each epoch has other pixels; give each image a few fixed variants, "
-        "data.variants=4, or leave it out"
-        for key, others in varied.items()
-        if others and not data.variants
-    ]
+    changing = [f"data.{key}={getattr(data, key)}" for key, other in varied.items() if other]
+    if changing and not data.variants:
+        reasons.append(
+            f"{', '.join(changing)}: each epoch has other pixels; give each image a few fixed variants, "
+            f"data.variants=4, or leave {'it' if len(changing) == 1 else 'them'} out"
+        )
     return reasons
 
 
