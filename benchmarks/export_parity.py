@@ -43,7 +43,7 @@ def trained(folder: Path, data: str, name: str, conventions: str, options: dict,
     return understudy.train(
         {
             "run": str(folder),
-            "data": {"path": data, "shorter_side": 128, "workers": 0},
+            "data": {"path": data, "shorter_side": 128, "colour": 0.0, "scale": 1.0, "workers": 0},
             "detector": {
                 "name": name,
                 "conventions": conventions,

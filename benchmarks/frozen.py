@@ -267,7 +267,7 @@ def detector_of(kind: str, role: str) -> Any:
 TINY: dict[str, Any] = {"data": {"shorter_side": 64, "longer_side": 64, "workers": 0}, "accelerator": "cpu"}
 TINY |= {"optimizer.scale_lr": False, "schedule.epochs": 3, "batch_size": 2, "log_every": 3}
 TINY |= {"schedule.name": "1x", "evaluate_every": 1, "detector.backbone_weights": None, "detector.norm": "batch"}
-TINY |= {"detector.anchor_scale": None}
+TINY |= {"detector.anchor_scale": None, "data.colour": 0.0, "data.scale": 1.0}
 MOBILENET = {"detector": {"name": "fcos_mobilenet_v2", "width_mult": 0.35, "neck_channels": 16}}
 RESNET = {"detector.width_mult": 0.125, "detector.neck_channels": 24}
 SEVERAL = {

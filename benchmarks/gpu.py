@@ -162,7 +162,14 @@ def loop() -> None:
         folder = Path(place)
         scenes = make_scenes(folder / "scenes", train=512, val=8, size=320, seed=0)
         keys: dict[str, Any] = {
-            "data": {"path": scenes, "shorter_side": 320, "longer_side": 320, "workers": 4},
+            "data": {
+                "path": scenes,
+                "shorter_side": 320,
+                "longer_side": 320,
+                "colour": 0.0,
+                "scale": 1.0,
+                "workers": 4,
+            },
             "detector": {"name": "retinanet_resnet18", "neck_channels": 128, "backbone_weights": None},
             "detector.anchor_scale": None,
             "schedule": {"name": "1x", "epochs": 2},

@@ -36,6 +36,8 @@ from understudy.data.scenes import make_scenes
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGKILL")
 KEYS = {
     "data.shorter_side": 64,
+    "data.colour": 0.0,
+    "data.scale": 1.0,
     "data.longer_side": 64,
     "data.workers": 2,
     "detector.name": "fcos_mobilenet_v2",

@@ -55,7 +55,7 @@ def first(self, batch, number):
 
 Engine.training_step = first
 keys = {"data": sys.argv[1], "data.shorter_side": 64, "data.workers": 0, "detector": "fcos_mobilenet_v2"}
-keys |= {"detector.backbone_weights": None, "schedule": "1x"}
+keys |= {"detector.backbone_weights": None, "schedule": "1x", "data.colour": 0.0, "data.scale": 1.0}
 folder = f"{sys.argv[2]}/{os.getpid()}"
 run.train(load_config(TrainConfig, {**keys, "batch_size": 2, "accelerator": "cpu", "run": folder}))
 """
@@ -85,7 +85,15 @@ class Costs:
     def keys(self, epochs: int, detector: str = "retinanet_resnet18") -> dict[str, Any]:
         """Return the keys of a run in a new folder."""
         self.count += 1
-        data = {"path": self.scenes, "shorter_side": SIZE, "longer_side": SIZE, "workers": 0, "flip": 0.0}
+        data = {
+            "path": self.scenes,
+            "shorter_side": SIZE,
+            "longer_side": SIZE,
+            "workers": 0,
+            "flip": 0.0,
+            "colour": 0.0,
+            "scale": 1.0,
+        }
         return {
             "data": data,
             "detector": {"name": detector, "neck_channels": 128, "backbone_weights": None, "anchor_scale": None},

@@ -98,6 +98,8 @@ def recipe(options: argparse.Namespace, seed: int, role: str) -> dict:
             "path": options.data,
             "shorter_side": options.shorter_side,
             "longer_side": options.shorter_side * 5 // 3,
+            "colour": 0.0,
+            "scale": 1.0,
             "workers": options.workers,
         },
         "detector": {

@@ -95,6 +95,8 @@ def tiny(scenes) -> dict[str, Any]:
         "data.path": str(scenes),
         "data.shorter_side": 64,
         "data.longer_side": 64,
+        "data.colour": 0.0,
+        "data.scale": 1.0,
         "data.workers": 0,
         "detector.name": "fcos_mobilenet_v2",
         "detector.width_mult": 0.35,

@@ -25,7 +25,9 @@ def config_of(folder: Path, *, detector=None, teacher=None, data="unused", **opt
     sizes = {"shorter_side": [64], "longer_side": 96, "workers": 2}
     values = {"data": {"path": str(data), **sizes}, "detector": {**NOTHING_OPEN, **(detector or STUDENT)}}
     values |= {"schedule": "1x", "batch_size": 16, "evaluate_every": 1, "run": str(folder)} | options
-    return DistillConfig(**values, teacher=str(teacher)) if teacher else TrainConfig(**values)
+    return (
+        DistillConfig(**{"methods": {"frs": {}}} | values, teacher=str(teacher)) if teacher else TrainConfig(**values)
+    )
 
 
 def make_run(folder: Path, ap: float, **options) -> Path:

@@ -99,4 +99,4 @@ def test_a_run_reports_and_records_what_it_inherited_and_a_resumed_one_does_not_
     assert "inherits" not in capsys.readouterr().err
     last = read_checkpoint(run / "last.ckpt")["state_dict"]
     torch.testing.assert_close(last[name], theirs[name] + 1, rtol=0, atol=1e-4)
-    assert results.summarise([run]).rows[0].name == "frs + inherit"
+    assert results.summarise([run]).rows[0].name == "pkd + frs + inherit"

@@ -33,7 +33,7 @@ TEACHER_SEED = 1_000_000
 """Seed of the scenes that the teacher was trained on; the demo's own seeds are below it, so no scene is shared."""
 
 RECIPE: dict[str, Any] = {
-    "data": {"shorter_side": [SIZE], "longer_side": SIZE, "workers": 0},
+    "data": {"shorter_side": [SIZE], "longer_side": SIZE, "colour": 0.0, "scale": 1.0, "workers": 0},
     "optimizer": {"name": "adamw", "lr": 3e-3, "clip_norm": 10.0},
     "schedule": {"name": "cosine"},
     "ema": "off",

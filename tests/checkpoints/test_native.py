@@ -57,8 +57,10 @@ def test_only_tensors_and_plain_values(name, distilled):
     assert kinds <= {torch.Tensor, str, int, float, bool, type(None)}
 
 
-def test_no_weights_of_the_teacher(distilled):
+def test_no_weights_of_the_teacher(tiny, trained, tmp_path):
     """Every tensor is the student's, by name and number; the adapters of the methods are in last.ckpt only."""
+    keys = {"methods": "frs", "schedule.epochs": 1}
+    distilled = understudy.distill(tiny, teacher=trained, run=tmp_path / "run", **keys)
     student = load_checkpoint(distilled).detector
     wanted = {STUDENT + key for key in student.network.state_dict()}
     last, best = (read_checkpoint(distilled / name)["state_dict"] for name in ("last.ckpt", "best.ckpt"))

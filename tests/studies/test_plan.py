@@ -46,6 +46,9 @@ def test_its_file_reads_back(plan, tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text(plan.dump())
     assert Plan.load(file) == plan
+    typed = Plan.of({"data": "photos", "methods": {"hint": {"share": 0.1}}}, teachers=plan.teachers)
+    file.write_text(typed.dump())
+    assert Plan.load(file).differences(typed) == []
     file.write_text("rows: 3\n")
     with pytest.raises(UserError, match="not the plan of a study"):
         Plan.load(file)

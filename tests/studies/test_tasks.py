@@ -96,7 +96,12 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
     study = Study(folder, plan)
     study.prepare(accept_changes=False)
     chosen = {"data.shorter_side": [96], "data.longer_side": 160, "data.workers": 0, "data.group_by_aspect": False}
-    assert study.facts["chosen"] == chosen | {"batch_size": 8, "schedule.epochs": 3}
+    assert study.facts["chosen"] == chosen | {
+        "batch_size": 8,
+        "schedule.epochs": 3,
+        "data.colour": 0.5,
+        "data.scale": 1.5,
+    }
 
     study.facts["longer"] = 1.4  # two rows of one method take the same time, more or less
 

@@ -11,17 +11,15 @@ from understudy.files import read_rows
 from understudy.methods.loading import build_methods
 from understudy.training.default_methods import default_methods
 
-FULL = DEFAULT_METHODS["frs"]
-
 
 @pytest.mark.parametrize("family", ["retinanet", "fcos", "gfl", "faster_rcnn"])
 def test_a_pair_of_one_family_has_all_terms(family):
     student, teacher = made_up_specs(family)
     methods = default_methods(student, teacher)
-    assert methods == {"frs": FULL}
+    assert methods == DEFAULT_METHODS
     _, weights = build_methods(methods, student, teacher, balance=0.6)
     assert {name: weight.share for name, weight in weights.items()} == pytest.approx(
-        {"frs_feature": 0.2, "frs_class": 0.2, "frs_box": 0.2}
+        {"pkd_feature": 0.3, "frs_class": 0.15, "frs_box": 0.15}
     )
 
 
@@ -34,10 +32,12 @@ def test_cells_are_compared_if_anchors_differ():
 
 def test_terms_that_cannot_be_computed_are_left_out():
     student, teacher = made_up_specs("fcos")
-    methods = default_methods(student, replace(teacher, num_classes=7))
-    assert methods["frs"]["class_weight"] == 0.0
-    _, weights = build_methods(methods, student, replace(teacher, num_classes=7), balance=0.6)
-    assert set(weights) == {"frs_feature"}
+    teacher = replace(teacher, num_classes=7)
+    methods = default_methods(student, teacher)
+    assert methods == {"pkd": DEFAULT_METHODS["pkd"]}
+    _, weights = build_methods(methods, student, teacher, balance=0.6)
+    assert set(weights) == {"pkd_feature"}
+    assert default_methods(student, teacher, balanced=False) == {"frs": {"scores": "cell", "class_weight": 0.0}}
 
 
 def test_published_weights_belong_to_the_published_method():
@@ -49,5 +49,5 @@ def test_a_run_without_methods(tiny, trained, tmp_path):
         tiny, teacher=trained, run=tmp_path / "run", **{"schedule.epochs": 1, "methods": DEFAULT_METHODS}
     )
     row = read_rows(run / "losses.csv")[0]
-    assert {"frs_feature_weight", "frs_class_weight", "frs_box_weight"} <= row.keys()
-    assert "standardise: level" in (run / "config.yaml").read_text()
+    assert {"pkd_feature_weight", "frs_class_weight", "frs_box_weight"} <= row.keys()
+    assert "boxes: decoded" in (run / "config.yaml").read_text()

@@ -66,6 +66,8 @@ def test_what_is_chosen_for_some_photos(chosen):
         "data.shorter_side": [240],
         "data.longer_side": 400,
         "schedule.epochs": 92,
+        "data.colour": 0.5,
+        "data.scale": 1.5,
         "evaluate_every": 5,
         "detector.backbone_weights": "IMAGENET1K_V1",
         "detector.head_norm": "group",
@@ -88,6 +90,8 @@ def test_values_of_the_user_are_kept(chosen):
         "data.shorter_side": "[64, 96]",
         "data.longer_side": "96",
         "schedule.epochs": "3",
+        "data.colour": "0.1",
+        "data.scale": "1",
         "evaluate_every": "2",
         "detector.backbone_weights": "null",
         "detector.head_norm": "null",
@@ -102,6 +106,14 @@ def test_values_of_the_user_are_kept(chosen):
     assert derived.config == config
     assert derived.choices == ()
     assert derived.notes == ()
+
+
+@pytest.mark.parametrize(("images", "varied"), [(1, True), (2000, True), (2001, False)])
+def test_few_images_are_varied(chosen, images, varied):
+    derived = chosen("schedule.epochs=7", data=of_images(images))
+    assert (derived.config.data.colour, derived.config.data.scale) == ((0.5, 1.5) if varied else (0.0, 1.0))
+    lines = [f"  data.{key}: few images, each is seen 7 times" for key in ("colour=0.5", "scale=1.5")]
+    assert [line in derived.notes for line in lines] == [varied, varied]
 
 
 @pytest.mark.parametrize(

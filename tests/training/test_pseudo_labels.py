@@ -75,7 +75,7 @@ def test_a_run_trains_on_them_and_is_resumed_to_the_bit(tiny, trained, unlabelle
     run = understudy.distill(keys, run=tmp_path / "run")
     first, other = (read_rows(folder / "losses.csv")[0] for folder in (run, without))
     assert first["classification"] != other["classification"]
-    assert first["frs_feature"] == other["frs_feature"]
+    assert first["pkd_feature"] == other["pkd_feature"]
     with at_step(3, ctrl_c), pytest.raises(KeyboardInterrupt):
         understudy.distill(keys, run=tmp_path / "stopped")
     assert_same(understudy.resume(tmp_path / "stopped"), run)

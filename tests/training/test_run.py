@@ -161,7 +161,7 @@ def test_unlabelled_images_change_the_distillation(mixed, distilled, unlabelled)
     first, plain = (read_rows(run / "losses.csv")[0] for run in (mixed, distilled))
     assert list(first) == list(plain)
     assert first["step"] == plain["step"]
-    assert first["frs_feature"] != plain["frs_feature"]
+    assert first["pkd_feature"] != plain["pkd_feature"]
     assert len(read_rows(mixed / "losses.csv")) == len(read_rows(distilled / "losses.csv"))  # the same budget
     assert json.loads((mixed / "environment.json").read_text())["unlabelled_images"] == 5
 

@@ -41,7 +41,7 @@ def uncached(tiny, trained, tmp_path_factory):
 
 
 def losses(run) -> list[list[float]]:
-    names = ("frs_feature", "frs_class", "total")
+    names = ("pkd_feature", "frs_class", "total")
     return [[float(row[name]) for name in names] for row in read_rows(run / "losses.csv")]
 
 

@@ -82,14 +82,17 @@ class DataConfig(Section):
         examples=[1333],
     )
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
-    colour: Fraction = Field(
-        0.0,
+    colour: Auto[Fraction] = Field(
+        FILLED_IN,
         description="Strength of random changes of brightness, contrast, saturation and hue of a training image; 1: as "
-        "in SSD, 0: none.",
+        "in SSD, 0: none; null: 0.5 for up to 2,000 training images, else 0.",
+        examples=[0.5],
     )
-    scale: Annotated[float, Field(ge=1, le=8)] = Field(
-        1.0,
-        description="Largest random enlargement of a training image, by a crop, and reduction, on grey; 1: none.",
+    scale: Auto[Annotated[float, Field(ge=1, le=8)]] = Field(
+        FILLED_IN,
+        description="Largest random enlargement of a training image, by a crop, and reduction, on grey; 1: none; null: "
+        "1.5 for up to 2,000 training images, else 1.",
+        examples=[1.5],
     )
     variants: PositiveInt | None = Field(
         None,
@@ -363,8 +366,11 @@ class TrainConfig(Section):
     )
 
 
-DEFAULT_METHODS: dict[str, dict[str, Any]] = {"frs": {"standardise": "level", "boxes": "decoded", "box_weight": None}}
-"""FRS with features divided by the teacher's deviation, and with decoded boxes; docs/balance.md says why."""
+DEFAULT_METHODS: dict[str, dict[str, Any]] = {
+    "pkd": {"adapt": True},
+    "frs": {"feature_weight": 0.0, "boxes": "decoded", "box_weight": None},
+}
+"""PKD's features with FRS' classes and decoded boxes; docs/balance.md says why."""
 
 
 class DistillConfig(TrainConfig):

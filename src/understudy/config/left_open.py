@@ -11,6 +11,8 @@ LEFT_OPEN: dict[str, str | None] = {
     "data.shorter_side": None,
     "data.longer_side": None,
     "schedule.epochs": None,
+    "data.colour": None,
+    "data.scale": None,
     "evaluate_every": None,
     "detector.backbone_weights": "auto",
     "detector.head_norm": "auto",

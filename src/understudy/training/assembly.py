@@ -232,7 +232,7 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
     wanted, notes = config.methods, tuple[str, ...]()
     if wanted == DEFAULT_METHODS:
         wanted = default_methods(pairing.student, pairing.teacher, balanced=config.balance != "off")
-        notes = (f"default method for this pair: {as_yaml(wanted)}",)
+        notes = (f"default methods for this pair: {as_yaml(wanted)}",)
     methods, weights = build_methods(wanted, pairing.student, pairing.teacher, _balance(config))
     resolved = resolve_options(wanted, student.spec, _balance(config))
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None

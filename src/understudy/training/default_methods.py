@@ -10,7 +10,7 @@ from understudy.outputs import Spec
 def default_methods(student: Spec, teacher: Spec, *, balanced: bool = True) -> dict[str, dict[str, Any]]:
     """Return the default methods for a pair, with their options.
 
-    If the anchors differ, cells are compared; a term that cannot be computed at all is left out.
+    If the anchors differ, cells are compared; what cannot be computed is left out, as long as features can be compared.
 
     Args:
         student: the student's Spec; for detectors with other levels or classes, the reduced one of their pairing.
@@ -22,14 +22,20 @@ def default_methods(student: Spec, teacher: Spec, *, balanced: bool = True) -> d
         >>> default_methods(spec, spec, balanced=False)
         {'frs': {}}
     """
-    options = dict(DEFAULT_METHODS["frs"]) if balanced else {}
-    if "class" in FRS.obstacles(student, teacher, **_without_weights(options)):
-        options["scores"] = "cell"
-    obstacles = FRS.obstacles(student, teacher, **_without_weights(options))
-    if "feature" not in obstacles:
-        left_out = [term for term in obstacles if term != "box" or "box_weight" in options]
-        options |= {f"{term}_weight": 0.0 for term in left_out}
-    return {"frs": options}
+    methods = {name: dict(options) for name, options in DEFAULT_METHODS.items()} if balanced else {"frs": {}}
+    frs = methods["frs"]
+    if "class" in FRS.obstacles(student, teacher, **_without_weights(frs)):
+        frs["scores"] = "cell"
+    obstacles = FRS.obstacles(student, teacher, **_without_weights(frs))
+    if "feature" in obstacles:
+        return methods  # building them states the reason
+    terms = ("class", "box") if balanced else ("class",)
+    left_out = [term for term in terms if term in obstacles]
+    if len(left_out) == 2:
+        del methods["frs"]
+    else:
+        frs |= {f"{term}_weight": 0.0 for term in left_out}
+    return methods
 
 
 def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
