@@ -86,6 +86,16 @@ def test_side_by_side_are_those_that_share_schedule_and_cache(study_of):
     assert [[task.row for task in group] for group in groups] == [["none", "frs"], [LONGER], ["dist2"]]
 
 
+@pytest.mark.parametrize(("steps", "colour"), [(None, 0.5), (24, 0.5), (23, 0.0)])
+def test_the_steps_of_a_study_decide_how_often_an_image_is_seen(steps, colour, tiny, trained, tmp_path):
+    keys = {key: value for key, value in tiny.items() if key not in LEFT_OPEN} | {"schedule": "cosine"}
+    folder = StudyFolder(tmp_path / "study")
+    folder.path.mkdir()
+    study = Study(folder, Plan.of(keys, {}, rows=["frs"], seeds=[4], teachers=[trained], steps=steps))
+    study.prepare(accept_changes=False)
+    assert (study.facts["chosen"]["batch_size"], study.facts["chosen"]["data.colour"]) == (8, colour)
+
+
 def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, monkeypatch):
     """By the last row, whose teacher decides the size of the images; another machine goes on with it."""
     monkeypatch.setattr("understudy.training.defaults.MOST_EPOCHS", 3)
@@ -99,8 +109,8 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
     assert study.facts["chosen"] == chosen | {
         "batch_size": 8,
         "schedule.epochs": 3,
-        "data.colour": 0.5,
-        "data.scale": 1.5,
+        "data.colour": 0.0,
+        "data.scale": 1.0,
     }
 
     study.facts["longer"] = 1.4  # two rows of one method take the same time, more or less

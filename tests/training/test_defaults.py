@@ -108,11 +108,13 @@ def test_values_of_the_user_are_kept(chosen):
     assert derived.notes == ()
 
 
-@pytest.mark.parametrize(("images", "varied"), [(1, True), (2000, True), (2001, False)])
-def test_few_images_are_varied(chosen, images, varied):
-    derived = chosen("schedule.epochs=7", data=of_images(images))
+@pytest.mark.parametrize(
+    ("images", "epochs", "varied"), [(1, 24, True), (2000, 30, True), (2001, 30, False), (9, 23, False)]
+)
+def test_few_images_that_are_seen_often_are_varied(chosen, images, epochs, varied):
+    derived = chosen(f"schedule.epochs={epochs}", data=of_images(images))
     assert (derived.config.data.colour, derived.config.data.scale) == ((0.5, 1.5) if varied else (0.0, 1.0))
-    lines = [f"  data.{key}: few images, each is seen 7 times" for key in ("colour=0.5", "scale=1.5")]
+    lines = [f"  data.{key}: few images, each is seen {epochs} times" for key in ("colour=0.5", "scale=1.5")]
     assert [line in derived.notes for line in lines] == [varied, varied]
 
 

@@ -85,13 +85,13 @@ class DataConfig(Section):
     colour: Auto[Fraction] = Field(
         FILLED_IN,
         description="Strength of random changes of brightness, contrast, saturation and hue of a training image; 1: as "
-        "in SSD, 0: none; null: 0.5 for up to 2,000 training images, else 0.",
+        "in SSD, 0: none; null: 0.5 for up to 2,000 training images in 24 epochs or more, else 0.",
         examples=[0.5],
     )
     scale: Auto[Annotated[float, Field(ge=1, le=8)]] = Field(
         FILLED_IN,
         description="Largest random enlargement of a training image, by a crop, and reduction, on grey; 1: none; null: "
-        "1.5 for up to 2,000 training images, else 1.",
+        "1.5 for up to 2,000 training images in 24 epochs or more, else 1.",
         examples=[1.5],
     )
     variants: PositiveInt | None = Field(

@@ -4,14 +4,18 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from understudy.checkpoints import load_checkpoint
 from understudy.compare.intervals import Interval, seeds_to_tell
 from understudy.config import DistillConfig, TrainConfig
+from understudy.data import Limits, open_data
+from understudy.evaluation import choose_device, detect_all, loader_at_evaluation_size, on_device
 from understudy.evaluation.resampling import Matches
 from understudy.studies.plan import Plan
 from understudy.studies.sentences import notes_on, sentence_of, sentences_of
@@ -173,3 +177,13 @@ class StudyResult:
 
 def _plain(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
+
+
+def matches_of(config: TrainConfig, run: Path) -> Matches:
+    """Match the detections of the best checkpoint on the validation split with its objects."""
+    loaded = load_checkpoint(run, quantised=True)
+    data = open_data(config.data.path, config.data.val, Limits.of(config.data))
+    device = choose_device("cpu" if config.accelerator == "cpu" else None)
+    loader = loader_at_evaluation_size(data, loaded.config, batch_size=config.batch_size, workers=config.data.workers)
+    found = detect_all(on_device(loaded.detector, device), loader, device, data.category_ids, config.precision)
+    return Matches.of(data, found)

@@ -11,19 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from understudy.checkpoints import load_checkpoint
 from understudy.compare.runs import Run, read_runs, read_teacher
 from understudy.config import DistillConfig, TrainConfig, open_keys, value_of, with_values
-from understudy.data import Limits, open_data
 from understudy.errors import RunError, Stopped, UserError
-from understudy.evaluation import Evaluation, choose_device, detect_all, loader_at_evaluation_size, on_device
-from understudy.evaluation.resampling import Matches
+from understudy.evaluation import Evaluation
 from understudy.files import write_atomically
 from understudy.studies.folder import StudyFolder
 from understudy.studies.jobs import Outcome, in_processes
 from understudy.studies.page import write_page
 from understudy.studies.plan import Plan
-from understudy.studies.results import StudyResult, Trained
+from understudy.studies.results import StudyResult, Trained, matches_of
 from understudy.studies.rows import LONGER, StudyRow
 from understudy.studies.summary import summarise
 from understudy.studies.tables import rows_as_csv, runs_as_csv
@@ -217,7 +214,11 @@ class Study:
             return
         with contextlib.suppress(UserError):  # each row raises it again
             config = resolve_config(config)
-            derived = derive(config, Sources.of(config), make_trainer(config, place.path), measure=False)
+            sources, trainer = Sources.of(config), make_trainer(config, place.path)
+            derived = derive(config, sources, trainer, measure=False)
+            if self.plan.steps is not None:  # they decide how often an image is seen
+                epochs = max(1, round(self.plan.steps * derived.config.batch_size / len(sources.train)))
+                derived = derive(with_values(config, {"schedule.epochs": epochs}), sources, trainer, measure=False)
             self.facts["chosen"] = {key: value_of(derived.config, key) for key in sorted(SHARED_CHOICES)}
 
     def _config_of(self, row: StudyRow, seed: int, teacher: Path, run: Path, epochs: int | None = None) -> TrainConfig:
@@ -342,7 +343,7 @@ class Study:
                 matches = self.folder.read_matches(task.name)
                 if matches is None:
                     console.say(f"matching the detections of {task.name}")
-                    matches = _matches(task.config, task.folder.path)
+                    matches = matches_of(task.config, task.folder.path)
                     self.folder.write_matches(task.name, matches)
                 trained.append(Trained(task.row, task.seed, task.config, task.folder, matches))
             else:
@@ -418,13 +419,3 @@ def outcomes(group: Sequence[Task], accept_changes: bool = False) -> list[Outcom
 
 def _begun(task: Task) -> Path | None:
     return task.folder.path if task.folder.config.exists() else None
-
-
-def _matches(config: TrainConfig, run: Path) -> Matches:
-    """Match the detections of the best checkpoint on the validation split with its objects."""
-    loaded = load_checkpoint(run, quantised=True)
-    data = open_data(config.data.path, config.data.val, Limits.of(config.data))
-    device = choose_device("cpu" if config.accelerator == "cpu" else None)
-    loader = loader_at_evaluation_size(data, loaded.config, batch_size=config.batch_size, workers=config.data.workers)
-    found = detect_all(on_device(loaded.detector, device), loader, device, data.category_ids, config.precision)
-    return Matches.of(data, found)
