@@ -28,7 +28,8 @@ class Plan:
     """A study.
 
     Attributes:
-        config: what all runs share, without :data:`OWN_KEYS`, as plain values; ``methods`` holds options for all rows.
+        config: what all runs share, without :data:`OWN_KEYS`, as plain values; ``methods``,
+            if the user gave some, holds options for all rows.
         rows: the plain student first.
         seeds: of the runs.
         teachers: by the name of the folder, which must be unique.
@@ -120,8 +121,8 @@ class Plan:
         own: dict[str, Any] = {"run": run, "seed": seed}
         values = dict(self.config)
         names = [name for name in row.methods if name != DEFAULT]
-        if values.get("methods") == DEFAULT_METHODS or not names:
-            values.pop("methods", None)  # a row has the options that it names
+        if not names:
+            values.pop("methods", None)
         if row.methods:
             config: TrainConfig = load_config(DistillConfig, values | own | {"teacher": teacher}, row.overrides, names)
         else:
@@ -237,7 +238,8 @@ def _row_of(config: DistillConfig | None) -> str:
 def _shared(config: TrainConfig) -> dict[str, Any]:
     """Return what all runs of a study share, as plain values."""
     values = {key: value for key, value in config.model_dump(mode="json").items() if key not in OWN_KEYS}
-    return values | {"methods": typed_by_look(values["methods"])}  # a file has options of methods as text
+    methods = typed_by_look(values.pop("methods"))  # a file has their options as text
+    return values if methods == DEFAULT_METHODS else values | {"methods": methods}
 
 
 def _mentions_cache(source: Source) -> bool:
