@@ -111,6 +111,7 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
         "schedule.epochs": 3,
         "data.colour": 0.0,
         "data.scale": 1.0,
+        "data.variants": None,
     }
 
     study.facts["longer"] = 1.4  # two rows of one method take the same time, more or less

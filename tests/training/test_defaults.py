@@ -77,6 +77,7 @@ def test_what_is_chosen_for_some_photos(chosen):
         "data.group_by_aspect": False,
         "data.unlabelled_batch": None,
         "detector.norm": "batch",
+        "data.variants": None,
     }
     assert open_keys(derived.config) == []
     assert "  schedule.epochs=92: 24,000 images, and 12 times each of 300" in derived.notes
@@ -100,6 +101,7 @@ def test_values_of_the_user_are_kept(chosen):
         "batch_size": "5",
         "data.group_by_aspect": "true",
         "detector.norm": "eval",
+        "data.variants": "null",
     }
     config = load_config(TrainConfig, None, ["run=r", "data=d", *(f"{key}={text}" for key, text in given.items())])
     derived = chosen(*(f"{key}={text}" for key, text in given.items()))
@@ -306,5 +308,5 @@ def test_an_unlabelled_batch_is_as_large_as_the_labelled_one(few, trained, unlab
 def test_an_old_config_file_still_means_what_it_says():
     file = Path(understudy.__file__).parent / "demo_teacher" / "config.yaml"
     old = load_config(TrainConfig, file)
-    assert open_keys(old) == ["data.group_by_aspect"]  # younger than the file
+    assert open_keys(old) == ["data.group_by_aspect", "data.variants"]  # younger than the file
     assert old.data.workers == 0

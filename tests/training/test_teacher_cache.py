@@ -12,7 +12,7 @@ from understudy.detectors import Detector
 from understudy.errors import UserError
 from understudy.files import read_rows
 from understudy.outputs import Needs
-from understudy.training import teacher_cache
+from understudy.training import defaults, teacher_cache
 from understudy.training.teacher_cache import Store, TeacherCache
 
 KEYS = {"data.flip": 0.0, "batch_size": 4, "log_every": 1}
@@ -78,6 +78,30 @@ def test_variants_of_images_are_entries_of_their_own(passes, tiny, trained, tmp_
     keys |= {"data.longer_side": 96, "schedule.epochs": 4, "evaluate_every": 4}
     understudy.distill(tiny, run=tmp_path / "run", teacher=trained, **keys)
     assert 16 <= sum(passes) < 4 * 8
+
+
+@pytest.mark.parametrize(
+    ("keys", "variants"),
+    [
+        ({}, 2),
+        ({"schedule.epochs": 7}, None),
+        ({"data.scale": 1}, None),
+        ({"data.variants": None}, None),
+        ({"data.variants": 3}, 3),
+        ({"methods": "crosskd"}, None),
+        ({"teacher_cache": "off"}, None),
+        ({"teacher_cache_gb": 4e-5}, None),
+    ],
+    ids=["long", "short", "without variation", "new ones", "given", "layers", "off", "no room"],
+)
+def test_in_a_long_run_each_variant_comes_four_times(keys, variants, passes, tiny, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, "OFTEN", 8)
+    given = {**tiny, **KEYS, "teacher": trained, "data.scale": 2.0, "schedule.epochs": 8, "evaluate_every": 8}
+    assert understudy.suggest({**given, **keys}).config.data.variants == variants
+    if not keys:
+        passes.clear()
+        understudy.distill(given, run=tmp_path / "run")
+        assert sum(passes) == 2 * 8
 
 
 def test_another_teacher_or_another_part_shares_no_entry(passes, tiny, trained, distilled, tmp_path):

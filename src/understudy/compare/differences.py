@@ -14,7 +14,7 @@ BUDGET: dict[str, tuple[str, ...]] = {
     "mode of the shorter side": ("data.shorter_side_mode",),
     "longer side": ("data.longer_side",),
     "flip": ("data.flip",),
-    "augmentation": ("data.colour", "data.scale", "data.variants"),
+    "augmentation": ("data.colour", "data.scale"),
     "grouping by aspect ratio": ("data.group_by_aspect",),
     "leaving out images without objects": ("data.skip_empty",),
     "unlabelled images per step": ("data.unlabelled_batch",),

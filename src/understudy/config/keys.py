@@ -94,10 +94,11 @@ class DataConfig(Section):
         "1.5 for up to 2,000 training images in 24 epochs or more, else 1.",
         examples=[1.5],
     )
-    variants: PositiveInt | None = Field(
-        None,
+    variants: Literal["auto"] | PositiveInt | None = Field(
+        "auto",
         description="Number of variants of each training image (flip, size, colour, scale), shown in turn by the "
-        "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch.",
+        "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch; auto: null, or in "
+        "a distilled run of 24 epochs or more whose images vary a quarter of them, if the cache has room.",
     )
     group_by_aspect: Auto[bool] = Field(
         FILLED_IN,

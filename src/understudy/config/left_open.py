@@ -22,6 +22,7 @@ LEFT_OPEN: dict[str, str | None] = {
     "data.group_by_aspect": None,
     "data.unlabelled_batch": None,
     "detector.norm": "auto",
+    "data.variants": "auto",
 }
 """The keys, each with the value that leaves it open: ``auto`` where null has a meaning of its own. They are chosen in
 this order."""

@@ -37,7 +37,7 @@ from understudy.training.progress import ShowProgress
 from understudy.training.pseudo_labels import PseudoLabels
 from understudy.training.resuming import check_unchanged_data
 from understudy.training.sources import Sources
-from understudy.training.teacher_cache import open_teacher
+from understudy.training.teacher_cache import fixed_variants, open_teacher
 from understudy.training.teacher_check import CheckTeacher
 from understudy.training.term_notes import NoteTerms
 from understudy.training.validation import Validate
@@ -145,7 +145,7 @@ def make_loader(
         group_by_aspect=config.data.group_by_aspect,
         unlabelled=unlabelled,
         unlabelled_batch=config.data.unlabelled_batch or 0,
-        augmentation=Augmentation(config.data.colour, config.data.scale, config.data.variants),
+        augmentation=Augmentation(config.data.colour, config.data.scale, fixed_variants(config.data)),
     )
 
 

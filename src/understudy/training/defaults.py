@@ -4,6 +4,7 @@ A run's config is completed before the run is made, and is written complete, so 
 depend on the rules. ``understudy suggest`` shows the same choices.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,12 +20,14 @@ from understudy.detectors.backbone_weights import describe_download, published_w
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.text import as_yaml
+from understudy.training.assembly import build_networks
 from understudy.training.cost import Cost, Sample, cost_of, measure_step
 from understudy.training.image_size import ImageSize, longest
 from understudy.training.launching import is_first_process
 from understudy.training.machine import Machine
 from understudy.training.padding import padded_pixels
 from understudy.training.sources import Sources
+from understudy.training.teacher_cache import changing_pixels, keeps_outputs
 
 IMAGES_SEEN, PASSES, MOST_EPOCHS = 24_000, 12, 1000
 """A run sees so many images, and each image so often in addition, up to a number of epochs: 300 images 92 times, 1,000
@@ -36,6 +39,9 @@ student's AP falls towards the end of its run (measured with 205 and 1,000 image
 
 COLOUR, SCALE = 0.5, 1.5
 """How far they are varied."""
+
+EACH_VARIANT = 4
+"""How often each variant of an image comes in a distilled run, if so its teacher's outputs can be kept."""
 
 EVALUATIONS = 20
 """Evaluations of a run at most."""
@@ -318,6 +324,19 @@ def _plain_norm(config: TrainConfig) -> str:
     return "frozen" if few and config.detector.backbone_weights is not None else "batch"
 
 
+def _variants(config: TrainConfig, facts: _Facts) -> Choice:
+    key, epochs = "data.variants", config.schedule.epochs
+    alone = facts.machine.processes == 1  # several would each keep outputs of images that another one has next
+    if isinstance(config, DistillConfig) and alone and epochs >= OFTEN and changing_pixels(config.data):
+        count = math.ceil(epochs / EACH_VARIANT)
+        few, images = with_values(config, {key: count}), facts.sources
+        networks = build_networks(few, images.train, new=False)
+        others = len(images.unlabelled or ())
+        if networks.teacher and keeps_outputs(few, [networks.learner], networks.teacher.detector, images.train, others):
+            return Choice(key, count, f"each comes {EACH_VARIANT} times, and the teacher runs on it once")
+    return Choice(key, None, "")
+
+
 RULES: dict[str, Callable[[TrainConfig, _Facts], Choice]] = {
     "data.shorter_side": _shorter_side,
     "data.longer_side": _longer_side,
@@ -333,6 +352,7 @@ RULES: dict[str, Callable[[TrainConfig, _Facts], Choice]] = {
     "data.group_by_aspect": _group_by_aspect,
     "data.unlabelled_batch": _unlabelled_batch,
     "detector.norm": _norm,
+    "data.variants": _variants,
 }
 """The rules by key, in the order of :data:`.LEFT_OPEN`; each may read what those before it chose."""
 
@@ -345,5 +365,6 @@ SHARED_CHOICES = {
     "data.workers",
     "batch_size",
     "data.group_by_aspect",
+    "data.variants",
 }
 """Keys in which runs that share their batches must agree, whatever their detectors."""

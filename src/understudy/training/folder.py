@@ -24,7 +24,7 @@ _HELD: set[Path] = set()  # folders that this process has locked: its own locks 
 _FIRST_FILES = {".lock", ".environment.json.part", "environment.json", ".config.yaml.part"}
 """What a start that was killed before it wrote the config leaves behind."""
 
-UNSTATED: dict[str, Any] = {"ema": "off", "data.colour": 0.0, "data.scale": 1.0}
+UNSTATED: dict[str, Any] = {"ema": "off", "data.colour": 0.0, "data.scale": 1.0, "data.variants": None}
 """What runs did whose config.yaml lacks a key, being of an earlier version, if it differs from the default."""
 
 

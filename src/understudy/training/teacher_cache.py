@@ -64,26 +64,47 @@ def open_teacher(
     Raises:
         UserError: a cache cannot hold what the methods read, or its entries would hardly be used again.
     """
-    needs = with_needs([learner.needs for learner in learners], pseudo_labels=config.pseudo_labels != "off")
+    needs = _needs(config, learners)
     chosen = config.teacher_cache
     if chosen == "off":
         return TeacherPass(teacher, needs)
-    reasons = list(_obstacles(config, learners, teacher))
     if chosen != "auto":
-        if reasons:
+        if reasons := list(_obstacles(config, learners, teacher)):
             raise UserError.listing(f"teacher_cache={chosen} has no use, set teacher_cache=off:", reasons)
         store = Store(None if chosen == "memory" else Path(chosen), int(config.teacher_cache_gb * 2**30))
         return TeacherCache(teacher, needs, store, config.precision)
-    if not reasons:
-        limit = min(int(config.teacher_cache_gb * 2**30), int(SHARE_OF_MEMORY * _memory() / _processes(config)))
-        images = len(data) + unlabelled
-        size = _bytes_per_pixel(teacher, needs) * _pixels(config, data, unlabelled) * images
-        taken = f"the teacher's outputs of {images} images take about {_mib(size)}"
-        if size <= limit:
-            note = f"teacher_cache=auto: in memory, {taken}"
-            return TeacherCache(teacher, needs, Store(None, limit), config.precision, note)
+    limit, taken, reasons = _room(config, learners, teacher, data, unlabelled)
+    if reasons:
+        return TeacherPass(teacher, needs, f"teacher_cache=auto: off, {'; '.join(reasons)}")
+    return TeacherCache(teacher, needs, Store(None, limit), config.precision, f"teacher_cache=auto: in memory, {taken}")
+
+
+def keeps_outputs(
+    config: DistillConfig, learners: Sequence[Learner], teacher: Detector, data: DetectionData, unlabelled: int = 0
+) -> bool:
+    """Return whether a run would keep the teacher's outputs; arguments as of :func:`open_teacher`."""
+    if config.teacher_cache == "auto":
+        return not _room(config, learners, teacher, data, unlabelled)[2]
+    return config.teacher_cache != "off" and not list(_obstacles(config, learners, teacher))
+
+
+def _needs(config: DistillConfig, learners: Sequence[Learner]) -> Needs:
+    return with_needs([learner.needs for learner in learners], pseudo_labels=config.pseudo_labels != "off")
+
+
+def _room(
+    config: DistillConfig, learners: Sequence[Learner], teacher: Detector, data: DetectionData, unlabelled: int
+) -> tuple[int, str, list[str]]:
+    """Return the bytes that ``auto`` permits, what the outputs take in words, and what prevents that they are kept."""
+    limit = min(int(config.teacher_cache_gb * 2**30), int(SHARE_OF_MEMORY * _memory() / _processes(config)))
+    if reasons := list(_obstacles(config, learners, teacher)):
+        return limit, "", reasons
+    images = len(data) + unlabelled
+    each = _bytes_per_pixel(teacher, _needs(config, learners)) * _pixels(config, data, unlabelled)
+    taken = f"the teacher's outputs of {images} images take about {_mib(each * images)}"
+    if each * images > limit:
         reasons = [f"{taken}, more than the {_mib(limit)} that teacher_cache_gb and the machine's memory permit"]
-    return TeacherPass(teacher, needs, f"teacher_cache=auto: off, {'; '.join(reasons)}")
+    return limit, taken, reasons
 
 
 def _obstacles(config: DistillConfig, learners: Sequence[Learner], teacher: Detector) -> list[str]:
@@ -95,15 +116,24 @@ def _obstacles(config: DistillConfig, learners: Sequence[Learner], teacher: Dete
             reasons.append(f"{method.name} reads the teacher's queries, which are not kept")
     if config.pseudo_labels != "off" and teacher.spec.queries:
         reasons.append("pseudo_labels reads the teacher's queries, which are not kept")
-    data = config.data
-    varied = {"shorter_side": len(set(data.shorter_side)) > 1, "colour": data.colour > 0, "scale": data.scale > 1}
-    changing = [f"data.{key}={getattr(data, key)}" for key, other in varied.items() if other]
-    if changing and not data.variants:
+    data, changing = config.data, changing_pixels(config.data)
+    if changing and not fixed_variants(data):
         reasons.append(
             f"{', '.join(changing)}: each epoch has other pixels; give each image a few fixed variants, "
             f"data.variants=4, or leave {'it' if len(changing) == 1 else 'them'} out"
         )
     return reasons
+
+
+def changing_pixels(data: DataConfig) -> list[str]:
+    """Return the keys by which a training image has other pixels in each epoch, with their values."""
+    varied = {"shorter_side": len(set(data.shorter_side)) > 1, "colour": data.colour > 0, "scale": data.scale > 1}
+    return [f"data.{key}={getattr(data, key)}" for key, other in varied.items() if other]
+
+
+def fixed_variants(data: DataConfig) -> int | None:
+    """Return the number of variants of an image; None: always new ones, or the number is not chosen yet."""
+    return None if data.variants == "auto" else data.variants
 
 
 @torch.no_grad()
@@ -124,9 +154,8 @@ def _pixels(config: DistillConfig, data: DetectionData, unlabelled: int) -> floa
 
 def _views(config: DataConfig) -> int:
     """Return in how many ways an image comes: its variants, or as it is and mirrored."""
-    mirrored = 2 if 0 < config.flip < 1 else 1
-    varied = config.colour or config.scale > 1 or len(set(config.shorter_side)) > 1
-    return config.variants if config.variants and varied else min(mirrored, config.variants or mirrored)
+    variants, mirrored = fixed_variants(config), 2 if 0 < config.flip < 1 else 1
+    return variants if variants and changing_pixels(config) else min(mirrored, variants or mirrored)
 
 
 def _processes(config: DistillConfig) -> int:
