@@ -10,6 +10,7 @@ from pairs import BIG, LITTLE, made_up_specs, record, truth
 from references import sigmoid, wave
 
 from understudy.functional import (
+    balanced_over_classes,
     feature_richness,
     richness_mask,
     richness_masks,
@@ -117,6 +118,23 @@ def test_one_divisor_for_a_pyramid_by_hand():
     assert divisor.item() == 2
     assert [weighted_feature_loss(*level, divisor).item() for level in levels] == [3 / 2, 4.5 / 2]
     assert total_mass([masks[0] * 0]).item() == pytest.approx(1e-6)
+
+
+def test_rare_classes_by_hand():
+    """Two of three classes occur, one of them in a level of its own; a factor is the same on all levels."""
+    often, rare = [3.0, 0.0, 0.0], [0.0, 0.0, 2.0]
+    logits = [torch.tensor([often, often, rare]).view(1, 1, 3, 1, 3), torch.tensor([often]).view(1, 1, 1, 1, 3)]
+    weights = [torch.tensor([[[0.5, 0.2, 0.1]]]), torch.tensor([[[0.2]]])]
+    fine, coarse = balanced_over_classes(weights, logits)
+    common, seldom = (1 / 3 + 0.05) / (0.9 + 0.05), (1 / 3 + 0.05) / (0.1 + 0.05)
+    torch.testing.assert_close(fine, torch.tensor([[[0.5 * common, 0.2 * common, 0.1 * seldom]]]))
+    torch.testing.assert_close(coarse, torch.tensor([[[0.2 * common]]]))
+    best_anchor = [torch.stack([level[:, :, :, 0] * 0 - 1, level[:, :, :, 0]], 3) for level in logits]
+    torch.testing.assert_close(balanced_over_classes(weights, best_anchor), [fine, coarse])
+    alone = [level[..., :1] for level in logits]
+    torch.testing.assert_close(balanced_over_classes(weights, alone), weights)
+    empty = [level * 0 for level in weights]
+    torch.testing.assert_close(balanced_over_classes(empty, logits), empty)
 
 
 def test_boxes_by_hand():

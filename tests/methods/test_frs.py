@@ -27,9 +27,11 @@ from torchvision.ops import generalized_box_iou
 from understudy.boxes import decode
 from understudy.errors import UserError
 from understudy.functional import (
+    balanced_over_classes,
     deviation,
     feature_richness,
     richness_masks,
+    total_mass,
     weighted_box_loss,
     weighted_class_loss,
     weighted_feature_loss,
@@ -244,6 +246,20 @@ def test_decoded_boxes_against_a_slow_loop(own, other):
     loss.backward()
     assert all(raw.grad.isfinite().all() and raw.grad.any() for raw in student.box_raw)
     assert all(raw.grad is None for raw in teacher.box_raw)
+
+
+def test_cells_of_rare_classes_count_more():
+    specs = made_up_specs("retinanet")
+    student, teacher = (record(spec, seed) for seed, spec in enumerate(specs, 1))
+    terms = {
+        balanced: FRS(*specs, normaliser="pyramid", class_balance=balanced)(student, teacher, truth(specs[0]))
+        for balanced in (False, True)
+    }
+    masks = balanced_over_classes([feature_richness(level) for level in teacher.class_logits], teacher.class_logits)
+    levels = zip(student.class_logits, teacher.class_logits, masks, strict=True)
+    expected = sum(weighted_class_loss(*level, total_mass(masks)).item() for level in levels)
+    assert terms[True]["frs_class"].item() == pytest.approx(expected, rel=1e-5)
+    assert terms[False]["frs_class"].item() != pytest.approx(expected, rel=1e-4)
 
 
 def test_a_refusal_names_the_boxes_that_help():

@@ -36,6 +36,7 @@ COUNTING: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the case: meth
     "frs": ("frs", {"normaliser": "batch"}),
     "frs by truth": ("frs", {"region": "tp_tn"}),
     "frs of a pyramid": ("frs", {"normaliser": "pyramid", "standardise": "channel", "boxes": "decoded"}),
+    "frs of classes": ("frs", {"normaliser": "pyramid", "class_balance": True}),
     "pfi": ("pfi", {"standardise": "level"}),
     "gid": ("gid", {}),
     "fine_grained": ("fine_grained", {}),

@@ -24,6 +24,10 @@ WITHOUT_TRUTH = ("richness", "tp_fp")
 RICH = 0.1
 """Score above which a cell counts as detected, in the authors' ablation (their code)."""
 
+RARE = 0.05
+"""Part of a weight map's sum below which the cells of a class gain little more influence by being balanced: a class
+without an object has cells, too, of low scores."""
+
 SMALLEST_MASS = 1e-6
 """Smallest divisor for a weight map: an empty mask gives zero, not NaN."""
 
@@ -156,6 +160,35 @@ def total_mass(weights: Sequence[Tensor]) -> Tensor:
     """
     masses = [at_least_float32(level).sum() for level in weights]
     return averaged_over_processes(torch.stack(masses).sum(), SMALLEST_MASS)
+
+
+@torch.no_grad()
+def balanced_over_classes(weights: Sequence[Tensor], class_logits: Sequence[Tensor]) -> list[Tensor]:
+    """Multiply weight maps by a factor per class, so that no class has most of their sum because it is frequent.
+
+    An option for FRS (ours, in no paper). A cell belongs to the class with the teacher's highest score there. A class k
+    whose cells have the part p_k of the sum over all levels gets the factor (1/K + s) / (p_k + s), where K is the
+    number of classes and s is :data:`RARE`.
+
+    Args:
+        weights: per level (N, H, W), not negative.
+        class_logits: the teacher's, per level (N, H, W, A, K); several processes count their images together.
+
+    Returns:
+        Per level (N, H, W), constants.
+
+    Examples:
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]]).view(1, 1, 4, 1, 2)
+        >>> balanced_over_classes([torch.ones(1, 1, 4)], [logits])[0].round(decimals=2)
+        tensor([[[0.6900, 0.6900, 0.6900, 1.8300]]])
+    """
+    classes = class_logits[0].shape[-1]
+    of_cells = [level.amax(-2).argmax(-1) for level in class_logits]
+    pairs = list(zip(of_cells, map(at_least_float32, weights), strict=True))
+    sums = [torch.zeros(classes, device=w.device).index_add(0, of.flatten(), w.flatten()) for of, w in pairs]
+    masses = averaged_over_processes(torch.stack(sums).sum(0), SMALLEST_MASS)
+    factors = (1 / classes + RARE) / (masses / masses.sum() + RARE)
+    return [weight * factors[of] for of, weight in pairs]
 
 
 def highest_of_cell(class_logits: Tensor) -> Tensor:

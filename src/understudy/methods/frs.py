@@ -49,6 +49,12 @@ class FRS(Method):
         \sum_a \frac{\max_k \sigma(z^T_l)}{\sum_{a'} \max_k \sigma(z^T_l)}
         \left(1 - \operatorname{GIoU}(b^S_l, b^T_l)\right)
 
+    With ``class_balance``, :math:`S_l` is multiplied by a factor for the class :math:`k` with the highest score in the
+    cell, which follows from the part :math:`p_k` of :math:`N` in the cells of this class, of :math:`K` classes.
+
+    .. math::
+        \frac{1 / K + 0.05}{p_k + 0.05}
+
     Evidence:
         paper: Distilling Object Detectors with Feature Richness, Eq. 5 to 8. It states neither weights nor ramp nor
             adapter.
@@ -58,10 +64,11 @@ class FRS(Method):
             exists although the channels agree. The weights grow linearly over 500 steps. A two-stage detector is
             distilled in its first stage alone. ``box`` and ``centerness`` are from the authors' development code, as
             are the definitions of the regions, which the paper's Table 4 names.
-        ours: ``scores=cell``, for pairs with different anchors. ``normaliser=pyramid``, ``standardise`` and
-            ``boxes=decoded``, for narrow pyramids and small images. With a divisor per level all levels have the same
-            influence, even one whose scores are all near zero. The published weights were not made for these options:
-            with one divisor a term is as large as one level's, standardised as if features had a deviation of 1.
+        ours: ``scores=cell``, for pairs with different anchors. ``normaliser=pyramid``, ``standardise``,
+            ``boxes=decoded`` and ``class_balance``, for narrow pyramids, small images and rare classes. With a divisor
+            per level all levels have the same influence, even one whose scores are all near zero. The published
+            weights were not made for these options: with one divisor a term is as large as one level's, standardised
+            as if features had a deviation of 1.
         weight: From the authors' configurations for RetinaNet, FCOS, GFL and Faster R-CNN. ``box`` has 0.2 for
             RetinaNet and 0.002 for GFL in their development code, and is off here by default.
         caution: A user of the authors' code could not reproduce the paper's results for FCOS; the report was never
@@ -79,9 +86,7 @@ class FRS(Method):
     }
     ramp_steps = 500
     source = "Du et al., NeurIPS 2021, Eq. 4-8; weights and ramp from the authors' configurations"
-    checked = (
-        "authors' code, duzhixing/FRS @decd60c: run, values to 1e-10; options: duzhixing/mmdetection @839517c, read"
-    )
+    checked = "authors' code, duzhixing/FRS @decd60c: run, to 1e-10; options: duzhixing/mmdetection @839517c, read"
     reads = {
         "feature": ("features", "teacher_scores"),
         "class": ("class_logits",),
@@ -97,8 +102,7 @@ class FRS(Method):
         standardise: Standardise | None = None
         """Divide features by the teacher's deviation of each ``"level"`` or ``"channel"`` in the batch (ours)."""
         threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
-        """None: cells are weighted by richness. A score in 0..1: cells above it have the weight 1, all others 0. If
-        ``region`` needs a threshold, None stands for 0.1, as in the authors' ablation."""
+        """Cells above this score have weight 1, others 0. None: richness; for ``region``, 0.1 (authors' ablation)."""
         scores: Literal["anchor", "cell"] = "anchor"
         """Compare scores per ``"anchor"``, or, for any anchors, the highest of each class in a ``"cell"`` (ours)."""
         boxes: Literal["raw", "decoded"] = "raw"
@@ -108,6 +112,8 @@ class FRS(Method):
         region: richness.Region = "richness"
         """Weight all cells by ``"richness"``, or give weight 1 to those of the paper's Table 4: ``"tp_fp"`` above the
         threshold, ``"tp_fn"`` with an anchor assigned to an object, ``"tp"`` both, ``"tp_tn"`` both or neither."""
+        class_balance: bool = False
+        """Give the classes that the teacher sees about the same influence, however often each occurs (ours)."""
 
     options: Options
 
@@ -142,6 +148,7 @@ class FRS(Method):
         """Compute ``frs_feature``, ``frs_class`` and, if it has a weight, ``frs_box``, each summed over levels."""
         options = self.options
         masks = richness.richness_masks(student, teacher, truth, options.centerness, options.region, options.threshold)
+        masks = richness.balanced_over_classes(masks, teacher.class_logits) if options.class_balance else masks
         divisor = richness.total_mass(masks) if options.normaliser == "pyramid" else options.normaliser
         terms = {}
         for term in self.terms:
