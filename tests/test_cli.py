@@ -15,7 +15,7 @@ import understudy
 from understudy.cli import app, main
 from understudy.cli.analyse import analyse
 from understudy.config import DistillConfig, TrainConfig, dump_config, load_config
-from understudy.config.keys import DEFAULT_METHODS
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import LIMITS
 from understudy.errors import RunError, UserError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from understudy.config import LEFT_OPEN, DistillConfig, TrainConfig, filled_from, load_config, open_keys
-from understudy.config.keys import DEFAULT_METHODS
+from understudy.config.methods import DEFAULT_METHODS
 
 NEEDED = ["run=runs/a", "data=photos"]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from understudy.config import DistillConfig, TrainConfig
-from understudy.config.keys import DEFAULT_METHODS
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.errors import UserError
 from understudy.studies.plan import Plan
 from understudy.studies.rows import read_row

@@ -12,7 +12,7 @@ from understudy import figures
 from understudy.analysis.sweep import plain_config, refuse_keys, run_all
 from understudy.compare.runs import read_runs
 from understudy.config import DistillConfig, Source, TrainConfig, load_config
-from understudy.config.keys import DEFAULT_METHODS
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.errors import UserError
 from understudy.figures import Captioned
 from understudy.text import closest, percent, signed

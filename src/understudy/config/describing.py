@@ -56,5 +56,8 @@ def commented_yaml(cls: type[TrainConfig]) -> str:
             lines += ["", *([f"# {cls.model_fields[parent].description}", f"{parent}:"] if parent else [])]
         meaning = f"{key.description} ({key.expected})"
         lines += textwrap.wrap(meaning, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
-        lines += [f"{indent}{name}: {key.example if key.default is None else key.default}"]
+        value = f"{indent}{name}: {key.example if key.default is None else key.default}"
+        words = textwrap.TextWrapper(100, break_long_words=False, break_on_hyphens=False)
+        words.subsequent_indent = f"{indent}  "
+        lines += words.wrap(value)
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.config.values import (
     FILLED_IN,
     Auto,
@@ -365,13 +366,6 @@ class TrainConfig(Section):
     recipe: Text | None = Field(
         None, description="Recipe whose values the config starts from; `understudy recipes` lists them."
     )
-
-
-DEFAULT_METHODS: dict[str, dict[str, Any]] = {
-    "pkd": {"adapt": True},
-    "frs": {"feature_weight": 0.0, "boxes": "decoded", "box_weight": None},
-}
-"""PKD's features with FRS' classes and decoded boxes; docs/balance.md says why."""
 
 
 class DistillConfig(TrainConfig):

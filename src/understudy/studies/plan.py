@@ -8,7 +8,7 @@ from typing import Any, Self
 import yaml
 
 from understudy.config import DistillConfig, Source, TrainConfig, flat, load_config
-from understudy.config.keys import DEFAULT_METHODS
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.config.yaml_text import read_config, typed_by_look
 from understudy.errors import UserError
 from understudy.methods.loading import is_own

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
-from understudy.config.keys import DEFAULT_METHODS
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import Augmentation, DetectionData, as_paths, training_loader
 from understudy.detectors import build_detector
 from understudy.detectors.families import family_of
@@ -231,7 +231,7 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
     wanted, notes = config.methods, tuple[str, ...]()
     if wanted == DEFAULT_METHODS:
-        wanted = default_methods(pairing.student, pairing.teacher, balanced=config.balance != "off")
+        wanted = default_methods(pairing.student, pairing.teacher, _balance(config))
         notes = (f"default methods for this pair: {as_yaml(wanted)}",)
     methods, weights = build_methods(wanted, pairing.student, pairing.teacher, _balance(config))
     resolved = resolve_options(wanted, student.spec, _balance(config))
