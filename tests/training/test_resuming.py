@@ -70,7 +70,7 @@ def test_a_run_of_an_older_version_is_resumed_where_its_data_were_moved_to(edite
         for key in keys:
             del content[section][key]
             del checkpoint["understudy"]["config"][section][key]
-    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    (run / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     torch.save(checkpoint, run / "last.ckpt")
     assert_same(understudy.resume(run), distilled)
 
