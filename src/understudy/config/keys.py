@@ -98,8 +98,8 @@ class DataConfig(Section):
     variants: Literal["auto"] | PositiveInt | None = Field(
         "auto",
         description="Number of variants of each training image (flip, size, colour, scale), shown in turn by the "
-        "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch; auto: null, or in "
-        "a distilled run of 24 epochs or more whose images vary a quarter of them, if the cache has room.",
+        "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch; auto: a quarter of "
+        "the epochs in a distilled run of 24 or more whose images vary, if the cache has room, else null.",
     )
     group_by_aspect: Auto[bool] = Field(
         FILLED_IN,

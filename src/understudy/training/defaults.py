@@ -41,7 +41,7 @@ COLOUR, SCALE = 0.5, 1.5
 """How far they are varied."""
 
 EACH_VARIANT = 4
-"""How often each variant of an image comes in a distilled run, if so its teacher's outputs can be kept."""
+"""How often each variant of an image comes in a distilled run whose teacher's outputs can then be kept."""
 
 EVALUATIONS = 20
 """Evaluations of a run at most."""
@@ -333,7 +333,7 @@ def _variants(config: TrainConfig, facts: _Facts) -> Choice:
         networks = build_networks(few, images.train, new=False)
         others = len(images.unlabelled or ())
         if networks.teacher and keeps_outputs(few, [networks.learner], networks.teacher.detector, images.train, others):
-            return Choice(key, count, f"each comes {EACH_VARIANT} times, and the teacher runs on it once")
+            return Choice(key, count, f"each comes {EACH_VARIANT} times, so the teacher's outputs can be kept")
     return Choice(key, None, "")
 
 
