@@ -20,7 +20,9 @@ from understudy.data import (
     training_loader,
     transforms,
 )
+from understudy.data.batching import Grouping
 from understudy.data.loading import LoadedImages
+from understudy.data.transforms import padded_size, resized_size
 from understudy.errors import RunError, UserError
 
 OPTIONS = {"batch_size": 2, "shorter_side": [32, 48], "longer_side": 70, "flip": 0.5, "seed": 3}
@@ -163,10 +165,27 @@ def test_groups_keep_the_images_and_the_number_of_batches(ranks: int, more: int)
         assert len(used) == len(set(used)) == steps * 4 * ranks
 
 
-def test_a_grouped_epoch_goes_on_where_it_was_left(data: DetectionData) -> None:
-    whole = epochs(data, group_by_aspect=True)
+def test_groups_of_one_padded_size() -> None:
+    options = OPTIONS | {"batch_size": 4, "shorter_side": [32], "longer_side": 96}
+    sizes = [(50, 60), (40, 50), (50, 100), (60, 50), (100, 50)]  # 32 x 64 and 64 x 32
+    records = tuple(Record.without_objects(i, Path(f"{i}.png"), sizes[i % 5]) for i in range(41))
+    data = DetectionData(("thing",), (1,), records, "coco", Path("none"), "train")
+    padded = [padded_size(resized_size((record.height, record.width), 32, 96)) for record in records]
+    assert len(set(padded)) == 2
+    for epoch in range(3):
+        loader = training_loader(data, **options, group_by_aspect="size")
+        loader.sampler.set_epoch(epoch)
+        drawn = [index for index, _ in loader.sampler]
+        batches = [drawn[start : start + 4] for start in range(0, 40, 4)]
+        assert [len({padded[index] for index in batch}) for batch in batches[:-1]] == [1] * 9
+        assert sorted(drawn) == list(range(41))
+
+
+@pytest.mark.parametrize("grouped", [True, "size"])
+def test_a_grouped_epoch_goes_on_where_it_was_left(data: DetectionData, grouped: Grouping) -> None:
+    whole = epochs(data, group_by_aspect=grouped)
     assert not equal(whole, epochs(data))
-    loader = training_loader(data, **OPTIONS, group_by_aspect=True, workers=1)
+    loader = training_loader(data, **OPTIONS, group_by_aspect=grouped, workers=1)
     loader.sampler.set_epoch(1)
     loader.sampler.start = 1
     assert equal(list(loader), whole[4:])

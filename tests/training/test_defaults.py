@@ -155,11 +155,20 @@ def test_images_are_grouped_by_orientation_where_that_saves_padding(chosen, high
     found = chosen("detector=retinanet_resnet18", data=data)
     assert found.config.data.group_by_aspect is grouped
     assert chosen("detector=retinanet_resnet18", "batch_size=1", data=data).config.data.group_by_aspect is False
-    assert ("batches of both orientations would be padded to 2" in str(found.notes)) is grouped
+    assert ("mixed batches would be padded to 2" in str(found.notes)) is grouped
     other = chosen("detector=retinanet_resnet18", f"data.group_by_aspect={str(not grouped).lower()}", data=data)
     assert found.cost
     assert other.cost
     assert (found.cost.seconds_per_step < other.cost.seconds_per_step) is grouped
+
+
+@pytest.mark.parametrize(("images", "grouped"), [(512, "size"), (240, True)])
+def test_images_are_grouped_by_padded_size_where_most_of_them_fill_batches(chosen, images, grouped):
+    data = of_images(images)
+    data.records.images[:, 1:] = torch.tensor([(320, 240), (400, 240), (240, 320), (240, 400)]).repeat(images // 4, 1)
+    for on, expected in ((machine(), grouped), (machine(processes=3), True)):
+        found = chosen("detector=retinanet_resnet18", "batch_size=16", data=data, on=on)
+        assert found.config.data.group_by_aspect == expected
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 
 from understudy.config import DataConfig
 from understudy.data import open_data
+from understudy.data.batching import groups_of
 from understudy.data.loading import EpochSampler
 from understudy.data.transforms import padded_size, resized_size
 from understudy.training.padding import kept_pixels, padded_pixels
@@ -23,12 +24,12 @@ def mixed(scenes):
     return replace(data, records=replace(data.records, images=images))
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("grouped", [False, True, "size"])
 def test_each_size_of_an_image_is_counted_once(mixed, grouped):
     config = DataConfig(path="unused", shorter_side=[64], longer_side=128, group_by_aspect=grouped)
     sizes = [(height, width) for width, height in mixed.records.images[:, 1:].tolist()]
     resized = [resized_size(size, 64, 128) for size in sizes]
-    sampler = EpochSampler(len(sizes), BATCH, 0, 0, 1, [height > width for height, width in sizes] if grouped else [])
+    sampler = EpochSampler(len(sizes), BATCH, seed=1, groups=groups_of(mixed, grouped, 64, 128))
     seen = set()
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
@@ -39,7 +40,17 @@ def test_each_size_of_an_image_is_counted_once(mixed, grouped):
             seen |= {(index, *padded) for index in batch}
     counted = sum(height * width for _, height, width in seen) / len(sizes)
     assert kept_pixels(config, mixed, BATCH, EPOCHS) == pytest.approx(counted, rel=0.15)
-    assert counted > 1.2 * padded_pixels(config, mixed, BATCH, grouped=grouped)[0]
+    in_a_batch = padded_pixels(config, mixed, BATCH, grouped=grouped)[0]
+    assert (counted > 1.2 * in_a_batch) is (grouped != "size")  # which leaves most images one size
+
+
+def test_groups_of_one_padded_size_have_the_least_padding(mixed):
+    config = DataConfig(path="unused", shorter_side=[64], longer_side=128)
+    alone, _ = padded_pixels(config, mixed, 1)
+    mixed_batches, oriented, sized = (
+        padded_pixels(config, mixed, BATCH, grouped=grouped)[0] for grouped in (False, True, "size")
+    )
+    assert alone <= sized < 0.95 * oriented < 0.9 * mixed_batches
 
 
 def test_images_of_one_shape_have_one_size(scenes):

@@ -101,10 +101,10 @@ class DataConfig(Section):
         "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch; auto: a quarter of "
         "the epochs in a distilled run of 24 or more whose images vary, if the cache has room, else null.",
     )
-    group_by_aspect: Auto[bool] = Field(
+    group_by_aspect: Auto[bool | Literal["size"]] = Field(
         FILLED_IN,
-        description="Whether a batch has only images that are higher than wide, or only others, as in mmdet; null: if "
-        "that saves padding.",
+        description="Which images a batch joins: true: only images that are higher than wide, or only others, as in "
+        "mmdet; size: only images with the same padded size; false: any; null: by the padding that it saves.",
         examples=[False],
     )
     skip_empty: bool = Field(

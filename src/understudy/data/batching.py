@@ -1,11 +1,36 @@
-"""Batches of an evaluation: images that need the same padding."""
+"""Batches of images that need the same padding."""
 
 from collections.abc import Iterator
+from typing import Literal
 
+import torch
 from torch.utils.data import Sampler
 
 from understudy.data.records import DetectionData
 from understudy.data.transforms import padded_size, resized_size
+
+Grouping = bool | Literal["size"]
+"""Which images a batch joins: any (False), those of one orientation (True), or those with the same padded size."""
+
+
+def groups_of(data: DetectionData, by: Grouping, shorter_side: int, longer_side: int) -> list[int]:
+    """Return the group of each image, counted from 0; none without groups.
+
+    Args:
+        data: the images.
+        by: what the images of a group have in common. Square images belong to the wide ones.
+        shorter_side: length in pixels that the images are scaled to.
+        longer_side: largest length of the longer side in pixels.
+    """
+    if not by:
+        return []
+    shapes, shape_of = data.records.images[:, 1:3].unique(dim=0, return_inverse=True)
+    if by == "size":
+        padded = [padded_size(resized_size((high, wide), shorter_side, longer_side)) for wide, high in shapes.tolist()]
+        groups = torch.tensor(padded).unique(dim=0, return_inverse=True)[1]
+    else:
+        groups = (shapes[:, 1] > shapes[:, 0]).long()
+    return groups[shape_of].tolist()
 
 
 class SizeBatches(Sampler[list[tuple[int, int]]]):

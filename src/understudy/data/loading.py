@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from understudy.data import transforms
 from understudy.data.batch import Batch, Pixels
-from understudy.data.batching import SizeBatches
+from understudy.data.batching import Grouping, SizeBatches, groups_of
 from understudy.data.images import UnreadableImage
 from understudy.data.records import DetectionData, Record
 from understudy.data.views import PLAIN, Augmentation, View
@@ -34,7 +34,7 @@ def training_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    group_by_aspect: bool = False,
+    group_by_aspect: Grouping = False,
     unlabelled: DetectionData | None = None,
     unlabelled_batch: int = 0,
     augmentation: Augmentation = PLAIN,
@@ -54,8 +54,8 @@ def training_loader(
         workers: processes that load ahead; 0 loads in this process.
         rank: number of this process, 0..world_size-1.
         world_size: number of processes that share an epoch.
-        group_by_aspect: whether the labelled images of a batch are all higher than wide, or all not; see
-            `EpochSampler`.
+        group_by_aspect: what the labelled images of a batch have in common, see `Grouping` and `EpochSampler`; with
+            several shorter sides, the padded size is that of the largest.
         unlabelled: images from `open_unlabelled` to add to the batches; they do not lengthen an epoch.
         unlabelled_batch: number of them per batch of this process, after its labelled images.
         augmentation: random colours and scales, and the number of variants of an image.
@@ -73,14 +73,14 @@ def training_loader(
         )
     options = shorter_side, longer_side, flip
     dataset = LoadedImages(data, *options, seed, augmentation=augmentation)
-    high = (data.records.images[:, 2] > data.records.images[:, 1]).tolist() if group_by_aspect else []
+    groups = groups_of(data, group_by_aspect, max(shorter_side), longer_side)
     if unlabelled is None or not unlabelled_batch:
-        sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, high)
+        sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, groups)
         return _loader(dataset, workers, sampler=sampler, batch_size=batch_size, drop_last=True)
     others = LoadedImages(
         unlabelled, *options, derived_seed(seed, _UNLABELLED), labelled=False, augmentation=augmentation
     )
-    sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, high, len(unlabelled), unlabelled_batch)
+    sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, groups, len(unlabelled), unlabelled_batch)
     size = batch_size + unlabelled_batch
     return _loader(MixedImages(dataset, others), workers, sampler=sampler, batch_size=size, drop_last=True)
 
@@ -122,8 +122,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
     `epoch` and `start` are the only state, so a resumed run loads the same images as an uninterrupted one.
 
     If images are grouped, a batch is complete as soon as enough images of one group were drawn, as in mmdet's
-    `AspectRatioBatchSampler`. The remainders of the two groups follow at the end of the epoch: at most one mixed batch.
-    So a rank has the same images and the same number of batches as without groups.
+    `AspectRatioBatchSampler`. The remainders of the groups follow at the end of the epoch, in the order of the groups;
+    with two groups, at most one batch is mixed. So a rank has the same images and the same number of batches as without
+    groups.
 
     Args:
         length: number of images.
@@ -131,7 +132,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: a non-negative integer.
         rank: number of this process, 0..world_size-1.
         world_size: number of processes.
-        high: which images are higher than wide, to group by; empty: no groups.
+        groups: the group of each image; empty: no groups.
 
     Attributes:
         epoch: the epoch of the next iteration.
@@ -145,10 +146,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        high: Sequence[bool] = (),
+        groups: Sequence[int] = (),
     ):
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size, self.high = rank, world_size, high
+        self.rank, self.world_size, self.groups = rank, world_size, groups
         self.epoch = 0
         self.start = 0
 
@@ -162,8 +163,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = _permutation(self.length, self.seed, self.epoch)
         mine = order[self.rank : self.length // self.world_size * self.world_size : self.world_size]
-        if self.high:
-            mine = _grouped(mine, self.high, self.batch_size)
+        if self.groups:
+            mine = _grouped(mine, self.groups, self.batch_size)
         skipped, self.start = self.start * self.batch_size, 0
         return iter([(index, self.epoch) for index in mine[skipped:]])
 
@@ -183,11 +184,11 @@ class MixedSampler(EpochSampler):
         seed: int,
         rank: int,
         world_size: int,
-        high: Sequence[bool],
+        groups: Sequence[int],
         unlabelled: int,
         unlabelled_batch: int,
     ):
-        super().__init__(length, batch_size, seed, rank, world_size, high)
+        super().__init__(length, batch_size, seed, rank, world_size, groups)
         self.unlabelled, self.unlabelled_batch = unlabelled, unlabelled_batch
         self.batches = length // world_size // batch_size
 
@@ -214,17 +215,17 @@ def _permutation(length: int, *numbers: int) -> list[int]:
     return torch.randperm(length, generator=generator).tolist()
 
 
-def _grouped(order: list[int], high: Sequence[bool], batch_size: int) -> list[int]:
-    """Reorder images such that each batch is of one group; the remainders of both groups come last."""
+def _grouped(order: list[int], groups: Sequence[int], batch_size: int) -> list[int]:
+    """Reorder images such that each batch is of one group; the remainders of the groups come last."""
     batches: list[int] = []
-    waiting: dict[bool, list[int]] = {True: [], False: []}
+    waiting: dict[int, list[int]] = {}
     for index in order:
-        group = waiting[high[index]]
+        group = waiting.setdefault(groups[index], [])
         group.append(index)
         if len(group) == batch_size:
             batches += group
             group.clear()
-    return batches + waiting[False] + waiting[True]
+    return batches + [index for number in sorted(waiting) for index in waiting[number]]
 
 
 class LoadedImages(Dataset):

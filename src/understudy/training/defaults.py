@@ -15,6 +15,7 @@ import lightning.pytorch as L
 from understudy.checkpoints import read_metadata
 from understudy.config import DistillConfig, TrainConfig, open_keys, with_values
 from understudy.data import as_paths
+from understudy.data.batching import groups_of
 from understudy.detectors.anchor_scale import best_scale
 from understudy.detectors.backbone_weights import describe_download, published_weights
 from understudy.detectors.families import family_of
@@ -56,7 +57,10 @@ SHARE_OF_MEMORY = 0.6
 """Part of the memory that a batch size chosen here may take; the rest is for other programs, and for errors."""
 
 PADDING_SAVED = 0.05
-"""Part of the pixels of a batch from which grouping images by orientation is worth a less random order."""
+"""Part of the pixels of a batch from which grouping images is worth a less random order."""
+
+BATCHES_OF_SIZE = 4
+"""Batches of an epoch per padded size, from which images are grouped by it; with fewer, most come in the remainders."""
 
 WEIGHTS = "IMAGENET1K_V1"
 """torchvision's weights that papers start from; every published backbone has them."""
@@ -299,11 +303,16 @@ def _has_room(cost: Cost) -> bool:
 
 
 def _group_by_aspect(config: TrainConfig, facts: _Facts) -> Choice:
-    data, batch = facts.sources.train, config.batch_size
-    mixed, grouped = (padded_pixels(config.data, data, batch, grouped=grouped)[0] for grouped in (False, True))
-    worth = grouped <= (1 - PADDING_SAVED) * mixed
-    reason = f"batches of both orientations would be padded to {mixed / grouped - 1:.0%} more pixels" if worth else ""
-    return Choice("data.group_by_aspect", worth, reason)
+    data, batch, found = facts.sources.train, config.batch_size, False
+    sizes = len(set(groups_of(data, "size", max(config.data.shorter_side), config.data.longer_side)))
+    often = len(data) >= BATCHES_OF_SIZE * sizes * batch * facts.machine.processes
+    mixed = fewest = padded_pixels(config.data, data, batch)[0]
+    for grouped in (True, "size") if often else (True,):
+        pixels = padded_pixels(config.data, data, batch, grouped=grouped)[0]
+        if pixels <= (1 - PADDING_SAVED) * fewest:
+            found, fewest = grouped, pixels
+    reason = f"mixed batches would be padded to {mixed / fewest - 1:.0%} more pixels" if found else ""
+    return Choice("data.group_by_aspect", found, reason)
 
 
 def _unlabelled_batch(config: TrainConfig, facts: _Facts) -> Choice:

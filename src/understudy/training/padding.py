@@ -1,17 +1,18 @@
-"""The sizes to which images are padded together, found by drawing batches."""
+"""The sizes to which the images of a run are padded together, found by drawing its batches."""
+
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from understudy.config import DataConfig, TrainConfig
-from understudy.data import DetectionData
-from understudy.data.transforms import PAD_MULTIPLE
+from understudy.data import DetectionData, EpochSampler
+from understudy.data.batching import Grouping, groups_of
+from understudy.data.transforms import PAD_MULTIPLE, resized_size
 
 BATCHES_DRAWN = 32
-"""Batches whose mean size is found."""
-
-BATCHES_COUNTED = 1024
-"""Batches whose different sizes are counted."""
+"""Batches whose sizes are found, or those of an epoch if it has more."""
 
 
 def images_of_step(config: TrainConfig, *, unlabelled: bool) -> int:
@@ -21,7 +22,7 @@ def images_of_step(config: TrainConfig, *, unlabelled: bool) -> int:
 
 
 def padded_pixels(
-    config: DataConfig, data: DetectionData, images: int, *, grouped: bool | None = False
+    config: DataConfig, data: DetectionData, images: int, *, grouped: Grouping | None = False
 ) -> tuple[float, float]:
     """Return the pixels to which each image of a batch is padded: the mean over random batches, and the most.
 
@@ -29,43 +30,42 @@ def padded_pixels(
         config: with the size of images.
         data: the images.
         images: in a batch.
-        grouped: whether a batch has only images that are higher than wide, or only others.
+        grouped: what the images of a batch have in common.
     """
-    sizes, _ = _padded(config, data, images, BATCHES_DRAWN, grouped=grouped)
-    pixels = sizes.prod(1)
-    return float(pixels.mean()), float(pixels.max())
+    epochs = math.ceil(BATCHES_DRAWN * images / len(data))
+    pixels = torch.cat([sizes.prod(1) for _, sizes in _epochs(config, data, images, epochs, grouped or False)])
+    return float(pixels.double().mean()), float(pixels.max())
 
 
-def kept_pixels(config: DataConfig, data: DetectionData, images: int, epochs: float) -> float:
+def kept_pixels(config: DataConfig, data: DetectionData, images: int, epochs: int) -> float:
     """Return the pixels of an image in all the sizes to which it is padded over some epochs, each counted once.
 
     Args:
-        config: with the size of images, and whether batches are grouped.
+        config: with the size of images, and how they are grouped.
         data: the images.
         images: in a batch.
         epochs: in which an image comes.
     """
-    sizes, high = _padded(config, data, images, BATCHES_COUNTED, grouped=config.group_by_aspect)
-    found = 0.0
-    for group in (high, ~high) if config.group_by_aspect else (torch.ones_like(high),):
-        each, counts = sizes[group].unique(dim=0, return_counts=True)
-        if len(each):
-            comes = 1 - (1 - counts / counts.sum()) ** epochs
-            found += float(group.double().mean() * (each.prod(1) * comes).sum())
-    return found
+    padded = torch.cat(
+        [
+            torch.cat([batches[..., None], sizes[:, None].expand(*batches.shape, 2)], dim=2).flatten(end_dim=1)
+            for batches, sizes in _epochs(config, data, images, epochs, config.group_by_aspect or False)
+        ]
+    ).unique(dim=0)
+    return float(padded[:, 1:].prod(1).sum()) / len(padded[:, 0].unique())
 
 
-def _padded(
-    config: DataConfig, data: DetectionData, images: int, batches: int, *, grouped: bool | None
-) -> tuple[Tensor, Tensor]:
-    """Return the padded size of random batches, (B, 2) float64, and whether the first image of each is high, (B,)."""
-    sizes = data.records.images[:, 1:].double()
-    scale = torch.minimum(max(config.shorter_side) / sizes.amin(1), config.longer_side / sizes.amax(1))
-    resized = (sizes * scale[:, None]).floor().clamp(min=1)
-    drawn = torch.randint(len(sizes), (batches, images), generator=torch.Generator().manual_seed(0))
-    high = sizes[:, 1] > sizes[:, 0]
-    if grouped:  # a batch of the group of its first image
-        for group in (high.nonzero()[:, 0], (~high).nonzero()[:, 0]):
-            rows = torch.isin(drawn[:, 0], group)
-            drawn[rows] = group[drawn[rows] % max(1, len(group))]
-    return (resized[drawn].amax(1) / PAD_MULTIPLE).ceil() * PAD_MULTIPLE, high[drawn[:, 0]]
+def _epochs(
+    config: DataConfig, data: DetectionData, images: int, epochs: int, grouped: Grouping
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield of each epoch the images of its batches (B, images) and the height and width that they have (B, 2)."""
+    sides = max(config.shorter_side), config.longer_side
+    shapes, shape_of = data.records.images[:, 1:3].unique(dim=0, return_inverse=True)
+    resized = torch.tensor([resized_size((height, width), *sides) for width, height in shapes.tolist()])[shape_of]
+    images = min(images, len(data))
+    sampler = EpochSampler(len(data), images, seed=0, groups=groups_of(data, grouped, *sides))
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        order = torch.tensor([index for index, _ in sampler])
+        batches = order[: len(order) // images * images].view(-1, images)
+        yield batches, (resized[batches].amax(1) / PAD_MULTIPLE).ceil().long() * PAD_MULTIPLE

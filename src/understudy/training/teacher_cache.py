@@ -149,7 +149,7 @@ def _pixels(config: DistillConfig, data: DetectionData, unlabelled: int) -> floa
     """Return the pixels of a training image in all its views and paddings."""
     views = _views(config.data)
     batch = images_of_step(config, unlabelled=bool(unlabelled))
-    return views * kept_pixels(config.data, data, batch, config.schedule.epochs / views)
+    return views * kept_pixels(config.data, data, batch, math.ceil(config.schedule.epochs / views))
 
 
 def _views(config: DataConfig) -> int:
