@@ -29,7 +29,7 @@ def test_each_size_of_an_image_is_counted_once(mixed, grouped):
     config = DataConfig(path="unused", shorter_side=[64], longer_side=128, group_by_aspect=grouped)
     sizes = [(height, width) for width, height in mixed.records.images[:, 1:].tolist()]
     resized = [resized_size(size, 64, 128) for size in sizes]
-    sampler = EpochSampler(len(sizes), BATCH, seed=1, groups=groups_of(mixed, grouped, 64, 128))
+    sampler = EpochSampler(len(sizes), BATCH, seed=1, groups=groups_of(mixed.records.images[:, 1:], grouped, 64, 128))
     seen = set()
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)

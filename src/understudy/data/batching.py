@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from understudy.data.records import DetectionData
@@ -13,18 +14,18 @@ Grouping = bool | Literal["size"]
 """Which images a batch joins: any (False), those of one orientation (True), or those with the same padded size."""
 
 
-def groups_of(data: DetectionData, by: Grouping, shorter_side: int, longer_side: int) -> list[int]:
+def groups_of(sizes: Tensor, by: Grouping, shorter_side: int, longer_side: int) -> list[int]:
     """Return the group of each image, counted from 0; none without groups.
 
     Args:
-        data: the images.
+        sizes: width and height of each, (N, 2) int64.
         by: what the images of a group have in common. Square images belong to the wide ones.
         shorter_side: length in pixels that the images are scaled to.
         longer_side: largest length of the longer side in pixels.
     """
     if not by:
         return []
-    shapes, shape_of = data.records.images[:, 1:3].unique(dim=0, return_inverse=True)
+    shapes, shape_of = sizes.unique(dim=0, return_inverse=True)
     if by == "size":
         padded = [padded_size(resized_size((high, wide), shorter_side, longer_side)) for wide, high in shapes.tolist()]
         groups = torch.tensor(padded).unique(dim=0, return_inverse=True)[1]

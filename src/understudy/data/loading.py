@@ -73,7 +73,7 @@ def training_loader(
         )
     options = shorter_side, longer_side, flip
     dataset = LoadedImages(data, *options, seed, augmentation=augmentation)
-    groups = groups_of(data, group_by_aspect, max(shorter_side), longer_side)
+    groups = groups_of(data.records.images[:, 1:3], group_by_aspect, max(shorter_side), longer_side)
     if unlabelled is None or not unlabelled_batch:
         sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, groups)
         return _loader(dataset, workers, sampler=sampler, batch_size=batch_size, drop_last=True)

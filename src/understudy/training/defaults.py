@@ -304,7 +304,9 @@ def _has_room(cost: Cost) -> bool:
 
 def _group_by_aspect(config: TrainConfig, facts: _Facts) -> Choice:
     data, batch, found = facts.sources.train, config.batch_size, False
-    sizes = len(set(groups_of(data, "size", max(config.data.shorter_side), config.data.longer_side)))
+    sizes = len(
+        set(groups_of(data.records.images[:, 1:3], "size", max(config.data.shorter_side), config.data.longer_side))
+    )
     often = len(data) >= BATCHES_OF_SIZE * sizes * batch * facts.machine.processes
     mixed = fewest = padded_pixels(config.data, data, batch)[0]
     for grouped in (True, "size") if often else (True,):

@@ -12,7 +12,10 @@ from understudy.data.batching import Grouping, groups_of
 from understudy.data.transforms import PAD_MULTIPLE, resized_size
 
 BATCHES_DRAWN = 32
-"""Batches whose sizes are found, or those of an epoch if it has more."""
+"""Batches whose sizes are found at least."""
+
+BATCHES_OF_EPOCH = 1024
+"""Most batches of an epoch that are drawn; of more images, some chosen at random stand for all."""
 
 
 def images_of_step(config: TrainConfig, *, unlabelled: bool) -> int:
@@ -60,10 +63,12 @@ def _epochs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield of each epoch the images of its batches (B, images) and the height and width that they have (B, 2)."""
     sides = max(config.shorter_side), config.longer_side
-    shapes, shape_of = data.records.images[:, 1:3].unique(dim=0, return_inverse=True)
+    places = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: BATCHES_OF_EPOCH * images]
+    chosen = data.records.images[places, 1:3]
+    shapes, shape_of = chosen.unique(dim=0, return_inverse=True)
     resized = torch.tensor([resized_size((height, width), *sides) for width, height in shapes.tolist()])[shape_of]
-    images = min(images, len(data))
-    sampler = EpochSampler(len(data), images, seed=0, groups=groups_of(data, grouped, *sides))
+    images = min(images, len(chosen))
+    sampler = EpochSampler(len(chosen), images, seed=0, groups=groups_of(chosen, grouped, *sides))
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         order = torch.tensor([index for index, _ in sampler])
