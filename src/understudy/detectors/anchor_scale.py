@@ -1,7 +1,9 @@
 """The scale of anchors that fits the boxes of a data set: the family's own if it does, else the best of a few."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -83,9 +85,8 @@ def best_scale(
     if family and "anchor_scale" in family.refused:
         return None
 
-    def build(scale: float | None) -> Detector:  # anchors do not depend on widths
-        options: Any = {"neck_channels": 16, "width_mult": 0.25, "conventions": conventions, "settings": settings}
-        return build_detector(name, num_classes=1, anchor_scale=scale, **options)
+    def build(scale: float | None) -> Detector:
+        return narrow_detector(name, scale, conventions, json.dumps(dict(settings), sort_keys=True))
 
     usual = build(None)
     if usual.background_below is None or not usual.spec.first_anchors:
@@ -108,6 +109,28 @@ def best_scale(
     if means[best] < before + MARGIN:
         return ScaleFit(None, before, scale, before)
     return ScaleFit(best, means[best], scale, before)
+
+
+@lru_cache(maxsize=8)
+def narrow_detector(
+    name: str,
+    anchor_scale: float | None = None,
+    conventions: Literal["torchvision", "mmdet"] = "torchvision",
+    settings: str = "{}",
+) -> Detector:
+    """Return a detector whose anchors are to be read, which do not depend on widths; not to be changed.
+
+    Args:
+        name: of the detector.
+        anchor_scale: as of :func:`.build_detector`,
+        conventions: likewise,
+        settings: likewise, as JSON.
+
+    Raises:
+        UserError: as :func:`.build_detector`.
+    """
+    options: Any = {"neck_channels": 16, "width_mult": 0.25, "conventions": conventions}
+    return build_detector(name, num_classes=1, anchor_scale=anchor_scale, settings=json.loads(settings), **options)
 
 
 def _mean(overlaps: Tensor) -> float:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from understudy.data import DetectionData
 from understudy.detectors.anchor_fit import BoxFit, anchor_shapes
+from understudy.detectors.anchor_scale import narrow_detector
 from understudy.detectors.base import Detector
-from understudy.detectors.build import build_detector
 
 _AT_ONCE = 100_000  # boxes
 
@@ -33,8 +33,7 @@ def describe_boxes(
     Raises:
         UserError: the name is not known, or the detector has no such option.
     """
-    built = build_detector(detector, num_classes=1, neck_channels=16, width_mult=0.25, anchor_scale=anchor_scale)
-    fit = fit_of_shapes(built, data, shorter_side, longer_side)
+    fit = fit_of_shapes(narrow_detector(detector, anchor_scale), data, shorter_side, longer_side)
     if fit is None or not fit.objects:
         return "", []
     low, middle, high = fit.usual_sides
