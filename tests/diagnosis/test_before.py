@@ -42,7 +42,7 @@ def test_weights_that_are_not_finite(keys, planted, run):
 
     code, out, _ = run(*arguments_of(keys | {"teacher": planted(break_one)}))
     assert code == 1
-    assert out.startswith("fatal    teacher's weights: The weights in ")
+    assert out.startswith("fatal    teacher's weights: The weights in")
     assert "contains nan" in " ".join(out.split())
     assert "Do not train like this: 1 fatal fault (teacher's weights)." in out
 

@@ -62,7 +62,7 @@ RUNS = {
     "config.yaml": {
         "removed": removed,
         "empty": lambda file: file.write_text(""),
-        "cut": cut(40),
+        "cut": edited(lambda text: text[: text.index("  path:")]),
         "binary": lambda file: file.write_bytes(bytes(range(256))),
         "a list": lambda file: file.write_text("- a\n"),
         "a bomb": lambda file: file.write_text(BOMB),
