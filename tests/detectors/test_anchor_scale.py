@@ -1,5 +1,7 @@
 """The scale of anchors that fits the boxes best, of a few."""
 
+from datetime import date
+
 import pytest
 from data_sets import squares
 
@@ -29,8 +31,9 @@ def test_nothing_is_chosen_for_points_and_for_anchors_that_are_matched_by_distan
     assert best_scale(name, squares(16.0), 160, 200) is None
 
 
-def test_nothing_is_chosen_without_boxes_and_wrong_settings_are_refused():
+@pytest.mark.parametrize("wings", [2, date(2020, 1, 1), {1, 2}])
+def test_nothing_is_chosen_without_boxes_and_wrong_settings_are_refused(wings):
     data = squares(16.0, count=0)
     assert best_scale("retinanet_resnet18", data, 160, 200) is None
     with pytest.raises(UserError, match="has no setting"):
-        best_scale("retinanet_resnet18", squares(16.0), 160, 200, settings={"wings": 2})
+        best_scale("retinanet_resnet18", squares(16.0), 160, 200, settings={"wings": wings})

@@ -85,8 +85,12 @@ def best_scale(
     if family and "anchor_scale" in family.refused:
         return None
 
+    stated = json.dumps(
+        dict(settings), default=str
+    )  # a value that JSON lacks suits no setting
+
     def build(scale: float | None) -> Detector:
-        return narrow_detector(name, scale, conventions, json.dumps(dict(settings), sort_keys=True))
+        return narrow_detector(name, scale, conventions, stated)
 
     usual = build(None)
     if usual.background_below is None or not usual.spec.first_anchors:
