@@ -85,9 +85,7 @@ def best_scale(
     if family and "anchor_scale" in family.refused:
         return None
 
-    stated = json.dumps(
-        dict(settings), default=str
-    )  # a value that JSON lacks suits no setting
+    stated = json.dumps(dict(settings), default=str)  # a value that JSON lacks suits no setting
 
     def build(scale: float | None) -> Detector:
         return narrow_detector(name, scale, conventions, stated)
