@@ -31,7 +31,7 @@ def test_a_healthy_pair_passes_clean_and_nothing_is_written(keys, run, tmp_path,
     assert (code, found["ok"], found["verdict"]) == (0, True, "No fault was found.")
     checks = {each["check"] for each in found["findings"]}
     assert checks >= {"data", "teacher's AP", "class names", "pixels", "image size", "levels", "anchors", "methods"}
-    assert checks >= {"cost", "terms", "weights", "capacity", "teacher is frozen", "teacher's lead"}
+    assert checks >= {"cost", "terms", "weights", "capacity", "teacher is frozen", "teacher's lead", "student's size"}
     assert err.startswith("Examining the pair ...")
     assert list(tmp_path.iterdir()) == []
 
@@ -60,7 +60,8 @@ def test_images_without_annotations_say_what_cannot_be_known(keys, tmp_path):
     found = understudy.doctor(keys | {"data": {"path": tmp_path, "shorter_side": 64, "longer_side": 64}})
     assert found.findings[0].check == "ground truth"
     assert "Not known without them: the teacher's AP and its lead, class names" in found.findings[0].what
-    assert [each.check for each in found.findings[1:]] == ["image size", "teacher's detections", "levels", "methods"]
+    checks = ["image size", "teacher's detections", "levels", "methods", "student's size"]
+    assert [each.check for each in found.findings[1:]] == checks
 
 
 def test_a_data_set_that_cannot_be_read(keys, pictures, tmp_path):

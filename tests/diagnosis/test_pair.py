@@ -14,6 +14,7 @@ from understudy.diagnosis.pair import (
     default_findings,
     level_findings,
     method_findings,
+    size_finding,
 )
 from understudy.pairing import pair
 from understudy.training.cost import Cost
@@ -60,6 +61,20 @@ def test_methods_that_serve_and_why_the_others_do_not():
     assert "frs" in found.what
     assert "the student retinanet_resnet18 has the channels" in found.facts["unavailable"]["pkd"]
     assert "Not available: " in found.why
+
+
+def test_a_student_that_is_hardly_smaller_and_where_its_cost_is(pictures):
+    config = config_of(pictures, **{"data.shorter_side": 70, "data.longer_side": 96})
+    teacher = small("retinanet", neck_channels=64)
+    found = size_finding(small("retinanet", neck_channels=16), teacher, config)
+    assert found.severity == "ok"
+    assert "for 96 x 96 pixels" in found.what
+    assert found.facts["times"] == found.facts["teacher"]["multiply_adds"] / found.facts["student"]["multiply_adds"] > 2
+    found = size_finding(teacher, teacher, config)
+    assert (found.severity, found.facts["times"]) == ("note", 1)
+    assert found.remedy == "detector.neck_channels=16 (now 64)"
+    narrow = small("retinanet", neck_channels=4)
+    assert size_finding(narrow, narrow, config).remedy == "a smaller backbone, or detector.width_mult"
 
 
 def test_the_cost_is_the_estimate_of_the_run(pictures):

@@ -23,6 +23,7 @@ from understudy.diagnosis.pair import (
     default_findings,
     level_findings,
     method_findings,
+    size_finding,
 )
 from understudy.diagnosis.teacher import Trial, accuracy_findings, lead_findings, weight_findings
 from understudy.diagnosis.terms import (
@@ -155,6 +156,7 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
         pairing = pair(student.spec, teacher.detector.spec, train.classes, teacher.classes, config.data.aliases)
         yield from level_findings(pairing, fit)
         yield method_findings(pairing.student, pairing.teacher)
+        yield size_finding(student, teacher.detector, config)
         yield cost_finding(derived)
         if derived.warning:
             return  # the steps that follow would need the memory, too
@@ -299,3 +301,4 @@ def _without_truth(config: DistillConfig, teacher: Checkpoint, data: DetectionDa
         return
     yield from level_findings(pairing, None)
     yield method_findings(pairing.student, pairing.teacher)
+    yield size_finding(student, teacher.detector, config)

@@ -1,12 +1,19 @@
-"""Do student, teacher, methods and boxes fit each other: levels, methods, anchors; and what the run will cost."""
+"""Do student, teacher, methods and boxes fit each other: levels, methods, anchors, sizes; and what a run will cost."""
 
+import math
 from collections.abc import Iterator
+from typing import NamedTuple, Self
+
+import torch
 
 from understudy.config import TrainConfig
 from understudy.data import DetectionData
 from understudy.detectors import Detector
 from understudy.detectors.anchor_fit import MANY, BoxFit, fit_of_boxes
+from understudy.detectors.base import evaluating
 from understudy.diagnosis.findings import Finding
+from understudy.evaluation.runtimes import TorchRuntime
+from understudy.listing.sizes import multiply_adds
 from understudy.methods import METHODS
 from understudy.methods.loading import serving
 from understudy.outputs import Spec
@@ -16,6 +23,28 @@ from understudy.training.defaults import Derived
 
 HOPELESS = 0.5
 """Share of the objects without an anchor from which training is worthless."""
+
+SMALLER = 2.0
+"""A student with more than this part of its teacher's multiply-adds is hardly faster."""
+
+
+class _Size(NamedTuple):
+    """Multiply-adds of one image, all and those in the backbone."""
+
+    multiply_adds: int
+    in_backbone: int
+
+    @classmethod
+    def of(cls, detector: Detector, side: int) -> Self:
+        """Count them for a square image."""
+        device = next(detector.parameters()).device
+        image, sizes = torch.zeros(1, 3, side, side, device=device), [(side, side)]
+        whole = multiply_adds(lambda: TorchRuntime(detector, device)(image, sizes))
+        with evaluating(detector):
+            return cls(whole, multiply_adds(lambda: detector.backbone(image, sizes)))
+
+    def __str__(self) -> str:
+        return f"{self.multiply_adds / 1e9:.2f} G multiply-adds"
 
 
 def anchor_findings(student: Detector, data: DetectionData, config: TrainConfig) -> tuple[BoxFit | None, Finding]:
@@ -80,6 +109,27 @@ def method_findings(student: Spec, teacher: Spec) -> Finding:
         what=f"this pair can use {serving(student, teacher)}",
         why=f"Not available: {others}." if others else "",
         facts={"unavailable": {name: reason for reason, names in reasons.items() for name in names}},
+    )
+
+
+def size_finding(student: Detector, teacher: Detector, config: TrainConfig) -> Finding:
+    """Compare the multiply-adds of student and teacher for an image, and say where the student has its own."""
+    side = math.ceil(config.data.shorter_side[-1] / 32) * 32
+    own, other = _Size.of(student, side), _Size.of(teacher, side)
+    times = other.multiply_adds / own.multiply_adds
+    what = f"{own}, and the teacher {other}, for {side} x {side} pixels: {times:.1f} times as many"
+    facts = {"student": own._asdict(), "teacher": other._asdict(), "times": times}
+    if times >= SMALLER:
+        return Finding(check="student's size", severity="ok", what=what, facts=facts)
+    channels, outside = student.spec.channels[0], 1 - own.in_backbone / own.multiply_adds
+    narrower = f"detector.neck_channels={max(channels // 4, 1)} (now {channels})"
+    return Finding(
+        check="student's size",
+        severity="note",
+        what=what,
+        why=f"A student of this size is little faster. Its neck and head have {outside:.0%} of its multiply-adds.",
+        remedy=narrower if outside > 0.5 else "a smaller backbone, or detector.width_mult",
+        facts=facts,
     )
 
 
