@@ -64,17 +64,23 @@ def check_writable(file: Path, force: bool) -> None:
         raise UserError(f"{file} exists and is not overwritten: choose another file, or replace it by --force.")
 
 
-def write_atomically(file: Path, content: bytes, *, durable: bool = True) -> None:
+def write_atomically(file: Path, content: bytes, *, durable: bool = True, shared: bool = False) -> None:
     """Write a file completely or not at all: a full disk or a crash leaves the previous version unchanged.
+
+    Args:
+        file: to write.
+        content: of the file.
+        durable: whether it must be there even if the machine crashes right afterwards.
+        shared: whether other processes may write the same file at the same time.
 
     Raises:
         RunError: the file could not be written.
     """
-    draft = file.with_name(f".{file.name}.part")
+    draft = file.with_name(f".{file.name}.{os.getpid()}.part" if shared else f".{file.name}.part")
     try:
         with draft.open("wb") as stream:
             stream.write(content)
-            if durable:  # also if the machine crashes
+            if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
         draft.replace(file)

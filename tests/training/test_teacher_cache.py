@@ -1,5 +1,7 @@
 """The teacher's outputs are kept from one epoch to the next: the same losses, to the precision that is stored."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from training_runs import assert_same, at_step, ctrl_c
@@ -8,11 +10,12 @@ import understudy
 from understudy.checkpoints import load_checkpoint
 from understudy.data import Batch
 from understudy.data.transforms import pad_to_batch
-from understudy.detectors import Detector
+from understudy.detectors import Detector, build_detector
 from understudy.errors import UserError
 from understudy.files import read_rows
 from understudy.outputs import Needs
 from understudy.training import defaults, teacher_cache
+from understudy.training.fingerprints import detector_digest
 from understudy.training.teacher_cache import Store, TeacherCache
 
 KEYS = {"data.flip": 0.0, "batch_size": 4, "log_every": 1}
@@ -199,8 +202,47 @@ def test_an_entry_serves_all_batches_that_are_padded_alike(confident):
         return [level[0] for level in cache.outputs(batch, 0).features]
 
     found = beside(70)
-    assert (cache.runs, len(cache.store.entries)) == (1, 2)
+    assert (cache.runs, len(cache.store.entries)) == (1, 3)  # two images, and the anchors
     assert all(map(torch.equal, beside(90), found))  # 96 pixels, as before
-    assert (cache.runs, len(cache.store.entries)) == (2, 3)
+    assert (cache.runs, len(cache.store.entries)) == (2, 4)
     assert beside(100)[0].shape != found[0].shape
-    assert len(cache.store.entries) == 5
+    assert len(cache.store.entries) == 7
+
+
+def test_the_same_weights_with_other_pixels_or_anchors_share_no_entry(confident):
+    def digest(**options) -> str:
+        torch.manual_seed(0)
+        return detector_digest(build_detector("retinanet_resnet18", 2, neck_channels=16, width_mult=0.25, **options))
+
+    usual = digest()
+    others = [digest(image_mean=[0.5] * 3), digest(anchor_scale=2.0), digest(conventions="mmdet")]
+    assert digest() == usual
+    assert len({usual, *others}) == 4
+
+
+def test_two_processes_may_write_the_same_entry_and_a_failure_ends_no_run(tmp_path, monkeypatch, capsys):
+    entry = {"values": torch.zeros(3), "layout": [("features", "", (3,))]}
+    folder = tmp_path / "cache"
+    stores = [Store(folder, 2**20), Store(folder, 2**20)]
+    replace = Path.replace
+
+    def between(draft, target):  # the other process writes while this one has a draft
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        stores[1].put("key", entry, 12)
+        return replace(draft, target)
+
+    monkeypatch.setattr(Path, "replace", between)
+    stores[0].put("key", entry, 12)
+    assert [store.bytes for store in stores] == [12, 12]
+    assert [file.name for file in folder.iterdir()] == ["key.pt"]
+    found = stores[0].get("key")
+    assert found is not None
+    assert torch.equal(found["values"], entry["values"])
+
+    (tmp_path / "file").write_text("")
+    unwritable = Store(tmp_path / "file" / "cache", 2**20)
+    for key in ("a", "b"):
+        unwritable.put(key, entry, 12)
+        assert unwritable.get(key) is None
+    assert capsys.readouterr().err.count("The teacher cache takes no more images.") == 1

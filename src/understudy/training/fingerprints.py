@@ -44,6 +44,24 @@ def weights_digest(detector: Detector) -> str:
     return digest(part for name, weight in weights for part in (name.encode(), bytes_of(weight)))
 
 
+def detector_digest(detector: Detector) -> str:
+    """Return a digest of what a detector computes: weights, and the settings of its layers, pixels and anchors.
+
+    A version of PyTorch or of torchvision whose layers have other attributes changes it.
+    """
+    settings = [weights_digest(detector), repr(detector.spec)]
+    for name, module in detector.network.named_modules():
+        plain = {key: value for key, value in vars(module).items() if key != "training" and _is_plain(value)}
+        settings.append(f"{name} {type(module).__qualname__} {sorted(plain.items())}")
+    return digest(text.encode() for text in settings)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _annotations(key: str) -> str:
     return f"annotations of {key}"
 

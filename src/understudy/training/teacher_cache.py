@@ -21,12 +21,12 @@ from understudy.data import Batch, DetectionData
 from understudy.data.batch import Pixels
 from understudy.data.transforms import padded_size
 from understudy.detectors import Detector
-from understudy.errors import UserError
+from understudy.errors import RunError, UserError
 from understudy.files import write_atomically
 from understudy.learner import Learner
 from understudy.outputs import Needs, Origin, Outputs
 from understudy.training.console import say
-from understudy.training.fingerprints import weights_digest
+from understudy.training.fingerprints import detector_digest
 from understudy.training.machine import memory_of_host
 from understudy.training.padding import images_of_step, kept_pixels
 from understudy.training.pseudo_labels import with_needs
@@ -196,20 +196,27 @@ class Store:
             return None
 
     def put(self, key: str, entry: Entry, size: int) -> None:
-        """Add an entry of a number of bytes, if there is room."""
+        """Add an entry of a number of bytes, if there is room; an entry that cannot be written ends no run."""
+        if self.full:
+            return
         if self.bytes + size > self.limit:
-            if not self.full:
-                self.full = True
-                say(f"The teacher cache is full ({self.limit / 2**30:.3g} GiB): other images are computed each time")
-            return
-        self.bytes += size
-        if self.folder is None:
+            self._close(f"The teacher cache is full ({self.limit / 2**30:.3g} GiB)")
+        elif self.folder is None:
+            self.bytes += size
             self.entries[key] = entry
-            return
-        content = io.BytesIO()
-        torch.save(dict(entry), content)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / f"{key}.pt", content.getvalue(), durable=False)
+        else:
+            content = io.BytesIO()
+            torch.save(dict(entry), content)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.folder / f"{key}.pt", content.getvalue(), durable=False, shared=True)
+                self.bytes += size
+            except (OSError, RunError) as error:
+                self._close(f"The teacher cache takes no more images. {error}")
+
+    def _close(self, reason: str) -> None:
+        self.full = True
+        say(f"{reason.removesuffix('.')}: other images are computed each time")
 
 
 class TeacherCache(TeacherPass):
@@ -227,7 +234,7 @@ class TeacherCache(TeacherPass):
         super().__init__(teacher, needs, note)
         self.store = store
         parts = sorted(needs.parts or ())
-        self.prefix = f"{weights_digest(teacher)} {parts} {needs.levels} {precision}".encode()
+        self.prefix = f"{detector_digest(teacher)} {parts} {needs.levels} {precision}".encode()
         self.runs = 0
 
     def prepare(self, batch: Batch) -> None:
@@ -239,22 +246,23 @@ class TeacherCache(TeacherPass):
     @torch.no_grad()
     def outputs(self, batch: Batch, step: int) -> Outputs:
         """Return the record of a prepared batch."""
-        entries = [self.store.get(key) for key in batch.keys]
-        missing = [number for number, entry in enumerate(entries) if entry is None]
         size = (batch.images.shape[-2], batch.images.shape[-1])
-        anchors = self.store.get(self._anchors_key(size)) or {"anchors": []}
+        anchors = self.store.get(self._anchors_key(size))
+        entries = [self.store.get(key) if anchors else None for key in batch.keys]
+        missing = [number for number, entry in enumerate(entries) if entry is None]
         at_once = min(AT_ONCE, len(entries)) if batch.images.device.type == "cpu" else len(entries)
         for start in range(0, len(missing), at_once):
             self.runs += 1
             chosen = missing[start : start + at_once]
             filled = [*chosen, *chosen[:1] * (at_once - len(chosen))]
             found = self.teacher(batch.images[filled], [batch.image_sizes[each] for each in filled], needs=self.needs)
+            if anchors is None:  # before the entries, which are of no use without them
+                anchors = {"anchors": [level.cpu() for level in found.anchors]}
+                self.store.put(self._anchors_key(size), anchors, sum(level.nbytes for level in anchors["anchors"]))
             for place, number in enumerate(chosen):
                 entries[number] = entry = _entry(found, place, self.needs)
                 self.store.put(batch.keys[number], entry, entry["values"].nbytes)
-            if found.anchors and not anchors["anchors"]:
-                anchors = {"anchors": [level.cpu() for level in found.anchors]}
-                self.store.put(self._anchors_key(size), anchors, sum(level.nbytes for level in anchors["anchors"]))
+        assert anchors is not None
         device = batch.images.device
         record = _joined([entry for entry in entries if entry is not None], device)
         return replace(
