@@ -59,8 +59,8 @@ def method_listing() -> str:
 def detector_listing() -> str:
     """Return the sizes of all detectors as JSON, by family and backbone, a line for each."""
     from understudy.detectors import BACKBONES
+    from understudy.detectors.sizes import detector_size
     from understudy.listing.facts import OWN_FAMILIES
-    from understudy.listing.sizes import detector_size
 
     blocks = []
     for family in OWN_FAMILIES:

@@ -1,10 +1,13 @@
 """The scale of anchors that fits the boxes best, of a few."""
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
+import torch
 from data_sets import squares
 
+from understudy.data.records import Records
 from understudy.detectors.anchor_scale import best_scale
 from understudy.errors import UserError
 
@@ -18,6 +21,23 @@ def test_small_boxes_get_small_anchors_and_others_the_family_s_own(side, scale):
     assert f"{found.usual_overlap:.2f}" in str(found)
     assert (found.overlap > found.usual_overlap + 0.02) is (scale is not None)
     assert "the family's own, 4" in str(found)
+
+
+def test_a_rare_class_of_small_objects_counts_as_much_as_a_frequent_one():
+    large, small = squares(45.0, count=20).records, squares(12.0, count=2).records
+    labels = torch.cat([large.labels, small.labels + 1])
+    records = replace(
+        Records.of([*large, *small]),
+        labels=labels,
+    )
+    data = replace(squares(45.0), classes=("a", "b"), category_ids=(1, 2), records=records)
+    found = best_scale("retinanet_resnet18", data, 160, 200)
+    assert found is not None
+    assert found.scale == 2.0
+    of_one = replace(data, records=replace(records, labels=torch.zeros_like(labels)))
+    found = best_scale("retinanet_resnet18", of_one, 160, 200)
+    assert found is not None
+    assert found.scale is None
 
 
 def test_a_level_without_octaves_depends_on_the_size_of_the_boxes():

@@ -10,10 +10,10 @@ from torchvision import models
 
 from understudy.detectors import BACKBONES, FAMILIES, build_detector
 from understudy.detectors.shapes import shapes_only
+from understudy.detectors.sizes import CLASSES, IMAGE, Size, detector_size, measure
 from understudy.errors import UserError
 from understudy.listing.detectors import STORED, explain, table
 from understudy.listing.facts import usual_spec
-from understudy.listing.sizes import CLASSES, IMAGE, Size, detector_size, measure
 from understudy.networks.backbones import build_body
 
 
@@ -120,7 +120,7 @@ def test_one_detector_is_explained(family):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Without the sizes, which take most of the time of an explanation."""
-    monkeypatch.setattr("understudy.listing.sizes.measure", lambda network: Size(0, 0))
+    monkeypatch.setattr("understudy.detectors.sizes.measure", lambda network: Size(0, 0))
 
 
 def test_which_imagenet_weights_there_are(unmeasured):

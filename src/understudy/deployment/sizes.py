@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from understudy.data import Batch
+from understudy.detectors.sizes import multiply_adds
 from understudy.errors import UserError
 from understudy.evaluation.models import Runnable
 from understudy.evaluation.runtimes import FileRuntime, TorchRuntime, needed
-from understudy.listing.sizes import multiply_adds
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class BoxFit:
         detector: name of the detector.
         scalable: whether ``detector.anchor_scale`` sets its anchors.
         sides: (M,) square root of each box's area, in pixels at the training size.
+        labels: (M,) int64, the objects' classes.
         positives: (M,) anchors or points that the detector's own assignment gives to each object.
         overlaps: (M,) highest IoU of each object with an anchor; None if its assignment has no limit of the IoU.
         background_below: that limit, as :attr:`.Detector.background_below`.
@@ -44,6 +45,7 @@ class BoxFit:
     detector: str
     scalable: bool
     sides: Tensor
+    labels: Tensor
     positives: Tensor
     overlaps: Tensor | None
     background_below: float | None
@@ -60,6 +62,7 @@ class BoxFit:
         detector: Detector,
         *,
         sides: Tensor,
+        labels: Tensor,
         positives: Tensor,
         overlaps: Tensor,
         levels: dict[int, int],
@@ -74,6 +77,7 @@ class BoxFit:
             detector=spec.name,
             scalable=family is not None and "anchor_scale" not in family.refused,
             sides=sides,
+            labels=labels,
             positives=positives,
             overlaps=None if limit is None else overlaps,
             background_below=limit,
@@ -208,12 +212,13 @@ def fit_of_boxes(
         return None
     places = torch.linspace(0, len(data) - 1, min(images, len(data))).round().long().unique()
     laid: dict[tuple[int, int], Outputs] = {}
-    sides, positives, overlaps, levels = [], [], [], Counter()
+    sides, labels, positives, overlaps, levels = [], [], [], [], Counter()
     for record in data.records.take(places):
         file_size = (record.height, record.width)
         size = resized_size(file_size, shorter_side, longer_side)
         boxes = clip_boxes(scale_boxes(record.boxes[~record.ignore], file_size, size), size).float()
-        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        boxes = boxes[seen]
         if not len(boxes):
             continue
         padded = padded_size(size)
@@ -221,12 +226,14 @@ def fit_of_boxes(
             laid[padded] = Outputs([], [], anchors=detector.lay_anchors(padded), size=padded)
         per_level = _positives(detector, replace(laid[padded], image_sizes=(size,)), boxes)
         sides.append((boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt())
+        labels.append(record.labels[~record.ignore][seen])
         positives.append(per_level.sum(0))
         overlaps.append(box_iou(boxes, torch.cat(flat_anchors(laid[padded]))).amax(1))
         levels.update(spec.strides[level] for level in per_level.argmax(0)[positives[-1] > 0].tolist())
     return BoxFit.of(
         detector,
         sides=torch.cat([torch.zeros(0), *sides]),
+        labels=torch.cat([torch.zeros(0, dtype=torch.int64), *labels]),
         positives=torch.cat([torch.zeros(0, dtype=torch.int64), *positives]),
         overlaps=torch.cat([torch.zeros(0), *overlaps]),
         levels=dict(sorted(levels.items())),

@@ -7,7 +7,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from torch import Tensor
+import torch
 
 from understudy.data import DetectionData
 from understudy.detectors.anchor_fit import BoxFit, fit_of_boxes
@@ -34,7 +34,8 @@ class ScaleFit:
 
     Attributes:
         scale: None: the family's own.
-        overlap: mean over the objects of the highest IoU with an anchor, counted up to :data:`ENOUGH`.
+        overlap: mean of the objects' highest IoU with an anchor, counted up to :data:`ENOUGH`. It is the mean over the
+            classes, as of AP: a rare class of small objects counts as much as a frequent one.
         usual: the family's own scale,
         usual_overlap: and its overlap.
     """
@@ -62,7 +63,7 @@ def best_scale(
     conventions: Literal["torchvision", "mmdet"] = "torchvision",
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> ScaleFit | None:
-    """Compare a few scales of anchors by the mean IoU of the boxes with their best anchors.
+    """Compare a few scales of anchors by the mean IoU of each class's boxes with their best anchors.
 
     Anchors are laid over the images as in training, so small anchors, which are far apart for their size, are not
     overrated.
@@ -102,11 +103,11 @@ def best_scale(
     own = fit(None)
     if own is None or own.overlaps is None or not own.objects:
         return None
-    scale, before = round(own.anchor_sides[0] / own.strides[0], 1), _mean(own.overlaps)  # anchors are rounded
+    scale, before = round(own.anchor_sides[0] / own.strides[0], 1), _mean_over_classes(own)  # anchors are rounded
     if before + MARGIN > ENOUGH:
         return ScaleFit(None, before, scale, before)
-    others = {factor * scale: found.overlaps for factor in FACTORS if (found := fit(factor * scale))}
-    means = {each: _mean(overlaps) for each, overlaps in others.items() if overlaps is not None}
+    others = {factor * scale: fit(factor * scale) for factor in FACTORS}
+    means = {each: _mean_over_classes(found) for each, found in others.items() if found}
     best = max(means, key=lambda each: means[each])
     if means[best] < before + MARGIN:
         return ScaleFit(None, before, scale, before)
@@ -135,5 +136,7 @@ def narrow_detector(
     return build_detector(name, num_classes=1, anchor_scale=anchor_scale, settings=json.loads(settings), **options)
 
 
-def _mean(overlaps: Tensor) -> float:
-    return float(overlaps.clamp(max=ENOUGH).mean())
+def _mean_over_classes(fit: BoxFit) -> float:
+    assert fit.overlaps is not None
+    counted = fit.overlaps.clamp(max=ENOUGH)
+    return float(torch.stack([counted[fit.labels == label].mean() for label in fit.labels.unique()]).mean())

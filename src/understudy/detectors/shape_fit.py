@@ -57,10 +57,11 @@ def fit_of_shapes(detector: Detector, data: DetectionData, shorter_side: int, lo
     spec = detector.spec
     if not (spec.dense and spec.first_anchors):
         return None
-    boxes = resized_shapes(data, shorter_side, longer_side)
+    boxes, labels = _shapes_and_labels(data, shorter_side, longer_side)
     return BoxFit.of(
         detector,
         sides=boxes.prod(1).sqrt(),
+        labels=labels,
         positives=torch.ones(len(boxes), dtype=torch.int64),
         overlaps=_best_overlaps(boxes, anchor_shapes(spec)),
         levels={},
@@ -71,6 +72,10 @@ def fit_of_shapes(detector: Detector, data: DetectionData, shorter_side: int, lo
 
 def resized_shapes(data: DetectionData, shorter_side: int, longer_side: int) -> Tensor:
     """Return width and height (M, 2) of all boxes to train on, at the training size and clipped to their images."""
+    return _shapes_and_labels(data, shorter_side, longer_side)[0]
+
+
+def _shapes_and_labels(data: DetectionData, shorter_side: int, longer_side: int) -> tuple[Tensor, Tensor]:
     records = data.records
     sizes = records.images[:, 1:].double()
     scale = torch.minimum(shorter_side / sizes.amin(1), longer_side / sizes.amax(1))
@@ -78,7 +83,8 @@ def resized_shapes(data: DetectionData, shorter_side: int, longer_side: int) -> 
     limits = torch.repeat_interleave(sizes, counts, dim=0)
     corners = torch.minimum(records.boxes.reshape(-1, 2, 2).clamp(min=0), limits[:, None])
     shapes = (corners[:, 1] - corners[:, 0]) * torch.repeat_interleave(scale, counts)[:, None]
-    return shapes[~records.ignore & (shapes > 0).all(1)].float()
+    seen = ~records.ignore & (shapes > 0).all(1)
+    return shapes[seen].float(), records.labels[seen]
 
 
 def _best_overlaps(boxes: Tensor, shapes: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from understudy.data import DetectionData
 from understudy.detectors import Detector
 from understudy.detectors.anchor_fit import MANY, BoxFit, fit_of_boxes
 from understudy.detectors.base import evaluating
+from understudy.detectors.sizes import multiply_adds
 from understudy.diagnosis.findings import Finding
 from understudy.evaluation.runtimes import TorchRuntime
-from understudy.listing.sizes import multiply_adds
 from understudy.methods import METHODS
 from understudy.methods.loading import serving
 from understudy.outputs import Spec

@@ -58,7 +58,7 @@ def explain(name: str, overrides: Sequence[str] = ()) -> str:
     from understudy.detectors import build_detector
     from understudy.detectors.families import FAMILIES
     from understudy.detectors.shapes import shapes_only
-    from understudy.listing.sizes import IMAGE, measure
+    from understudy.detectors.sizes import IMAGE, measure
 
     num_classes, options = _class_count([option.removeprefix("detector.") for option in overrides])
     keys = [option if option.startswith("-") else f"detector.{option}" for option in options]
@@ -94,7 +94,7 @@ def explain(name: str, overrides: Sequence[str] = ()) -> str:
 
 def _class_count(options: Sequence[str]) -> tuple[int, list[str]]:
     """Return the value of ``num_classes``, and the other options."""
-    from understudy.listing.sizes import CLASSES
+    from understudy.detectors.sizes import CLASSES
 
     counts = [option.partition("=")[2] for option in options if option.startswith("num_classes=")]
     for count in counts:
