@@ -49,6 +49,9 @@ def test_its_file_reads_back(plan, tmp_path):
     typed = Plan.of({"data": "photos", "methods": {"hint": {"share": 0.1}}}, teachers=plan.teachers)
     file.write_text(typed.dump())
     assert Plan.load(file).differences(typed) == []
+    aliased = plan.with_more([read_row('aliased: frs "data.aliases={moped: scooter}"')], [])
+    file.write_text(aliased.dump())
+    assert Plan.load(file) == aliased
     file.write_text("rows: 3\n")
     with pytest.raises(UserError, match="not the plan of a study"):
         Plan.load(file)
@@ -76,6 +79,18 @@ def test_the_row_of_a_study_for_which_none_is_given(tmp_path):
     plan = Plan.of(source, rows=["default", "hint"], teachers=[tmp_path])
     default, hint = (plan.config_of(row, 0, tmp_path, tmp_path).methods for row in plan.rows[1:])
     assert (default, hint) == (DEFAULT_METHODS, {"hint": {"share": 0.1}})
+
+
+def test_one_teacher_is_given_once(tmp_path):
+    with pytest.raises(UserError, match="teacher: give it once, as teacher=PATH, or several as --teacher PATH"):
+        Plan.of(None, ["data=photos", f"teacher={tmp_path}"], teachers=[tmp_path])
+
+
+def test_keys_that_may_change_between_two_calls_do(plan):
+    config = {**plan.config, "data": {**plan.config["data"], "workers": 3}, "threads": 5, "batch_size": 64}
+    changed = plan.with_free_keys_of(replace(plan, config=config)).config
+    assert (changed["data"]["workers"], changed["threads"]) == (3, 5)
+    assert changed["batch_size"] == plan.config["batch_size"]
 
 
 def test_more_rows_and_seeds(plan):

@@ -1,6 +1,7 @@
 """A study end to end: interrupted, extended, with failures, and what is refused."""
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -15,10 +16,13 @@ from training_runs import assert_same, at_step, crash, ctrl_c
 from understudy.cli import main
 from understudy.errors import RunError, UserError
 from understudy.reading import read_rows
+from understudy.studies.folder import StudyFolder
+from understudy.studies.jobs import in_processes
 from understudy.studies.rows import read_row
 from understudy.studies.running import run_study
 from understudy.training.engine import Engine
 from understudy.training.folder import lock
+from understudy.training.teacher_cache import Store
 
 RUNS = ["frs_ramp_steps=0-seed0", "frs_ramp_steps=0-seed1", "none-seed0", "none-seed1"]
 
@@ -86,6 +90,16 @@ def test_interrupted_together_it_goes_on(study, plan, tmp_path):
     run_study(tmp_path / "study", together=True)
     for run in RUNS[::2]:
         assert_same(tmp_path / "study/runs" / run, study / "runs" / run)
+
+
+def test_one_bad_run_of_a_group_does_not_stop_the_others(study, plan, tmp_path, capsys):
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+        run_study(tmp_path / "study", replace(plan, seeds=(0,)), together=True)
+    (tmp_path / "study/runs" / RUNS[0] / "last.ckpt").write_bytes(b"damaged")
+    run_study(tmp_path / "study", together=True)
+    assert "One after another, since these runs cannot be trained side by side" in capsys.readouterr().err
+    assert_same(tmp_path / "study/runs" / RUNS[2], study / "runs" / RUNS[2])
+    assert [file.name for file in (tmp_path / "study/failed").iterdir()] == [f"{RUNS[0]}.txt"]
 
 
 @pytest.mark.slow
@@ -179,6 +193,36 @@ def test_a_full_disk_ends_the_study_and_is_no_failure_of_a_run(plan, tmp_path, m
     with pytest.raises(RunError, match="The disk is full"):
         run_study(tmp_path / "study", replace(plan, seeds=(0,)))
     assert not (tmp_path / "study/failed").exists()
+
+
+def test_kept_outputs_of_a_finished_run_are_given_up(study, plan, tmp_path):
+    run_study(tmp_path / "study", replace(plan, seeds=(0,)))
+    assert not [each for each in gc.get_objects() if isinstance(each, Store)]
+
+
+def test_a_process_that_the_system_ends_is_explained(tmp_path):
+    with pytest.raises(RunError, match=r"The system ended one of 2 processes, most likely because the memory was full"):
+        list(in_processes([1], killed, 2))
+
+
+def killed(group: int) -> list:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def test_damaged_matches_are_made_again(tmp_path):
+    (tmp_path / "matches").mkdir()
+    for content in (b"", b"PK\x03\x04 damaged"):
+        (tmp_path / "matches/run.npz").write_bytes(content)
+        assert StudyFolder(tmp_path).read_matches("run") is None
+
+
+def test_what_a_study_that_exists_cannot_take_is_refused(study, capsys):
+    for argument in ("--longer", "--steps=0", "--minutes=0"):
+        with pytest.raises(SystemExit) as stop:
+            main(["study", str(study), argument])
+        assert stop.value.code == 2, argument
+    assert "longer: False in the study, True now" in capsys.readouterr().err
 
 
 def test_the_command(study, capsys):

@@ -10,6 +10,7 @@ from understudy.studies.folder import StudyFolder
 from understudy.studies.plan import Plan
 from understudy.studies.rows import LONGER
 from understudy.studies.running import Study
+from understudy.studies.timing import StepCost
 
 COSTS = {
     "none": {"seconds": 0.5, "steps": 10, "cached": False},
@@ -64,6 +65,55 @@ def test_a_row_may_set_its_epochs(study_of):
     assert epochs(study)["frs"] == 7
 
 
+def test_the_longer_row_takes_as_long_as_the_slowest_distilled_run(study_of):
+    """Seconds, steps and epochs count; a wider plain student does not."""
+    study = study_of()
+    none, frs, dist2 = study.plan.rows
+    assert study._longer() == 2.0
+    study.facts["costs"]["frs"] = {"seconds": 0.75, "steps": 30, "cached": True}
+    assert study._longer() == 4.5
+    study.plan = replace(study.plan, rows=(none, replace(frs, overrides=("schedule.epochs=4",))))
+    assert study._longer() == 9.0
+    study.plan = replace(study.plan, rows=(none, replace(dist2, methods=())))
+    assert study._longer() == 1.0
+
+
+def test_passes_of_the_teacher_that_a_cache_does_not_save_count_as_time(tiny, trained, tmp_path, monkeypatch):
+    costs = {"none": StepCost(1.0, 1.0, 0), "frs": StepCost(1.2, 2.0, 0)}
+    monkeypatch.setattr("understudy.studies.running.step_costs", lambda runs: costs)
+    (tmp_path / "study").mkdir()
+    plan = Plan.of(tiny, {"schedule.epochs": 8, "batch_size": 4}, rows=["frs"], seeds=[4], teachers=[trained])
+    study = Study(StudyFolder(tmp_path / "study"), plan)
+    study.prepare(accept_changes=False)
+    # Each image comes 4 times as it is and 4 times mirrored: a quarter is missing, in passes of 4 images.
+    seconds = 1.2 + (1 - 0.75**4) * 0.8
+    assert study.facts["costs"]["frs"]["seconds"] == pytest.approx(seconds)
+    assert study.facts["longer"] == pytest.approx(seconds)
+
+
+def test_a_budget_in_time_decides_how_often_an_image_is_seen(tiny, trained, tmp_path, monkeypatch):
+    costs = {"none": StepCost(1.0, 1.0, 0), "frs": StepCost(1.0, 2.0, 0)}
+    monkeypatch.setattr("understudy.studies.running.step_costs", lambda runs: costs)
+    keys = {key: value for key, value in tiny.items() if key not in LEFT_OPEN} | {"schedule": "cosine"}
+    (tmp_path / "study").mkdir()
+    plan = Plan.of(keys, {"batch_size": 2}, rows=["frs"], seeds=[4], teachers=[trained], minutes=3)
+    study = Study(StudyFolder(tmp_path / "study"), plan)
+    study.prepare(accept_changes=False)
+    assert study.facts["chosen"]["data.variants"] == 8  # of about 32 epochs of 4 steps
+    assert epochs(study) == {"none": 45, "frs": pytest.approx(34, abs=3)}
+
+
+def test_a_row_with_other_data_has_fingerprints_of_its_own(tiny, trained, tmp_path):
+    (tmp_path / "study").mkdir()
+    plan = Plan.of(tiny, {}, rows=["frs", "half: frs data.limit=4"], seeds=[4], teachers=[trained])
+    study = Study(StudyFolder(tmp_path / "study"), plan)
+    study.prepare(accept_changes=False)
+    own = [what for what in study.facts["made_with"] if what.endswith(', row "half"')]
+    assert any(what.startswith("annotations of data.train") for what in own)
+    study.plan = replace(plan, rows=plan.rows[:2])
+    study.prepare(accept_changes=False)  # nothing has changed for the others
+
+
 def test_each_teacher_has_its_rows(study_of):
     study = study_of(teachers=2, longer=False)
     study.facts["costs"] |= {f"{row} (teacher{n})": COSTS[row] for row in ("frs", "dist2") for n in (0, 1)}
@@ -111,6 +161,7 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
         "schedule.epochs": 3,
         "data.colour": 0.0,
         "data.scale": 1.0,
+        "data.unlabelled_batch": None,
         "data.variants": None,
     }
 

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -63,8 +64,13 @@ def study(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes that train at once.")] = 1,
     longer: Annotated[
-        bool, typer.Option("--longer/--no-longer", help="Add the plain student trained for as long in time.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--longer/--no-longer",
+            show_default=False,
+            help="Add the plain student trained for as long in time; by default yes.",
+        ),
+    ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try failed runs again.")] = False,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on with other data, teacher or version than at the start.")
@@ -82,7 +88,7 @@ def study(
     results.json, results.csv, runs.csv and report.html to FOLDER.
     """
     extends = row is not None or seeds is not None
-    begins = bool(overrides or config or recipe or steps or minutes or teacher)
+    begins = bool(overrides or config or recipe or steps is not None or minutes is not None or teacher)
     loading()
     from understudy.methods.loading import is_own
     from understudy.studies.folder import StudyFolder
@@ -103,11 +109,12 @@ def study(
             teachers=teacher or [],
             steps=steps,
             minutes=minutes,
-            longer=longer,
+            longer=longer is not False,
         )
-    elif extends:
+    elif extends or (longer is not None and place.plan.exists()):
         stored = Plan.load(place.plan)
         plan = stored.with_more([read_row(text) for text in row or []], numbers if seeds is not None else [])
+        plan = plan if longer is None else replace(plan, longer=longer and plan.minutes is None)
     with redirect_stdout(sys.stderr):  # libraries print progress
         result = run_study(
             folder,

@@ -1,11 +1,13 @@
 """The files of a study."""
 
 import contextlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -125,15 +127,14 @@ class StudyFolder:
     def read_matches(self, name: str) -> Matches | None:
         """Return the matched detections of a run; None if there are none, or the file is damaged."""
         try:
-            with np.load(self.path / "matches" / f"{name}.npz") as arrays:
+            content = (self.path / "matches" / f"{name}.npz").read_bytes()
+            with np.load(io.BytesIO(content)) as arrays:
                 return Matches.from_arrays(dict(arrays))
-        except (OSError, ValueError, KeyError):
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return None
 
     def write_matches(self, name: str, matches: Matches) -> None:
         """Write the matched detections of a run."""
-        import io
-
         content = io.BytesIO()
         np.savez_compressed(content, **matches.to_arrays())  # ty: ignore[invalid-argument-type]
         (self.path / "matches").mkdir(exist_ok=True)

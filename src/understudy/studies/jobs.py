@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -73,12 +74,15 @@ def in_processes(
 
     Raises:
         Stopped: a signal stopped them; every run that had begun was saved.
+        RunError: the system ended a process.
     """
     import torch
 
     threads = max(1, torch.get_num_threads() // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads, os.getpid())) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_begin, initargs=(threads, os.getpid(), jobs)
+    ) as pool:
         waiting = deque(groups)
         running: dict[Future[list[Outcome]], Group] = {}
         received: list[int] = []
@@ -89,11 +93,21 @@ def in_processes(
                     running[pool.submit(_work, train, group)] = group
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield running.pop(future), future.result()
+                    yield running.pop(future), _result(future, jobs)
                 if received:  # again and again: a run that is being built does not heed signals yet
                     _stop(pool)
         if received:
             raise Stopped("", received[0])
+
+
+def _result(future: Future[list[Outcome]], jobs: int) -> list[Outcome]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"The system ended one of {jobs} processes, most likely because the memory was full. Call the study again: "
+            "its runs go on from their last checkpoints; with a lower --jobs each has more memory."
+        ) from error
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
@@ -108,13 +122,14 @@ _BUSY = threading.Event()
 """Set in a worker that trains."""
 
 
-def _begin(threads: int, parent: int) -> None:
+def _begin(threads: int, parent: int, jobs: int) -> None:
     """Prepare a worker."""
     import torch
     from rich.console import Console
 
-    from understudy.training import console
+    from understudy.training import console, machine
 
+    machine.RUNS_AT_ONCE = jobs
     with contextlib.suppress(AttributeError, OSError):  # Windows has no sessions
         os.setsid()
     torch.set_num_threads(threads)

@@ -76,6 +76,8 @@ class Plan:
             UserError: with all faults.
         """
         faults: list[str] = []
+        if teachers and _gives(overrides, "teacher"):
+            faults.append("teacher: give it once, as teacher=PATH, or several as --teacher PATH")
         given = [{"run": MADE_UP}, *([{"teacher": teachers[0]}] if teachers else [])]
         base = None
         try:
@@ -154,6 +156,14 @@ class Plan:
         more = tuple(seed for seed in seeds if seed not in self.seeds)
         return replace(self, rows=(*self.rows, *added), seeds=(*self.seeds, *more))
 
+    def with_free_keys_of(self, other: Self) -> Self:
+        """Return the plan with another one's values of the keys that may change between two calls."""
+        config = {**self.config, "data": dict(self.config["data"])}
+        for key in _FREE:
+            *section, name = key.split(".")
+            (config["data"] if section else config)[name] = (other.config["data"] if section else other.config)[name]
+        return replace(self, config=config)
+
     def differences(self, other: Self) -> list[str]:
         """Return the settings in which another plan differs, apart from rows and seeds, as lines."""
         found = []
@@ -194,7 +204,7 @@ class Plan:
         """
         values = read_config(file)
         try:
-            rows = tuple(replace(read_row(text), name=name) for name, text in values["rows"].items())
+            rows = tuple(replace(read_row(text, named=False), name=name) for name, text in values["rows"].items())
             own = {"run": MADE_UP, "teacher": values["teachers"][0]}
             config = _shared(load_config(DistillConfig, values["config"], own))
             return cls(
@@ -216,18 +226,22 @@ _FREE = {"data.workers", "log_every", "accelerator", "threads"}
 
 def _loaded(source: Source, overrides: Any, given: Sequence[Mapping[str, Any]]) -> DistillConfig:
     """Load the shared config; what the study sets itself replaces nothing of the user's."""
-    keys = set(overrides) if isinstance(overrides, Mapping) else {text.partition("=")[0] for text in overrides}
-    faults = [f"{key}: a study sets it itself, {OWN_KEYS[key]}" for key in ("run", "seed") if key in keys]
-    if "methods" in keys:
+    faults = [f"{key}: a study sets it itself, {OWN_KEYS[key]}" for key in ("run", "seed") if _gives(overrides, key)]
+    if _gives(overrides, "methods"):
         faults.append('methods: a study sets it itself, by --row "METHOD OPTION=VALUE"')
     if faults:
         raise UserError.listing("Invalid study:", faults)
     own = {key: value for each in given for key, value in each.items()}
-    if "teacher_cache" not in keys and not _mentions_cache(source):
+    if not _gives(overrides, "teacher_cache") and not _mentions_cache(source):
         own["teacher_cache"] = "auto"  # a study repeats the teacher's passes more often than a run
     if isinstance(overrides, Mapping):
         return load_config(DistillConfig, source, {**overrides, **own})
     return load_config(DistillConfig, source, [*overrides, *(f"{key}={value}" for key, value in own.items())])
+
+
+def _gives(overrides: Sequence[str] | Mapping[str, Any], key: str) -> bool:
+    """Return whether the user's arguments give a key."""
+    return key in overrides if isinstance(overrides, Mapping) else any(text.startswith(f"{key}=") for text in overrides)
 
 
 def _row_of(config: DistillConfig | None) -> str:

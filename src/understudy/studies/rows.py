@@ -40,7 +40,7 @@ class StudyRow:
         return re.sub(r"[^A-Za-z0-9.=]+", "_", self.name).strip("_.") or "row"
 
 
-def read_row(text: str) -> StudyRow:
+def read_row(text: str, *, named: bool = True) -> StudyRow:
     """Read a row: ``[NAME:] METHOD [OPTION=VALUE]... [+ METHOD [OPTION=VALUE]...]... [KEY=VALUE]...``.
 
     METHOD may also be ``none`` or ``default``. An option belongs to the method before it. Keys of the config
@@ -52,10 +52,14 @@ def read_row(text: str) -> StudyRow:
     >>> row.overrides
     ('methods.frs.feature_weight=0.0002', 'optimizer.lr=0.001')
 
+    Args:
+        text: of the row.
+        named: whether it may begin with a name; :attr:`StudyRow.text` does not.
+
     Raises:
         UserError: the text is not a row.
     """
-    name, colon, rest = text.partition(": ")
+    name, colon, rest = text.partition(": ") if named else ("", "", text)
     rest = rest if colon else text
     try:
         parts = shlex.split(rest)

@@ -5,8 +5,7 @@ import itertools
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,46 +16,27 @@ from understudy.errors import RunError, Stopped, UserError
 from understudy.evaluation import Evaluation
 from understudy.files import write_atomically
 from understudy.studies.folder import StudyFolder
-from understudy.studies.jobs import Outcome, in_processes
+from understudy.studies.jobs import in_processes
 from understudy.studies.page import write_page
 from understudy.studies.plan import Plan
 from understudy.studies.results import StudyResult, Trained, matches_of
 from understudy.studies.rows import LONGER, StudyRow
 from understudy.studies.summary import summarise
 from understudy.studies.tables import rows_as_csv, runs_as_csv
-from understudy.studies.timing import step_costs
+from understudy.studies.tasks import Task, one_by_one, outcomes
+from understudy.studies.timing import StepCost, step_costs
 from understudy.training import console
 from understudy.training.assembly import AssembledRun, resolve_config
 from understudy.training.defaults import SHARED_CHOICES, derive
 from understudy.training.environment import version_of
 from understudy.training.folder import RunFolder, lock
-from understudy.training.resuming import own_methods
-from understudy.training.run import completed, resume, train, using_threads
+from understudy.training.run import completed, using_threads
 from understudy.training.sources import Sources
-from understudy.training.teacher_cache import TeacherCache
-from understudy.training.together import can_share, train_together
+from understudy.training.teacher_cache import TeacherCache, share_of_passes
+from understudy.training.together import can_share
 from understudy.training.trainer import make_trainer
 
 LONGER_ROW = StudyRow(LONGER, "none", (), ())
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One run of a study.
-
-    Attributes:
-        name: of its folder.
-        row: the name of its row in the results, which includes the teacher if there are several.
-        seed: of the run.
-        config: of the run.
-        folder: of the run.
-    """
-
-    name: str
-    row: str
-    seed: int
-    config: TrainConfig
-    folder: RunFolder
 
 
 def run_study(
@@ -124,7 +104,7 @@ def _agreed(folder: StudyFolder, plan: Plan | None, trusted: Sequence[str]) -> P
         if found := agreed.differences(plan):
             found.append("to go on with it as it is, give its folder alone; for another study, choose a new folder")
             raise UserError.listing(f"{folder.path} holds a study with other settings:", found)
-        agreed = agreed.with_more(plan.rows, plan.seeds)
+        agreed = agreed.with_more(plan.rows, plan.seeds).with_free_keys_of(plan)
     if unknown := sorted(set(agreed.own_methods) - set(trusted)):
         options = shlex.join(part for name in unknown for part in ("--trust", name))
         raise UserError(
@@ -152,36 +132,81 @@ class Study:
             UserError: a row cannot be trained, or data, teachers or version have changed; all of it is listed.
         """
         runs = dict(self._assembled())
-        found = {"understudy": version_of("understudy") or "unknown"}
-        for run in runs.values():
-            config = run.engine.config
-            teacher = f"the teacher {config.teacher.name}" if isinstance(config, DistillConfig) else ""
-            found |= {what.replace("the teacher", teacher): value for what, value in run.facts["fingerprints"].items()}
+        found = self._fingerprints(runs)
         self._check_unchanged(found, accept_changes)
-        costs = self.facts.get("costs", {})
-        if missing := [name for name in runs if name not in costs]:
-            console.say(f"measuring a step of {len(runs)} rows, in turns")
-            more = {
-                name: {"steps": len(run.loader), "cached": isinstance(run.engine.teacher_pass, TeacherCache)}
-                for name, run in runs.items()
-            }
-            with using_threads(self.plan.config["threads"]):
-                measured = {name: asdict(cost) | more[name] for name, cost in step_costs(runs).items()}
-            plain = next(iter(measured.values()))["seconds"]
-            for name in missing:
-                costs[name] = measured[name] | {"ratio": measured[name]["seconds"] / plain}
-        self.facts |= {"made_with": found, "costs": costs}
+        self.facts["made_with"] = found
+        if missing := runs.keys() - self.facts.get("costs", {}).keys():
+            begins, measured = "costs" not in self.facts, self._measured(runs)
+            self._note_costs(runs, measured, missing)
+            if begins and self.plan.minutes is not None:
+                self._choose_by_time(runs, measured)
         if self.plan.longer and "longer" not in self.facts:
-            self.facts["longer"] = max(cost["ratio"] for cost in costs.values())
+            self.facts["longer"] = self._longer()
         self.folder.write_plan(self.plan)
         self.folder.write_facts(self.facts)
+
+    def _fingerprints(self, runs: Mapping[str, AssembledRun]) -> dict[str, str]:
+        """Return the version, and fingerprints of data and teachers; a row with other data has its own."""
+        found = {"understudy": version_of("understudy") or "unknown"}
+        for name, run in runs.items():
+            config = run.engine.config
+            teacher = f"the teacher {config.teacher.name}" if isinstance(config, DistillConfig) else ""
+            for what, value in run.facts["fingerprints"].items():
+                what = what.replace("the teacher", teacher)
+                if found.setdefault(what, value) != value:
+                    found[f"{what}, row {quoted(name)}"] = value
+        return found
+
+    def _measured(self, runs: Mapping[str, AssembledRun]) -> dict[str, StepCost]:
+        console.say(f"measuring a step of {len(runs)} rows, in turns")
+        with using_threads(self.plan.config["threads"]):
+            return step_costs(runs)
+
+    def _note_costs(
+        self, runs: Mapping[str, AssembledRun], measured: Mapping[str, StepCost], names: Collection[str]
+    ) -> None:
+        """Keep the mean cost of a step over the run of each of these rows."""
+        rows = {name: (row, teacher) for name, row, teacher in self._rows()}
+        costs, plain = self.facts.setdefault("costs", {}), next(iter(measured.values())).seconds
+        for name in (name for name in runs if name in names):
+            cost, engine, cached = measured[name], runs[name].engine, _keeps(runs[name])
+            costs[name] = {"seconds": cost.seconds, "memory": cost.memory, "steps": len(runs[name].loader)}
+            for _ in range(2 if cached else 0):  # the epochs of a budget in time follow from the seconds of a step
+                config, device = self._with_budget(name, *rows[name]), runs[name].trainer.strategy.root_device
+                share = share_of_passes(config, engine.data, engine.unlabelled, device)
+                costs[name]["seconds"] = cost.seconds + share * (cost.computed - cost.seconds)
+            costs[name] |= {"cached": cached, "ratio": costs[name]["seconds"] / plain}
+
+    def _choose_by_time(self, runs: Mapping[str, AssembledRun], measured: Mapping[str, StepCost]) -> None:
+        """Choose again what follows from the epochs, now that a budget in time gives them."""
+        last = list(runs)[-1]
+        self.facts["costs"][last]["seconds"] = measured[last].seconds  # not yet those of too many variants
+        for _ in range(3):  # the choice changes the time of a step, and so the epochs
+            if not self._choose(self._epochs(last)):
+                break
+            again = dict(self._assembled())
+            if any(_keeps(again[name]) != _keeps(run) for name, run in runs.items()):
+                measured = self._measured(again)
+            self._note_costs(again, measured, again.keys())
+            runs = again
+
+    def _longer(self) -> float:
+        """Return how many times as long as the plain student's run the slowest distilled one takes."""
+        times = []
+        for name, row, teacher in self._rows():
+            cost, epochs = self.facts["costs"][name], self._with_budget(name, row, teacher).schedule.epochs
+            times.append((bool(row.methods), cost["seconds"] * cost["steps"] * epochs))
+        return max([time / times[0][1] for distilled, time in times if distilled], default=1.0)
+
+    def _with_budget(self, name: str, row: StudyRow, teacher: Path) -> TrainConfig:
+        return self._config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs", self._epochs(name))
 
     def _assembled(self) -> Iterator[tuple[str, AssembledRun]]:
         """Assemble a run of each row, without its folder, to find all faults; they share the first one's teacher."""
         faults: list[tuple[str, str]] = []
         teachers: dict[Path, Any] = {}
         place = RunFolder(self.folder.path / "runs" / "timing")
-        self._choose(place)
+        self._choose()
         for name, row, teacher in self._rows():
             config = with_values(self._config_of(row, self.plan.seeds[0], teacher, place.path), {"data.workers": 0})
             try:
@@ -206,20 +231,30 @@ class Study:
                 ],
             )
 
-    def _choose(self, place: RunFolder) -> None:
-        """Choose what the plan leaves open and all runs share, as its last row would; it is kept in the facts."""
+    def _choose(self, epochs: int | None = None) -> bool:
+        """Choose what the plan leaves open and all runs share, as its last row would; it is kept in the facts.
+
+        Args:
+            epochs: of a budget in time; None: those of the plan.
+
+        Returns:
+            Whether other values were chosen than before.
+        """
+        before = self.facts.pop("chosen", None) if epochs else None
         _, row, teacher = list(self._rows())[-1]
-        config = self._config_of(row, self.plan.seeds[0], teacher, place.path)
+        config = self._config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs")
         if not SHARED_CHOICES.intersection(open_keys(config)):
-            return
+            return False
         with contextlib.suppress(UserError):  # each row raises it again
             config = resolve_config(config)
-            sources, trainer = Sources.of(config), make_trainer(config, place.path)
+            sources, trainer = Sources.of(config), make_trainer(config, config.run)
             derived = derive(config, sources, trainer, measure=False)
-            if self.plan.steps is not None:  # they decide how often an image is seen
+            if self.plan.steps is not None:
                 epochs = max(1, round(self.plan.steps * derived.config.batch_size / len(sources.train)))
+            if epochs is not None:  # they decide how often an image is seen
                 derived = derive(with_values(config, {"schedule.epochs": epochs}), sources, trainer, measure=False)
             self.facts["chosen"] = {key: value_of(derived.config, key) for key in sorted(SHARED_CHOICES)}
+        return before is not None and self.facts.get("chosen") != before
 
     def _config_of(self, row: StudyRow, seed: int, teacher: Path, run: Path, epochs: int | None = None) -> TrainConfig:
         """Return the config of a run with what was chosen for all runs."""
@@ -300,7 +335,7 @@ class Study:
         stop = None
         try:
             run = partial(outcomes, accept_changes=accept_changes)
-            each = in_processes(groups, run, jobs) if jobs > 1 and len(groups) > 1 else _one_by_one(groups, run)
+            each = in_processes(groups, run, jobs) if jobs > 1 and len(groups) > 1 else one_by_one(groups, run)
             for group, found in each:
                 for task, outcome in zip(group, found, strict=True):
                     if outcome.stopped:
@@ -376,6 +411,11 @@ class Study:
         return found
 
 
+def _keeps(run: AssembledRun) -> bool:
+    """Return whether a run keeps its teacher's outputs."""
+    return isinstance(run.engine.teacher_pass, TeacherCache)
+
+
 def _defined(numbers: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
@@ -383,39 +423,3 @@ def _defined(numbers: Mapping[str, float]) -> dict[str, float]:
 def quoted(name: str) -> str:
     """Return a name in quotation marks."""
     return f'"{name}"'
-
-
-def _one_by_one(
-    groups: Sequence[list[Task]], run: Callable[[list[Task]], list[Outcome]]
-) -> Iterator[tuple[list[Task], list[Outcome]]]:
-    for group in groups:
-        console.say(f"now: {', '.join(task.name for task in group)}")
-        found = run(group)
-        yield group, found
-        if any(outcome.stopped for outcome in found):
-            return
-
-
-def outcomes(group: Sequence[Task], accept_changes: bool = False) -> list[Outcome]:
-    """Train runs, begun ones from where they stopped, and return how each ended."""
-    if len(group) > 1:
-        own = sorted({name for task in group for name in own_methods(task.config)})
-        try:
-            runs = [_begun(task) or task.config for task in group]
-            return list(map(Outcome.of, train_together(runs, own, accept_changes=accept_changes)))
-        except Stopped as stop:
-            return [Outcome.of(stop)] * len(group)
-    task = group[0]
-    token = console.PREFIX.set(f"{task.name}: ")
-    try:
-        if run := _begun(task):
-            return [Outcome(resume(run, own_methods(task.config), accept_changes=accept_changes))]
-        return [Outcome(train(task.config))]
-    except (Exception, Stopped) as error:
-        return [Outcome.of(error)]
-    finally:
-        console.PREFIX.reset(token)
-
-
-def _begun(task: Task) -> Path | None:
-    return task.folder.path if task.folder.config.exists() else None

@@ -14,6 +14,7 @@ import torch
 from understudy.data import Batch
 from understudy.methods.weighting import LATE, weighted_sum
 from understudy.training.assembly import AssembledRun
+from understudy.training.teacher_cache import TeacherCache
 
 ROUNDS, FEWEST, SECONDS = 10, 3, 60.0
 """Rounds at most and at least, and the time after which no further round begins."""
@@ -26,11 +27,14 @@ class StepCost:
     """The cost of a training step.
 
     Attributes:
-        seconds: median over the rounds; of loading, only the resizing is included.
+        seconds: median over the rounds; of loading, only the resizing is included. The teacher's outputs are kept,
+            where a run keeps them.
+        computed: likewise, with a pass of the teacher.
         memory: bytes at the peak of the step, beyond those of the networks and of the optimizer.
     """
 
     seconds: float
+    computed: float
     memory: int
 
 
@@ -40,6 +44,7 @@ class _Contestant:
     batches: list[Batch]
     optimizer: torch.optim.Optimizer
     seconds: list[float] = field(default_factory=list)
+    computed: list[float] = field(default_factory=list)
     memory: int = 0
     count: int = 0
 
@@ -74,10 +79,14 @@ def step_costs(runs: Mapping[str, AssembledRun]) -> dict[str, StepCost]:
         if done >= FEWEST and time.perf_counter() - started > SECONDS:
             break
         for each in contestants.values():
-            before = _now(device)
-            each.step()
-            each.seconds.append(_now(device) - before)
-    return {name: StepCost(statistics.median(each.seconds), each.memory) for name, each in contestants.items()}
+            each.seconds.append(_seconds(each.step, device))
+            if isinstance(cache := each.run.engine.teacher_pass, TeacherCache):
+                with cache.emptied():
+                    each.computed.append(_seconds(each.step, device))
+    return {
+        name: StepCost(*map(statistics.median, (each.seconds, each.computed or each.seconds)), each.memory)
+        for name, each in contestants.items()
+    }
 
 
 def peak_memory(step: Callable[[], None], device: torch.device) -> int:
@@ -130,6 +139,12 @@ def _contestant(run: AssembledRun) -> _Contestant:
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     return _Contestant(run, batches, optimizer)
+
+
+def _seconds(step: Callable[[], None], device: torch.device) -> float:
+    before = _now(device)
+    step()
+    return _now(device) - before
 
 
 def _now(device: torch.device) -> float:

@@ -376,6 +376,7 @@ SHARED_CHOICES = {
     "data.workers",
     "batch_size",
     "data.group_by_aspect",
+    "data.unlabelled_batch",
     "data.variants",
 }
 """Keys in which runs that share their batches must agree, whatever their detectors."""

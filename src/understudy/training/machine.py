@@ -11,6 +11,10 @@ ROOT = Path("/")
 """Below it lie ``proc`` and ``sys``; tests have their own."""
 
 
+RUNS_AT_ONCE: int = 1
+"""Runs that share this machine's memory, one in each process of a study; a process of a study sets it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """The memory that a process computes in.

@@ -40,8 +40,8 @@ def padded_pixels(
     return float(pixels.double().mean()), float(pixels.max())
 
 
-def kept_pixels(config: DataConfig, data: DetectionData, images: int, epochs: int) -> float:
-    """Return the pixels of an image in all the sizes to which it is padded over some epochs, each counted once.
+def kept_sizes(config: DataConfig, data: DetectionData, images: int, epochs: int) -> tuple[float, float]:
+    """Return to how many sizes an image is padded over some epochs, and its pixels in all of them together.
 
     Args:
         config: with the size of images, and how they are grouped.
@@ -55,7 +55,8 @@ def kept_pixels(config: DataConfig, data: DetectionData, images: int, epochs: in
             for batches, sizes in _epochs(config, data, images, epochs, config.group_by_aspect or False)
         ]
     ).unique(dim=0)
-    return float(padded[:, 1:].prod(1).sum()) / len(padded[:, 0].unique())
+    count = len(padded[:, 0].unique())
+    return len(padded) / count, float(padded[:, 1:].prod(1).sum()) / count
 
 
 def _epochs(

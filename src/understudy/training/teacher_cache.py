@@ -8,7 +8,8 @@ the images that the teacher ran on together with it, so that a resumed run repea
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from understudy.config import DataConfig, DistillConfig
+from understudy.config import DataConfig, DistillConfig, TrainConfig
 from understudy.data import Batch, DetectionData
 from understudy.data.batch import Pixels
 from understudy.data.transforms import padded_size
@@ -25,10 +26,10 @@ from understudy.errors import RunError, UserError
 from understudy.files import write_atomically
 from understudy.learner import Learner
 from understudy.outputs import Needs, Origin, Outputs
+from understudy.training import machine
 from understudy.training.console import say
 from understudy.training.fingerprints import detector_digest
-from understudy.training.machine import memory_of_host
-from understudy.training.padding import images_of_step, kept_pixels
+from understudy.training.padding import images_of_step, kept_sizes
 from understudy.training.pseudo_labels import with_needs
 from understudy.training.teacher_pass import TeacherPass
 
@@ -71,6 +72,10 @@ def open_teacher(
     if chosen != "auto":
         if reasons := list(_obstacles(config, learners, teacher)):
             raise UserError.listing(f"teacher_cache={chosen} has no use, set teacher_cache=off:", reasons)
+        if isinstance(chosen, Path) and chosen.exists() and not chosen.is_dir():
+            raise UserError(
+                f"teacher_cache={chosen}: expected a folder, this is a file. Give a new or an existing folder."
+            )
         store = Store(None if chosen == "memory" else Path(chosen), int(config.teacher_cache_gb * 2**30))
         return TeacherCache(teacher, needs, store, config.precision)
     limit, taken, reasons = _room(config, learners, teacher, data, unlabelled)
@@ -88,6 +93,34 @@ def keeps_outputs(
     return config.teacher_cache != "off" and not list(_obstacles(config, learners, teacher))
 
 
+def share_of_passes(config: TrainConfig, data: DetectionData, unlabelled: int, device: torch.device) -> float:
+    """Return the part of a run's passes of the teacher that remain where its outputs are kept.
+
+    Each view of an image is computed when it first comes in a size, and a pass is filled up, see :data:`AT_ONCE`.
+    Missing images are taken to be spread over the batches at random.
+
+    Args:
+        config: of the run, with the number of epochs.
+        data: the training split.
+        unlabelled: number of unlabelled images.
+        device: of the teacher.
+    """
+    comes = max(1.0, config.schedule.epochs / _views(config.data))
+    missing = min(1.0, _sizes_and_pixels(config, data, unlabelled)[0] / comes)
+    batch = images_of_step(config, unlabelled=bool(unlabelled))
+    at_once = _at_once(batch, device)
+    chances = [
+        math.comb(batch, count) * missing**count * (1 - missing) ** (batch - count) for count in range(batch + 1)
+    ]
+    passes = sum(chance * math.ceil(count / at_once) for count, chance in enumerate(chances))
+    return passes / math.ceil(batch / at_once)
+
+
+def _at_once(images: int, device: torch.device) -> int:
+    """Return the images of a pass in a batch of some images."""
+    return min(AT_ONCE, images) if device.type == "cpu" else images
+
+
 def _needs(config: DistillConfig, learners: Sequence[Learner]) -> Needs:
     return with_needs([learner.needs for learner in learners], pseudo_labels=config.pseudo_labels != "off")
 
@@ -100,7 +133,8 @@ def _room(
     if reasons := list(_obstacles(config, learners, teacher)):
         return limit, "", reasons
     images = len(data) + unlabelled
-    each = _bytes_per_pixel(teacher, _needs(config, learners)) * _pixels(config, data, unlabelled)
+    pixels = _views(config.data) * _sizes_and_pixels(config, data, unlabelled)[1]
+    each = _bytes_per_pixel(teacher, _needs(config, learners)) * pixels
     taken = f"the teacher's outputs of {images} images take about {_mib(each * images)}"
     if each * images > limit:
         reasons = [f"{taken}, more than the {_mib(limit)} that teacher_cache_gb and the machine's memory permit"]
@@ -145,11 +179,10 @@ def _bytes_per_pixel(teacher: Detector, needs: Needs) -> float:
     return _entry(outputs, 0, needs)["values"].nbytes / side**2
 
 
-def _pixels(config: DistillConfig, data: DetectionData, unlabelled: int) -> float:
-    """Return the pixels of a training image in all its views and paddings."""
-    views = _views(config.data)
+def _sizes_and_pixels(config: TrainConfig, data: DetectionData, unlabelled: int) -> tuple[float, float]:
+    """Return in how many sizes a view of a training image comes, and its pixels in all of them."""
     batch = images_of_step(config, unlabelled=bool(unlabelled))
-    return views * kept_pixels(config.data, data, batch, math.ceil(config.schedule.epochs / views))
+    return kept_sizes(config.data, data, batch, math.ceil(config.schedule.epochs / _views(config.data)))
 
 
 def _views(config: DataConfig) -> int:
@@ -167,9 +200,9 @@ def _mib(size: float) -> str:
 
 
 def _memory() -> float:
-    """Return the bytes of the machine's memory, or of the limit for this process; infinity: they are not known."""
-    memory = memory_of_host()
-    return memory.total if memory else math.inf
+    """Return the bytes of memory that a run has, of the machine or of a limit; infinity: they are not known."""
+    memory = machine.memory_of_host()
+    return memory.total / machine.RUNS_AT_ONCE if memory else math.inf
 
 
 class Store:
@@ -250,7 +283,7 @@ class TeacherCache(TeacherPass):
         anchors = self.store.get(self._anchors_key(size))
         entries = [self.store.get(key) if anchors else None for key in batch.keys]
         missing = [number for number, entry in enumerate(entries) if entry is None]
-        at_once = min(AT_ONCE, len(entries)) if batch.images.device.type == "cpu" else len(entries)
+        at_once = _at_once(len(entries), batch.images.device)
         for start in range(0, len(missing), at_once):
             self.runs += 1
             chosen = missing[start : start + at_once]
@@ -272,6 +305,15 @@ class TeacherCache(TeacherPass):
             image_sizes=tuple((height, width) for height, width in batch.image_sizes),
             origin=Origin.of(batch.images, training=False),
         )
+
+    @contextmanager
+    def emptied(self) -> Generator[None]:
+        """Compute all outputs within this context, as where none is kept yet; what is kept stays."""
+        kept, self.store = self.store, Store(None, self.store.limit)
+        try:
+            yield
+        finally:
+            self.store = kept
 
     def _key(self, drawn: Tensor | Pixels, size: Sequence[int], padded: Sequence[int]) -> str:
         """Return the key of an image, or of what it is made from, in a batch padded to a size."""

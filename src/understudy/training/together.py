@@ -172,6 +172,8 @@ class _Group:
             if own := run.engine.teacher_pass:
                 shared = passes[isinstance(own, TeacherCache)]
                 run.engine.__dict__["teacher"], run.engine.teacher_pass = shared.teacher, shared
+                if labels := run.engine.pseudo_labels:
+                    labels.teacher = shared.teacher
                 checks += [each for each in callbacks if isinstance(each, CheckTeacher)]
             kept = [each for each in callbacks if not isinstance(each, ShowProgress)]
             callbacks[:] = [_TakeTurns(turns, number), *kept, bar]
