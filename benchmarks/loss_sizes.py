@@ -37,7 +37,7 @@ Terms that read layers used an untrained detector. A dash: not available, or off
 
 These are not the values of a training run. A run writes those to `losses.csv`, with the weight of each step, beside
 the student's own losses; `understudy compare --html` shows them on its page. If no published weight fits, start with
-one that makes the term 10 to 30 % of the detection loss. A run warns when distillation makes up more than 90 % of the
+one that makes the term 10 to 30 % of the detection loss. A run warns when distillation makes up more than 95 % of the
 student's gradient, and names the largest term.
 
 With these tensors the squared difference of features is 0.58 on average. `hint`, a mean, has five levels of it.

@@ -57,10 +57,16 @@ def test_levels_that_hold_objects_and_are_not_compared(pictures):
 
 def test_methods_that_serve_and_why_the_others_do_not():
     student, teacher = small("retinanet"), small("fcos", neck_channels=16)
-    found = method_findings(student.spec, teacher.spec)
+    found = method_findings(student.spec, teacher.spec, balanced=True)
     assert "frs" in found.what
     assert "the student retinanet_resnet18 has the channels" in found.facts["unavailable"]["pkd"]
     assert "Not available: " in found.why
+
+
+def test_weights_are_to_be_set_without_a_balance_only():
+    spec = small("retinanet").spec
+    assert "bckd (set its weights)" in method_findings(spec, spec, balanced=False).what
+    assert "set its weights" not in method_findings(spec, spec, balanced=True).what
 
 
 def test_a_student_that_is_hardly_smaller_and_where_its_cost_is(pictures):

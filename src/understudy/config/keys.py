@@ -69,7 +69,8 @@ class DataConfig(Section):
     shorter_side: Auto[Annotated[list[Pixels], Field(min_length=1), BeforeValidator(one_as_list)]] = Field(
         FILLED_IN,
         description="Shorter side of an image in pixels; with several sizes, each training image uses a random one "
-        "and evaluation uses the last; null: that of the teacher on the same data, else by the images (docs/data.md).",
+        "and evaluation uses the last; null: that of the teacher on the same data, else by the images "
+        "(docs/config.md).",
         examples=[[800]],
     )
     shorter_side_mode: Literal["choice", "range"] = Field(
@@ -99,7 +100,8 @@ class DataConfig(Section):
         "auto",
         description="Number of variants of each training image (flip, size, colour, scale), shown in turn by the "
         "epochs, so that `teacher_cache` can keep their outputs; null: new ones in each epoch; auto: a quarter of "
-        "the epochs in a distilled run of 24 or more whose images vary, if the cache has room, else null.",
+        "the epochs in a distilled run of 24 or more in one process whose images vary, if the cache has room, else "
+        "null.",
     )
     group_by_aspect: Auto[bool | Literal["size"]] = Field(
         FILLED_IN,

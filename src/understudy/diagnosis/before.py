@@ -155,7 +155,7 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
         yield finding
         pairing = pair(student.spec, teacher.detector.spec, train.classes, teacher.classes, config.data.aliases)
         yield from level_findings(pairing, fit)
-        yield method_findings(pairing.student, pairing.teacher)
+        yield method_findings(pairing.student, pairing.teacher, balanced=config.balance != "off")
         yield size_finding(student, teacher.detector, config)
         yield cost_finding(derived)
         if derived.warning:
@@ -300,5 +300,5 @@ def _without_truth(config: DistillConfig, teacher: Checkpoint, data: DetectionDa
         yield _refused("pair", error, "`understudy detectors` lists others")
         return
     yield from level_findings(pairing, None)
-    yield method_findings(pairing.student, pairing.teacher)
+    yield method_findings(pairing.student, pairing.teacher, balanced=config.balance != "off")
     yield size_finding(student, teacher.detector, config)

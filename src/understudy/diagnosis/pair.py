@@ -93,8 +93,14 @@ def level_findings(pairing: Pairing, fit: BoxFit | None) -> Iterator[Finding]:
     )
 
 
-def method_findings(student: Spec, teacher: Spec) -> Finding:
-    """List the methods that serve the pair, and why the others do not."""
+def method_findings(student: Spec, teacher: Spec, *, balanced: bool) -> Finding:
+    """List the methods that serve the pair, and why the others do not.
+
+    Args:
+        student: the student's Spec.
+        teacher: the teacher's Spec.
+        balanced: whether weights follow from shares, so that no method lacks them.
+    """
     reasons: dict[str, list[str]] = {}
     for name, method in METHODS.items():
         obstacles = method.obstacles(student, teacher)
@@ -106,7 +112,7 @@ def method_findings(student: Spec, teacher: Spec) -> Finding:
     return Finding(
         check="methods",
         severity="ok",
-        what=f"this pair can use {serving(student, teacher)}",
+        what=f"this pair can use {serving(student, teacher, balanced=balanced)}",
         why=f"Not available: {others}." if others else "",
         facts={"unavailable": {name: reason for reason, names in reasons.items() for name in names}},
     )

@@ -123,8 +123,8 @@ def notes_on(result: "StudyResult") -> Iterator[str]:
             yield f"What the log of a run shows: understudy doctor {shlex.join(map(str, folders))}"
     yield (
         "Time and memory are those of a training step, measured in turns before the training; time is relative to the "
-        "plain student's step, and a mean over the run, in which a cache saves passes of the teacher. Loading of images "
-        "is not included."
+        "plain student's step, and a mean over the run, in which a cache saves passes of the teacher. Loading of "
+        "images is not included."
     )
 
 
