@@ -96,8 +96,9 @@ def keeps_outputs(
 def share_of_passes(config: TrainConfig, data: DetectionData, unlabelled: int, device: torch.device) -> float:
     """Return the part of a run's passes of the teacher that remain where its outputs are kept.
 
-    Each view of an image is computed when it first comes in a size, and a pass is filled up, see :data:`AT_ONCE`.
-    Missing images are taken to be spread over the batches at random.
+    Each view of an image is computed when it first comes in a size, and a pass is filled up, see :data:`AT_ONCE`. In
+    the epochs of new variants, or else in the first one, all images are missing. Later ones are taken to be spread over
+    the batches at random.
 
     Args:
         config: of the run, with the number of epochs.
@@ -105,15 +106,15 @@ def share_of_passes(config: TrainConfig, data: DetectionData, unlabelled: int, d
         unlabelled: number of unlabelled images.
         device: of the teacher.
     """
-    comes = max(1.0, config.schedule.epochs / _views(config.data))
-    missing = min(1.0, _sizes_and_pixels(config, data, unlabelled)[0] / comes)
+    epochs, views = config.schedule.epochs, _views(config.data)
+    missing = min(1.0, _sizes_and_pixels(config, data, unlabelled)[0] * views / epochs)
+    new = min(1.0, (views if changing_pixels(config.data) else 1) / epochs)
+    later = max(0.0, (missing - new) / (1 - new)) if new < 1 else 0.0
     batch = images_of_step(config, unlabelled=bool(unlabelled))
-    at_once = _at_once(batch, device)
-    chances = [
-        math.comb(batch, count) * missing**count * (1 - missing) ** (batch - count) for count in range(batch + 1)
-    ]
-    passes = sum(chance * math.ceil(count / at_once) for count, chance in enumerate(chances))
-    return passes / math.ceil(batch / at_once)
+    at_once, counts = _at_once(batch, device), range(batch + 1)
+    chances = [math.comb(batch, count) * later**count * (1 - later) ** (batch - count) for count in counts]
+    passes = sum(chance * math.ceil(count / at_once) for count, chance in zip(counts, chances, strict=True))
+    return new + (1 - new) * passes / math.ceil(batch / at_once)
 
 
 def _at_once(images: int, device: torch.device) -> int:
