@@ -53,6 +53,13 @@ def test_groups_of_one_padded_size_have_the_least_padding(mixed):
     assert alone <= sized < 0.95 * oriented < 0.9 * mixed_batches
 
 
+def test_an_epoch_of_one_batch_is_not_better_grouped(mixed):
+    """Of its three high images, those that fill no batch are left out with and without groups."""
+    config = DataConfig(path="unused", shorter_side=[64], longer_side=128)
+    few = replace(mixed, records=replace(mixed.records, images=mixed.records.images[[0, 3, 6, *range(1, 28, 3)]]))
+    assert padded_pixels(config, few, 9, grouped=True) == padded_pixels(config, few, 9)
+
+
 def test_images_of_one_shape_have_one_size(scenes):
     config = DataConfig(path="unused", shorter_side=[64], longer_side=64, group_by_aspect=False)
     assert kept_pixels(config, open_data(scenes), BATCH, EPOCHS) == 64 * 64
