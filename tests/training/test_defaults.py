@@ -248,6 +248,22 @@ def test_small_objects_get_small_anchors(chosen):
     assert wrong.config.detector.anchor_scale is None, "the detector itself is refused later"
 
 
+@pytest.mark.parametrize(
+    ("source", "scale"),
+    [
+        ({"name": "retinanet_resnet50"}, None),
+        ({"name": "retinanet_resnet50", "anchor_scale": 3.0}, 3.0),
+        ({"name": "faster_rcnn_resnet50", "anchor_scale": 3.0}, 2.0),
+    ],
+)
+def test_a_head_that_starts_with_other_weights_has_their_anchors(chosen, source, scale, monkeypatch):
+    monkeypatch.setattr(defaults, "read_metadata", lambda _: {"build": source})
+    found = chosen("detector=retinanet_resnet18", "init=other.ckpt", data=squares(14.0))
+    assert found.config.detector.anchor_scale == scale
+    told = "  detector.anchor_scale=3.0: that of other.ckpt, whose weights the head starts with"
+    assert (told in found.notes) is (scale == 3.0)
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 

@@ -243,22 +243,30 @@ def _head_norm(config: TrainConfig, facts: _Facts) -> Choice:
     key, family = "detector.head_norm", family_of(config.detector.name)
     if family is None or not family.plain_head:
         return Choice(key, None, "")
-    started_with = config.teacher if isinstance(config, DistillConfig) and config.inherit else config.init
-    if started_with is not None:
-        build = read_metadata(started_with)["build"]
-        if family_of(build["name"]) is family:
-            return Choice(key, build.get("head_norm"), f"that of {started_with}, whose weights the head starts with")
+    if found := _as_head_starts(config, key):
+        return found
     if config.detector.conventions == "mmdet":
         return Choice(key, None, "as in mmdet")
     return Choice(key, "group", f"{family.title}s train faster with GroupNorm in the head")
 
 
+def _as_head_starts(config: TrainConfig, key: str) -> Choice | None:
+    """Choose what the checkpoint was built with whose weights the head starts with; None: it starts with no other's."""
+    source = config.teacher if isinstance(config, DistillConfig) and config.inherit else config.init
+    build = read_metadata(source)["build"] if source is not None else None
+    if build is None or family_of(build["name"]) is not family_of(config.detector.name):
+        return None
+    return Choice(key, build.get(key.rpartition(".")[2]), f"that of {source}, whose weights the head starts with")
+
+
 def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
     key, detector = "detector.anchor_scale", config.detector
     family = family_of(detector.name)
-    if family and isinstance(config, DistillConfig) and "anchor_scale" not in family.refused:
-        build = read_metadata(config.teacher)["build"]
-        if family_of(build["name"]) is family:
+    if family and "anchor_scale" not in family.refused:
+        if started := _as_head_starts(config, key):  # with other anchors, its weights would not be taken
+            return started
+        build = read_metadata(config.teacher)["build"] if isinstance(config, DistillConfig) else None
+        if build and family_of(build["name"]) is family:
             return Choice(key, build.get("anchor_scale"), "that of the teacher, which is of the same family")
     size = (config.data.shorter_side[-1], config.data.longer_side)
     try:
