@@ -303,7 +303,9 @@ def test_a_student_has_the_image_size_and_the_anchors_of_its_teacher(tiny, few, 
     keys = {**retinanet, "detector.anchor_scale": 3.0, "data.shorter_side": [96], "data.longer_side": 96}
     teacher = understudy.train(tiny, run=tmp_path / "teacher", **keys)
     config = understudy.suggest(few, teacher=teacher, **retinanet).config
-    assert (config.data.shorter_side, config.data.longer_side, config.detector.anchor_scale) == ([96], 160, 3.0)
+    assert (config.data.shorter_side, config.data.longer_side, config.detector.anchor_scale) == ([96], 96, 3.0)
+    larger = understudy.suggest(few, teacher=teacher, **retinanet, **{"data.shorter_side": [120]}).config
+    assert larger.data.longer_side == 200, "another size than the teacher's"
     moved = shutil.copytree(scenes, tmp_path / "moved")
     other = understudy.suggest(few, teacher=teacher, **{"data.path": moved}).config
     assert other.data.shorter_side == [64], "other photos have their own size"

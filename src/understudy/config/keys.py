@@ -79,7 +79,8 @@ class DataConfig(Section):
     )
     longer_side: Auto[Pixels] = Field(
         FILLED_IN,
-        description="Maximum length of an image's longer side in pixels; null: 5/3 of the largest `shorter_side`.",
+        description="Maximum length of an image's longer side in pixels; null: that of the teacher if `shorter_side` "
+        "is its, else 5/3 of the largest `shorter_side`.",
         examples=[1333],
     )
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")

@@ -62,6 +62,9 @@ PADDING_SAVED = 0.05
 BATCHES_OF_SIZE = 4
 """Batches of an epoch per padded size, from which images are grouped by it; with fewer, most come in the remainders."""
 
+AS_TEACHER = "as its teacher was trained, on the same data"
+"""The reason for the size of images that the teacher has seen."""
+
 WEIGHTS = "IMAGENET1K_V1"
 """torchvision's weights that papers start from; every published backbone has them."""
 
@@ -187,18 +190,24 @@ def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure
 
 
 def _shorter_side(config: TrainConfig, facts: _Facts) -> Choice:
-    if isinstance(config, DistillConfig):
-        own = read_metadata(config.teacher)["config"].get("data", {})
-        if own.get("path") is not None and as_paths(own["path"]) == as_paths(config.data.path):
-            return Choice(
-                "data.shorter_side", [own["shorter_side"][-1]], "as its teacher was trained, on the same data"
-            )
+    if own := _data_of_teacher(config):
+        return Choice("data.shorter_side", [own["shorter_side"][-1]], AS_TEACHER)
     size = ImageSize.of(facts.sources.train, facts.machine.device.type)
     return Choice("data.shorter_side", [size.shorter_side], size.reason)
 
 
 def _longer_side(config: TrainConfig, facts: _Facts) -> Choice:
-    return Choice("data.longer_side", longest(max(config.data.shorter_side)), "5/3 of data.shorter_side")
+    key, own = "data.longer_side", _data_of_teacher(config)
+    if own and config.data.shorter_side == [own["shorter_side"][-1]]:
+        return Choice(key, own["longer_side"], AS_TEACHER)
+    return Choice(key, longest(max(config.data.shorter_side)), "5/3 of data.shorter_side")
+
+
+def _data_of_teacher(config: TrainConfig) -> dict[str, Any]:
+    """Return the section ``data`` of the teacher's config if it was trained on the same data; else nothing."""
+    own = read_metadata(config.teacher)["config"].get("data", {}) if isinstance(config, DistillConfig) else {}
+    same = own.get("path") is not None and as_paths(own["path"]) == as_paths(config.data.path)
+    return own if same else {}
 
 
 def _epochs(config: TrainConfig, facts: _Facts) -> Choice:
