@@ -227,9 +227,17 @@ def test_a_batch_of_the_user_that_does_not_fit_is_warned_of(chosen):
     assert "the system may end it without a message. Lower batch_size (now 64) or data.short" in derived.estimate[1]
 
 
-def test_a_step_has_as_many_images_on_several_processes(chosen):
-    assert chosen(on=machine(processes=8)).config.batch_size == 2
-    assert chosen(on=machine(processes=32)).config.batch_size == 1
+@pytest.mark.parametrize(("processes", "size"), [(2, 8), (3, 5), (5, 3), (6, 3), (7, 2), (8, 2), (12, 1), (32, 1)])
+def test_a_step_has_as_many_images_on_several_processes(chosen, processes, size):
+    found = chosen(on=machine(processes=processes))
+    assert found.config.batch_size == size
+    told = f"{size * processes} images per step over {processes} processes; the learning rate refers to 16 images"
+    assert f"  batch_size={size}: {told} per step" in found.notes
+
+
+def test_few_images_limit_the_step_of_several_processes(chosen):
+    found = chosen(on=machine(processes=3), data=of_images(14))
+    assert "  batch_size=4: 12 images per step over 3 processes; training images: 14" in found.notes
 
 
 def test_batch_normalisation_trains_unless_there_are_few_images_of_a_pretrained_backbone(chosen):

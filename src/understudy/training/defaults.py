@@ -293,12 +293,15 @@ def _workers(config: TrainConfig, facts: _Facts) -> Choice:
 
 
 def _batch_size(config: TrainConfig, facts: _Facts) -> Choice:
-    machine, images = facts.machine, len(facts.sources.train) // facts.machine.processes
-    usual = max(1, IMAGES_PER_STEP // machine.processes)
-    sizes = [size for size in (16, 8, 4, 2, 1) if size <= min(usual, max(1, images))]
-    reason = "the learning rate refers to 16 images per step" if sizes[0] == usual else f"training images: {images}"
-    if machine.processes > 1:  # all must choose the same, and their memory may differ
-        return Choice("batch_size", sizes[0], f"{reason}, over {machine.processes} processes")
+    machine, count, images = facts.machine, facts.machine.processes, len(facts.sources.train)
+    usual = max(1, round(IMAGES_PER_STEP / count))
+    sizes = [size for size in (usual, 8, 4, 2, 1) if size <= min(usual, max(1, images // count))]
+    enough = sizes[0] == usual
+    reason = (
+        f"the learning rate refers to {IMAGES_PER_STEP} images per step" if enough else f"training images: {images}"
+    )
+    if count > 1:  # all must choose the same, and their memory may differ
+        return Choice("batch_size", sizes[0], f"{sizes[0] * count} images per step over {count} processes; {reason}")
     sample = facts.sample(config)
     if not isinstance(sample, Sample):
         return Choice("batch_size", sizes[0], reason)
