@@ -220,6 +220,19 @@ def test_the_batch_is_as_large_as_memory_and_images_permit(chosen):
         chosen("detector=fcos_resnet18", on=machine(gib=0.5))
 
 
+def test_the_free_memory_is_read_before_a_step_is_measured(tiny, monkeypatch):
+    """Also of a complete config, which no rule completes."""
+    done: list[str] = []
+    look = Machine.of
+    monkeypatch.setattr(defaults.Machine, "of", lambda *given: (done.append("machine"), look(*given))[1])
+    monkeypatch.setattr(defaults, "measure_step", lambda *_: (done.append("step"), SAMPLE)[1])
+    complete = understudy.suggest(tiny).config
+    done.clear()
+    assert open_keys(complete) == []
+    understudy.suggest(complete)
+    assert done == ["machine", "step"]
+
+
 def test_a_batch_of_the_user_that_does_not_fit_is_warned_of(chosen):
     derived = chosen("batch_size=64", "detector=fcos_resnet18", on=machine(gib=8))
     assert derived.config.batch_size == 64

@@ -7,7 +7,6 @@ depend on the rules. ``understudy suggest`` shows the same choices.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as L
@@ -141,18 +140,14 @@ class _Facts:
     Attributes:
         sources: the images.
         trainer: for device and precision.
+        machine: with the number of the run's processes.
         measured: the measurement of a step, once it was needed.
     """
 
     sources: Sources
     trainer: L.Trainer
+    machine: Machine
     measured: Sample | Exception | None = field(default=None)
-
-    @cached_property
-    def machine(self) -> Machine:
-        """The machine, with the number of the run's processes."""
-        trainer = self.trainer
-        return Machine.of(trainer.strategy.root_device, trainer.world_size, trainer.num_devices)
 
     def sample(self, config: TrainConfig) -> Sample | Exception | None:
         """Measure a step of the run, once."""
@@ -175,7 +170,9 @@ def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure
     Raises:
         UserError: the run does not fit into the memory whatever its batch size, or the teacher cannot be read.
     """
-    facts, choices = _Facts(sources, trainer), []
+    # Looked at before a step is measured, which takes some of the free memory.
+    machine = Machine.of(trainer.strategy.root_device, trainer.world_size, trainer.num_devices)
+    facts, choices = _Facts(sources, trainer, machine), []
     for key in open_keys(config):
         choice = RULES[key](config, facts)
         config = with_values(config, {key: choice.value})
