@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from understudy.config import DataConfig, DistillConfig, TrainConfig, load_confi
 from understudy.data import open_data
 from understudy.errors import UserError
 from understudy.training.assembly import assemble, resolve_config
+from understudy.training.defaults import derive
 from understudy.training.folder import RunFolder
-from understudy.training.sources import _used
+from understudy.training.sources import Sources, _used
 from understudy.training.trainer import make_trainer
 
 
@@ -61,6 +63,10 @@ MISTAKES = [
     ({"teacher": "nowhere"}, r"nowhere does not exist"),
     ({"batch_size": 9}, r"8 images in split 'train', fewer than one batch of 9"),
     ({"data.shorter_side_mode": "range"}, r"range needs a smallest and a largest size, got data.shorter_side=64"),
+    (
+        {"batch_size": 1, "data.shorter_side": [32, 64]},
+        r"norm=batch needs more .* map of fcos_mobilenet_v2 has only one for a training image of 32 x 32 pixels",
+    ),
     ({"accelerator": "warp"}, r"accelerator=warp .* is not available on this machine"),
 ]
 
@@ -72,6 +78,29 @@ def test_a_mistake_leaves_no_run_folder(change, message, tiny, trained, scenes, 
     with pytest.raises(UserError, match=message):
         understudy.distill(tiny, run=run, **{"teacher": trained, **changes})
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "processes", "fits"),
+    [
+        ({}, 1, False),
+        ({"detector.norm": "sync"}, 1, False),
+        ({"detector.norm": "sync"}, 2, True),
+        ({"detector.norm": "frozen"}, 1, True),
+        ({"detector.frozen_stages": 3}, 1, False),
+        ({"detector.frozen_stages": 4}, 1, True),
+        ({"batch_size": 2}, 1, True),
+        ({"data.shorter_side": 48}, 1, True),
+    ],
+)
+def test_batch_normalisation_needs_two_values(change, processes, fits, tiny, tmp_path, monkeypatch):
+    keys = {**tiny, "batch_size": 1, "data.shorter_side": 32, "run": tmp_path / "run", **change}
+    config = resolve_config(load_config(TrainConfig, keys))
+    trainer = make_trainer(config, tmp_path / "run")
+    monkeypatch.setattr(type(trainer), "world_size", processes)
+    config = derive(config, sources := Sources.of(config), trainer).config
+    with nullcontext() if fits else pytest.raises(UserError, match="only one for a training image of 32 x 32 pixels"):
+        assemble(config, RunFolder(config.run), trainer, sources=sources)
 
 
 def test_unlabelled_images_need_a_teacher(tiny, unlabelled, tmp_path):

@@ -220,6 +220,19 @@ def test_the_batch_is_as_large_as_memory_and_images_permit(chosen):
         chosen("detector=fcos_resnet18", on=machine(gib=0.5))
 
 
+def test_the_free_memory_is_read_before_a_step_is_measured(tiny, monkeypatch):
+    """Also of a complete config, which no rule completes."""
+    done: list[str] = []
+    look = Machine.of
+    monkeypatch.setattr(defaults.Machine, "of", lambda *given: (done.append("machine"), look(*given))[1])
+    monkeypatch.setattr(defaults, "measure_step", lambda *_: (done.append("step"), SAMPLE)[1])
+    complete = understudy.suggest(tiny).config
+    done.clear()
+    assert open_keys(complete) == []
+    understudy.suggest(complete)
+    assert done == ["machine", "step"]
+
+
 def test_a_batch_of_the_user_that_does_not_fit_is_warned_of(chosen):
     derived = chosen("batch_size=64", "detector=fcos_resnet18", on=machine(gib=8))
     assert derived.config.batch_size == 64
@@ -227,9 +240,17 @@ def test_a_batch_of_the_user_that_does_not_fit_is_warned_of(chosen):
     assert "the system may end it without a message. Lower batch_size (now 64) or data.short" in derived.estimate[1]
 
 
-def test_a_step_has_as_many_images_on_several_processes(chosen):
-    assert chosen(on=machine(processes=8)).config.batch_size == 2
-    assert chosen(on=machine(processes=32)).config.batch_size == 1
+@pytest.mark.parametrize(("processes", "size"), [(2, 8), (3, 5), (5, 3), (6, 3), (7, 2), (8, 2), (12, 1), (32, 1)])
+def test_a_step_has_as_many_images_on_several_processes(chosen, processes, size):
+    found = chosen(on=machine(processes=processes))
+    assert found.config.batch_size == size
+    told = f"{size * processes} images per step over {processes} processes; the learning rate refers to 16 images"
+    assert f"  batch_size={size}: {told} per step" in found.notes
+
+
+def test_few_images_limit_the_step_of_several_processes(chosen):
+    found = chosen(on=machine(processes=3), data=of_images(14))
+    assert "  batch_size=4: 12 images per step over 3 processes; training images: 14" in found.notes
 
 
 def test_batch_normalisation_trains_unless_there_are_few_images_of_a_pretrained_backbone(chosen):
@@ -246,6 +267,22 @@ def test_small_objects_get_small_anchors(chosen):
     assert chosen("detector=fcos_resnet18", data=data).config.detector.anchor_scale is None
     wrong = chosen("detector=retinanet_resnet18", "detector.settings={wings: 1}", data=data)
     assert wrong.config.detector.anchor_scale is None, "the detector itself is refused later"
+
+
+@pytest.mark.parametrize(
+    ("source", "scale"),
+    [
+        ({"name": "retinanet_resnet50"}, None),
+        ({"name": "retinanet_resnet50", "anchor_scale": 3.0}, 3.0),
+        ({"name": "faster_rcnn_resnet50", "anchor_scale": 3.0}, 2.0),
+    ],
+)
+def test_a_head_that_starts_with_other_weights_has_their_anchors(chosen, source, scale, monkeypatch):
+    monkeypatch.setattr(defaults, "read_metadata", lambda _: {"build": source})
+    found = chosen("detector=retinanet_resnet18", "init=other.ckpt", data=squares(14.0))
+    assert found.config.detector.anchor_scale == scale
+    told = "  detector.anchor_scale=3.0: that of other.ckpt, whose weights the head starts with"
+    assert (told in found.notes) is (scale == 3.0)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -287,7 +324,9 @@ def test_a_student_has_the_image_size_and_the_anchors_of_its_teacher(tiny, few, 
     keys = {**retinanet, "detector.anchor_scale": 3.0, "data.shorter_side": [96], "data.longer_side": 96}
     teacher = understudy.train(tiny, run=tmp_path / "teacher", **keys)
     config = understudy.suggest(few, teacher=teacher, **retinanet).config
-    assert (config.data.shorter_side, config.data.longer_side, config.detector.anchor_scale) == ([96], 160, 3.0)
+    assert (config.data.shorter_side, config.data.longer_side, config.detector.anchor_scale) == ([96], 96, 3.0)
+    larger = understudy.suggest(few, teacher=teacher, **retinanet, **{"data.shorter_side": [120]}).config
+    assert larger.data.longer_side == 200, "another size than the teacher's"
     moved = shutil.copytree(scenes, tmp_path / "moved")
     other = understudy.suggest(few, teacher=teacher, **{"data.path": moved}).config
     assert other.data.shorter_side == [64], "other photos have their own size"

@@ -80,7 +80,8 @@ class DataConfig(Section):
     )
     longer_side: Auto[Pixels] = Field(
         FILLED_IN,
-        description="Maximum length of an image's longer side in pixels; null: 5/3 of the largest `shorter_side`.",
+        description="Maximum length of an image's longer side in pixels; null: that of the teacher if `shorter_side` "
+        "is its, else 5/3 of the largest `shorter_side`.",
         examples=[1333],
     )
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip of a training image.")
@@ -179,8 +180,8 @@ class DetectorConfig(Section):
     anchor_scale: PositiveFloat | Literal["auto"] | None = Field(
         "auto",
         description="Side of a level's smallest anchor in strides of the level, lower for small objects; null: the "
-        "family's default (RetinaNet 4, GFL and Faster R-CNN 8); auto: that of a teacher of the same family, else the "
-        "default unless another scale fits the boxes better.",
+        "family's default (RetinaNet 4, GFL and Faster R-CNN 8); auto: that of init or of a teacher, if they are of "
+        "the same family, else the default unless another scale fits the boxes better.",
     )
     image_mean: ThreeNumbers = Field(
         (0.485, 0.456, 0.406), description="Mean of red, green and blue (0 to 1), subtracted from each image."

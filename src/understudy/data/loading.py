@@ -123,8 +123,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     If images are grouped, a batch is complete as soon as enough images of one group were drawn, as in mmdet's
     `AspectRatioBatchSampler`. The remainders of the groups follow at the end of the epoch, in the order of the groups;
-    with two groups, at most one batch is mixed. So a rank has the same images and the same number of batches as without
-    groups.
+    with two groups, at most one batch is mixed. The batches of an epoch have the same images as without groups, and so
+    those that fill no batch are others in each epoch.
 
     Args:
         length: number of images.
@@ -216,16 +216,22 @@ def _permutation(length: int, *numbers: int) -> list[int]:
 
 
 def _grouped(order: list[int], groups: Sequence[int], batch_size: int) -> list[int]:
-    """Reorder images such that each batch is of one group; the remainders of the groups come last."""
+    """Reorder images such that each batch is of one group; the remainders of the groups follow.
+
+    The images that fill no batch stay the last ones of the order, so that chance decides which are left out. If the
+    remainders were cut, images of a rare group would be left out of every epoch.
+    """
+    filling = len(order) // batch_size * batch_size
     batches: list[int] = []
     waiting: dict[int, list[int]] = {}
-    for index in order:
+    for index in order[:filling]:
         group = waiting.setdefault(groups[index], [])
         group.append(index)
         if len(group) == batch_size:
             batches += group
             group.clear()
-    return batches + [index for number in sorted(waiting) for index in waiting[number]]
+    remainders = [index for number in sorted(waiting) for index in waiting[number]]
+    return batches + remainders + order[filling:]
 
 
 class LoadedImages(Dataset):

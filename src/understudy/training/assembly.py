@@ -10,13 +10,14 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import Augmentation, DetectionData, as_paths, training_loader
-from understudy.detectors import build_detector
+from understudy.detectors import Detector, build_detector
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.inheritance import Inheritance, inherit
@@ -33,6 +34,7 @@ from understudy.training.fingerprints import fingerprints
 from understudy.training.folder import RunFolder
 from understudy.training.launching import is_first_process
 from understudy.training.loss_log import LogLosses
+from understudy.training.padding import images_of_step, smallest_size
 from understudy.training.progress import ShowProgress
 from understudy.training.pseudo_labels import PseudoLabels
 from understudy.training.resuming import check_unchanged_data
@@ -95,6 +97,7 @@ def assemble(
     sources = sources or Sources.of(config)
     train_data, val_data, unlabelled = sources.train, sources.val, sources.unlabelled
     parts = build_networks(config, train_data, new=saved is None)
+    _check_statistics(parts.learner.student, config, sources, trainer.world_size)
     check = None
     if isinstance(config, DistillConfig):
         config = config.model_copy(update={"methods": parts.methods})
@@ -197,6 +200,23 @@ def _shorter_sides(config: DataConfig) -> Sequence[int]:
             f"both, e.g. data.shorter_side='[480, {smallest}]', or leave data.shorter_side_mode out."
         )
     return range(smallest, largest + 1)
+
+
+def _check_statistics(student: Detector, config: TrainConfig, sources: Sources, processes: int) -> None:
+    """Refuse batches whose deepest feature map may have one value per channel, of which there is no variance."""
+    images = images_of_step(config, unlabelled=bool(sources.unlabelled))
+    images *= processes if config.detector.norm == "sync" else 1
+    if images > 1 or not any(isinstance(each, _BatchNorm) and each.training for each in student.train().modules()):
+        return
+    height, width = smallest_size(config.data, sources.train)
+    if max(height, width) <= max(student.spec.stage_strides, default=0):
+        raise UserError(
+            f"detector.norm={config.detector.norm} needs more than one value per channel, and with batch_size=1 the "
+            f"deepest feature map of {student.spec.name} has only one for a training image of {width} x {height} "
+            f"pixels (with padding). Set batch_size=2, use larger images (data.shorter_side, now "
+            f"{min(config.data.shorter_side)}, and data.longer_side, now {config.data.longer_side}), or set "
+            "detector.norm=frozen."
+        )
 
 
 @dataclass(frozen=True, slots=True)

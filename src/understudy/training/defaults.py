@@ -7,7 +7,6 @@ depend on the rules. ``understudy suggest`` shows the same choices.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as L
@@ -61,6 +60,9 @@ PADDING_SAVED = 0.05
 
 BATCHES_OF_SIZE = 4
 """Batches of an epoch per padded size, from which images are grouped by it; with fewer, most come in the remainders."""
+
+AS_TEACHER = "as its teacher was trained, on the same data"
+"""The reason for the size of images that the teacher has seen."""
 
 WEIGHTS = "IMAGENET1K_V1"
 """torchvision's weights that papers start from; every published backbone has them."""
@@ -138,18 +140,14 @@ class _Facts:
     Attributes:
         sources: the images.
         trainer: for device and precision.
+        machine: with the number of the run's processes.
         measured: the measurement of a step, once it was needed.
     """
 
     sources: Sources
     trainer: L.Trainer
+    machine: Machine
     measured: Sample | Exception | None = field(default=None)
-
-    @cached_property
-    def machine(self) -> Machine:
-        """The machine, with the number of the run's processes."""
-        trainer = self.trainer
-        return Machine.of(trainer.strategy.root_device, trainer.world_size, trainer.num_devices)
 
     def sample(self, config: TrainConfig) -> Sample | Exception | None:
         """Measure a step of the run, once."""
@@ -172,7 +170,9 @@ def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure
     Raises:
         UserError: the run does not fit into the memory whatever its batch size, or the teacher cannot be read.
     """
-    facts, choices = _Facts(sources, trainer), []
+    # Looked at before a step is measured, which takes some of the free memory.
+    machine = Machine.of(trainer.strategy.root_device, trainer.world_size, trainer.num_devices)
+    facts, choices = _Facts(sources, trainer, machine), []
     for key in open_keys(config):
         choice = RULES[key](config, facts)
         config = with_values(config, {key: choice.value})
@@ -187,18 +187,24 @@ def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure
 
 
 def _shorter_side(config: TrainConfig, facts: _Facts) -> Choice:
-    if isinstance(config, DistillConfig):
-        own = read_metadata(config.teacher)["config"].get("data", {})
-        if own.get("path") is not None and as_paths(own["path"]) == as_paths(config.data.path):
-            return Choice(
-                "data.shorter_side", [own["shorter_side"][-1]], "as its teacher was trained, on the same data"
-            )
+    if own := _data_of_teacher(config):
+        return Choice("data.shorter_side", [own["shorter_side"][-1]], AS_TEACHER)
     size = ImageSize.of(facts.sources.train, facts.machine.device.type)
     return Choice("data.shorter_side", [size.shorter_side], size.reason)
 
 
 def _longer_side(config: TrainConfig, facts: _Facts) -> Choice:
-    return Choice("data.longer_side", longest(max(config.data.shorter_side)), "5/3 of data.shorter_side")
+    key, own = "data.longer_side", _data_of_teacher(config)
+    if own and config.data.shorter_side == [own["shorter_side"][-1]]:
+        return Choice(key, own["longer_side"], AS_TEACHER)
+    return Choice(key, longest(max(config.data.shorter_side)), "5/3 of data.shorter_side")
+
+
+def _data_of_teacher(config: TrainConfig) -> dict[str, Any]:
+    """Return the section ``data`` of the teacher's config if it was trained on the same data; else nothing."""
+    own = read_metadata(config.teacher)["config"].get("data", {}) if isinstance(config, DistillConfig) else {}
+    same = own.get("path") is not None and as_paths(own["path"]) == as_paths(config.data.path)
+    return own if same else {}
 
 
 def _epochs(config: TrainConfig, facts: _Facts) -> Choice:
@@ -243,22 +249,30 @@ def _head_norm(config: TrainConfig, facts: _Facts) -> Choice:
     key, family = "detector.head_norm", family_of(config.detector.name)
     if family is None or not family.plain_head:
         return Choice(key, None, "")
-    started_with = config.teacher if isinstance(config, DistillConfig) and config.inherit else config.init
-    if started_with is not None:
-        build = read_metadata(started_with)["build"]
-        if family_of(build["name"]) is family:
-            return Choice(key, build.get("head_norm"), f"that of {started_with}, whose weights the head starts with")
+    if found := _as_head_starts(config, key):
+        return found
     if config.detector.conventions == "mmdet":
         return Choice(key, None, "as in mmdet")
     return Choice(key, "group", f"{family.title}s train faster with GroupNorm in the head")
 
 
+def _as_head_starts(config: TrainConfig, key: str) -> Choice | None:
+    """Choose what the checkpoint was built with whose weights the head starts with; None: it starts with no other's."""
+    source = config.teacher if isinstance(config, DistillConfig) and config.inherit else config.init
+    build = read_metadata(source)["build"] if source is not None else None
+    if build is None or family_of(build["name"]) is not family_of(config.detector.name):
+        return None
+    return Choice(key, build.get(key.rpartition(".")[2]), f"that of {source}, whose weights the head starts with")
+
+
 def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
     key, detector = "detector.anchor_scale", config.detector
     family = family_of(detector.name)
-    if family and isinstance(config, DistillConfig) and "anchor_scale" not in family.refused:
-        build = read_metadata(config.teacher)["build"]
-        if family_of(build["name"]) is family:
+    if family and "anchor_scale" not in family.refused:
+        if started := _as_head_starts(config, key):  # with other anchors, its weights would not be taken
+            return started
+        build = read_metadata(config.teacher)["build"] if isinstance(config, DistillConfig) else None
+        if build and family_of(build["name"]) is family:
             return Choice(key, build.get("anchor_scale"), "that of the teacher, which is of the same family")
     size = (config.data.shorter_side[-1], config.data.longer_side)
     try:
@@ -276,12 +290,15 @@ def _workers(config: TrainConfig, facts: _Facts) -> Choice:
 
 
 def _batch_size(config: TrainConfig, facts: _Facts) -> Choice:
-    machine, images = facts.machine, len(facts.sources.train) // facts.machine.processes
-    usual = max(1, IMAGES_PER_STEP // machine.processes)
-    sizes = [size for size in (16, 8, 4, 2, 1) if size <= min(usual, max(1, images))]
-    reason = "the learning rate refers to 16 images per step" if sizes[0] == usual else f"training images: {images}"
-    if machine.processes > 1:  # all must choose the same, and their memory may differ
-        return Choice("batch_size", sizes[0], f"{reason}, over {machine.processes} processes")
+    machine, count, images = facts.machine, facts.machine.processes, len(facts.sources.train)
+    usual = max(1, round(IMAGES_PER_STEP / count))
+    sizes = [size for size in (usual, 8, 4, 2, 1) if size <= min(usual, max(1, images // count))]
+    enough = sizes[0] == usual
+    reason = (
+        f"the learning rate refers to {IMAGES_PER_STEP} images per step" if enough else f"training images: {images}"
+    )
+    if count > 1:  # all must choose the same, and their memory may differ
+        return Choice("batch_size", sizes[0], f"{sizes[0] * count} images per step over {count} processes; {reason}")
     sample = facts.sample(config)
     if not isinstance(sample, Sample):
         return Choice("batch_size", sizes[0], reason)

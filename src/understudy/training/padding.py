@@ -9,7 +9,7 @@ from torch import Tensor
 from understudy.config import DataConfig, TrainConfig
 from understudy.data import DetectionData, EpochSampler
 from understudy.data.batching import Grouping, groups_of
-from understudy.data.transforms import PAD_MULTIPLE, resized_size
+from understudy.data.transforms import PAD_MULTIPLE, padded_size, resized_size
 
 BATCHES_DRAWN = 32
 """Batches whose sizes are found at least."""
@@ -38,6 +38,18 @@ def padded_pixels(
     epochs = math.ceil(BATCHES_DRAWN * images / len(data))
     pixels = torch.cat([sizes.prod(1) for _, sizes in _epochs(config, data, images, epochs, grouped or False)])
     return float(pixels.double().mean()), float(pixels.max())
+
+
+def smallest_size(config: DataConfig, data: DetectionData) -> tuple[int, int]:
+    """Return height and width in pixels to which an image is padded alone, of that with the shortest longer side.
+
+    Args:
+        config: with the size of images; of several shorter sides, the smallest counts.
+        data: the images.
+    """
+    sides = min(config.shorter_side), config.longer_side
+    shapes = data.records.images[:, 1:3].unique(dim=0).tolist()
+    return min((padded_size(resized_size((height, width), *sides)) for width, height in shapes), key=max)
 
 
 def kept_sizes(config: DataConfig, data: DetectionData, images: int, epochs: int) -> tuple[float, float]:
