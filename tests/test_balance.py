@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import understudy
 from understudy import balance as module
 from understudy.balance import Balance
-from understudy.errors import UserError
+from understudy.errors import RunError, UserError
 from understudy.files import read_rows
 from understudy.methods.loading import build_methods
 from understudy.methods.weighting import TermWeight
@@ -160,6 +160,58 @@ def test_without_shared_maps_all_weights_count():
     balance = Balance(toy, weights_of(feature=0.5))
     balance(toy.losses(3.0, feature=1.0))
     assert balance.last["feature"] == pytest.approx(3.0)
+
+
+def half(toy: Toy) -> Toy:
+    """The learner whose shared map is in float16, whose largest number is 65504."""
+    toy.map = torch.zeros(2, dtype=torch.float16, requires_grad=True)
+    toy.shared_maps = (toy.map,)
+    return toy
+
+
+@pytest.mark.parametrize("norm", [2.0**-22, 1.0, 1000.0, 60000.0])
+def test_a_gradient_in_float16_is_measured_whatever_its_size(norm):
+    """Small ones become 0 without a large factor, and large ones become infinite with it."""
+    toy = half(Toy())
+    balance = Balance(toy, weights_of(large=0.25, small=0.25))
+    balance(toy.losses(1.0, large=norm, small=2.0**-20))
+    assert balance.reading.norms == pytest.approx({"large": norm, "small": 2.0**-20}, rel=1e-3)
+    assert balance.last == pytest.approx({"large": 0.5 / norm, "small": 0.5 * 2**20}, rel=1e-3)
+    assert not balance.is_due(1)
+
+
+def losses_of(toy: Toy, **norms: float) -> dict[str, torch.Tensor]:
+    """Losses of any norms, also infinite ones, of a map whose values are 0."""
+    return {name: (norm * toy.map[1] if math.isfinite(norm) else toy.map[1].sqrt()) for name, norm in norms.items()}
+
+
+def test_a_term_whose_gradient_is_not_finite_at_first_has_no_weight_and_leaves_the_shares_of_others():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.25, broken=0.25))
+    balance(losses_of(toy, own=1.0, feature=1.0, broken=math.inf))
+    assert balance.last == {"feature": 0.5, "broken": 0.0}
+    assert balance.reading.distillation == pytest.approx(1 / 3)
+    assert balance.reading.terms == pytest.approx({"feature": 1 / 3, "broken": 0})
+    balance(losses_of(toy, own=1.0, feature=1.0, broken=1.0))
+    assert balance.last["broken"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("norms", "steps", "free", "named"),
+    [
+        ({"own": 1.0, "feature": math.inf}, None, 100, "feature"),
+        ({"own": math.inf, "feature": 1.0}, 1000, 100, "the student's own losses"),
+        ({"own": 1.0, "feature": math.inf}, 7, 7, "feature"),  # a short run
+    ],
+)
+def test_gradients_that_are_never_finite_end_the_run(norms, steps, free, named):
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.5), steps=steps)
+    for _ in range(free - 1):
+        balance(losses_of(toy, **norms))
+    assert balance.reading is None or math.isfinite(balance.reading.distillation)
+    with pytest.raises(RunError, match=f"No finite gradient in {free} steps: {named}. .* precision=bf16"):
+        balance(losses_of(toy, **norms))
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
