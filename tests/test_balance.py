@@ -140,6 +140,14 @@ def test_weights_stay_after_a_part_of_the_run():
     assert balance.reading.terms["feature"] == pytest.approx(100 / 101)  # the share is still measured
 
 
+def test_a_term_without_a_gradient_by_then_is_still_measured_once():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.25, late=0.25), steps=1000, until=0.01)
+    for step in range(130):
+        balance(toy.losses(1.0 if step < 12 else 8.0, feature=1.0, late=0.0 if step < 12 else 1.0 + step))
+    assert balance.last == pytest.approx({"feature": 0.5, "late": 0.5 * 8 / 13})
+
+
 def test_a_checkpoint_holds_the_state():
     toy = Toy()
     one, other, fresh = (Balance(toy, weights_of(feature=0.5)) for _ in range(3))

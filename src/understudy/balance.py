@@ -99,7 +99,8 @@ class Balance:
         weights: of every distillation term, from :func:`.build_methods`.
         steps: steps of the whole run; needed for ``end`` and ``until``.
         end: factor (0..1) that the shares are multiplied by at the end of the run, reached linearly.
-        until: part of the run (0..1) after which the ratios of the norms stay as they are.
+        until: part of the run (0..1) after which the ratios of the norms stay as they are; that of a term that had no
+            gradient by then is still measured once.
 
     Attributes:
         weights: of every distillation term in the next step.
@@ -197,11 +198,10 @@ class Balance:
 
     def _follow(self, own: float, norms: Mapping[str, float]) -> None:
         """Let the ratios follow the norms of a step; what is zero or not finite says nothing."""
-        if self.steps and self.step > self.until * self.steps:
-            return
+        over = bool(self.steps) and self.step > self.until * self.steps
         for name in self.shares:
             ratio = own / norms[name] if norms[name] else 0.0
-            if not 0 < ratio < math.inf:
+            if not 0 < ratio < math.inf or (over and name in self.found):
                 continue
             if name in self.found:
                 ratio = self.found[name] ** (1 - SMOOTHING) * ratio**SMOOTHING
