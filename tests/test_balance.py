@@ -1,6 +1,7 @@
 """The weights that follow from shares of the gradient: where and when it is measured, bounds, checkpoints, faults."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -231,6 +232,7 @@ def test_gradients_that_are_never_finite_end_the_run(norms, steps, free, named):
         ({"frs": {}}, {"frs_feature": 0.2, "frs_class": 0.2}),
         ({"frs": {"feature_share": 0.3}}, {"frs_feature": 0.3, "frs_class": 0.1}),
         ({"frs": {"share": 0.6}}, {"frs_feature": 0.3, "frs_class": 0.3}),
+        ({"frs": {"share": 0.4, "feature_share": 0.27, "class_share": 0.14}}, {"frs_feature": 0.27, "frs_class": 0.14}),
         ({"frs": {}, "hint": {"share": 0.1}}, {"frs_feature": 0.15, "frs_class": 0.15, "hint_feature": 0.1}),
         ({"frs": {"class_weight": 0.02}}, {"frs_feature": 0.4, "frs_class": None}),
         ({"frs": {"class_weight": 0}}, {"frs_feature": 0.4}),
@@ -249,6 +251,9 @@ def test_shares_of_methods_and_terms(methods, shares):
     assert not any(weight.ramp_steps for weight in weights.values())
 
 
+SUMMED = "methods.frs.share={} contradicts feature_share={} + class_share=0.1 = {}: leave out share, or let"
+
+
 @pytest.mark.parametrize(
     ("methods", "balance", "message"),
     [
@@ -259,11 +264,22 @@ def test_shares_of_methods_and_terms(methods, shares):
         ({"frs": {"share": 0.1}}, None, "methods.frs.share has no effect with balance=off"),
         ({"hint": {"feature_share": 0.1, "feature_weight": 1}}, 0.4, "feature_weight and feature_share contradict"),
         ({"hint": {"share": 0.1, "feature_weight": 1}}, 0.4, "methods.hint.share has no effect, since all terms have"),
+        (
+            {"frs": {"share": 0.6, "feature_share": 0.1, "class_share": 0.1}, "hint": {}},
+            0.8,
+            SUMMED.format(0.6, 0.1, 0.2),
+        ),
+        ({"frs": {"share": 0.1, "feature_share": 0.4, "class_share": 0.1}}, 0.8, SUMMED.format(0.1, 0.4, 0.5)),
+        (
+            {"frs": {"share": 0.2, "feature_share": 0.4, "class_weight": 1}},
+            0.8,
+            "methods.frs.share=0.2 contradicts feature_share=0.4: leave out share, or",
+        ),
         ({"hint": {"share": 1.5}}, 0.4, "methods.hint.share: expected a number above 0 and below 1 or null, got 1.5"),
     ],
 )
 def test_shares_without_sense_are_refused(methods, balance, message):
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+    with pytest.raises(UserError, match=re.escape(message)):
         build_methods(methods, SPEC, SPEC, balance=balance)
 
 
