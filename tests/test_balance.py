@@ -1,6 +1,7 @@
 """The weights that follow from shares of the gradient: where and when it is measured, bounds, checkpoints, faults."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import understudy
 from understudy import balance as module
 from understudy.balance import Balance
-from understudy.errors import UserError
+from understudy.errors import RunError, UserError
 from understudy.files import read_rows
 from understudy.methods.loading import build_methods
 from understudy.methods.weighting import TermWeight
@@ -140,6 +141,14 @@ def test_weights_stay_after_a_part_of_the_run():
     assert balance.reading.terms["feature"] == pytest.approx(100 / 101)  # the share is still measured
 
 
+def test_a_term_without_a_gradient_by_then_is_still_measured_once():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.25, late=0.25), steps=1000, until=0.01)
+    for step in range(130):
+        balance(toy.losses(1.0 if step < 12 else 8.0, feature=1.0, late=0.0 if step < 12 else 1.0 + step))
+    assert balance.last == pytest.approx({"feature": 0.5, "late": 0.5 * 8 / 13})
+
+
 def test_a_checkpoint_holds_the_state():
     toy = Toy()
     one, other, fresh = (Balance(toy, weights_of(feature=0.5)) for _ in range(3))
@@ -162,6 +171,58 @@ def test_without_shared_maps_all_weights_count():
     assert balance.last["feature"] == pytest.approx(3.0)
 
 
+def half(toy: Toy) -> Toy:
+    """The learner whose shared map is in float16, whose largest number is 65504."""
+    toy.map = torch.zeros(2, dtype=torch.float16, requires_grad=True)
+    toy.shared_maps = (toy.map,)
+    return toy
+
+
+@pytest.mark.parametrize("norm", [2.0**-22, 1.0, 1000.0, 60000.0])
+def test_a_gradient_in_float16_is_measured_whatever_its_size(norm):
+    """Small ones become 0 without a large factor, and large ones become infinite with it."""
+    toy = half(Toy())
+    balance = Balance(toy, weights_of(large=0.25, small=0.25))
+    balance(toy.losses(1.0, large=norm, small=2.0**-20))
+    assert balance.reading.norms == pytest.approx({"large": norm, "small": 2.0**-20}, rel=1e-3)
+    assert balance.last == pytest.approx({"large": 0.5 / norm, "small": 0.5 * 2**20}, rel=1e-3)
+    assert not balance.is_due(1)
+
+
+def losses_of(toy: Toy, **norms: float) -> dict[str, torch.Tensor]:
+    """Losses of any norms, also infinite ones, of a map whose values are 0."""
+    return {name: (norm * toy.map[1] if math.isfinite(norm) else toy.map[1].sqrt()) for name, norm in norms.items()}
+
+
+def test_a_term_whose_gradient_is_not_finite_at_first_has_no_weight_and_leaves_the_shares_of_others():
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.25, broken=0.25))
+    balance(losses_of(toy, own=1.0, feature=1.0, broken=math.inf))
+    assert balance.last == {"feature": 0.5, "broken": 0.0}
+    assert balance.reading.distillation == pytest.approx(1 / 3)
+    assert balance.reading.terms == pytest.approx({"feature": 1 / 3, "broken": 0})
+    balance(losses_of(toy, own=1.0, feature=1.0, broken=1.0))
+    assert balance.last["broken"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("norms", "steps", "free", "named"),
+    [
+        ({"own": 1.0, "feature": math.inf}, None, 100, "feature"),
+        ({"own": math.inf, "feature": 1.0}, 1000, 100, "the student's own losses"),
+        ({"own": 1.0, "feature": math.inf}, 7, 7, "feature"),  # a short run
+    ],
+)
+def test_gradients_that_are_never_finite_end_the_run(norms, steps, free, named):
+    toy = Toy()
+    balance = Balance(toy, weights_of(feature=0.5), steps=steps)
+    for _ in range(free - 1):
+        balance(losses_of(toy, **norms))
+    assert balance.reading is None or math.isfinite(balance.reading.distillation)
+    with pytest.raises(RunError, match=f"No finite gradient in {free} steps: {named}. .* precision=bf16"):
+        balance(losses_of(toy, **norms))
+
+
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +232,7 @@ def test_without_shared_maps_all_weights_count():
         ({"frs": {}}, {"frs_feature": 0.2, "frs_class": 0.2}),
         ({"frs": {"feature_share": 0.3}}, {"frs_feature": 0.3, "frs_class": 0.1}),
         ({"frs": {"share": 0.6}}, {"frs_feature": 0.3, "frs_class": 0.3}),
+        ({"frs": {"share": 0.4, "feature_share": 0.27, "class_share": 0.14}}, {"frs_feature": 0.27, "frs_class": 0.14}),
         ({"frs": {}, "hint": {"share": 0.1}}, {"frs_feature": 0.15, "frs_class": 0.15, "hint_feature": 0.1}),
         ({"frs": {"class_weight": 0.02}}, {"frs_feature": 0.4, "frs_class": None}),
         ({"frs": {"class_weight": 0}}, {"frs_feature": 0.4}),
@@ -189,6 +251,9 @@ def test_shares_of_methods_and_terms(methods, shares):
     assert not any(weight.ramp_steps for weight in weights.values())
 
 
+SUMMED = "methods.frs.share={} contradicts feature_share={} + class_share=0.1 = {}: leave out share, or let"
+
+
 @pytest.mark.parametrize(
     ("methods", "balance", "message"),
     [
@@ -199,11 +264,22 @@ def test_shares_of_methods_and_terms(methods, shares):
         ({"frs": {"share": 0.1}}, None, "methods.frs.share has no effect with balance=off"),
         ({"hint": {"feature_share": 0.1, "feature_weight": 1}}, 0.4, "feature_weight and feature_share contradict"),
         ({"hint": {"share": 0.1, "feature_weight": 1}}, 0.4, "methods.hint.share has no effect, since all terms have"),
+        (
+            {"frs": {"share": 0.6, "feature_share": 0.1, "class_share": 0.1}, "hint": {}},
+            0.8,
+            SUMMED.format(0.6, 0.1, 0.2),
+        ),
+        ({"frs": {"share": 0.1, "feature_share": 0.4, "class_share": 0.1}}, 0.8, SUMMED.format(0.1, 0.4, 0.5)),
+        (
+            {"frs": {"share": 0.2, "feature_share": 0.4, "class_weight": 1}},
+            0.8,
+            "methods.frs.share=0.2 contradicts feature_share=0.4: leave out share, or",
+        ),
         ({"hint": {"share": 1.5}}, 0.4, "methods.hint.share: expected a number above 0 and below 1 or null, got 1.5"),
     ],
 )
 def test_shares_without_sense_are_refused(methods, balance, message):
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+    with pytest.raises(UserError, match=re.escape(message)):
         build_methods(methods, SPEC, SPEC, balance=balance)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from understudy.errors import UserError
+from understudy.errors import RunError, UserError
 from understudy.learner import Learner
 from understudy.methods.weighting import TermWeight, weighted_sum
 from understudy.networks.processes import averaged_over_processes
@@ -34,8 +34,12 @@ to nothing."""
 SMOOTHING = 0.5
 """Part of a measurement in the new ratio, in the logarithm: a single batch moves a weight by half of the distance."""
 
-HALF_SCALE = 4096.0
-"""Factor of losses in float16 while they are measured, since small gradients would become zero."""
+HALF_SCALES = (4096.0, 64.0, 1.0, 1 / 64)
+"""Factors of losses in float16 while they are measured, since small gradients would become zero, and large ones
+infinite. Each loss has the first factor with which its gradient is finite."""
+
+_OWN = "the student's own losses"
+"""The name of their sum, beside those of the terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Shares:
     @property
     def terms(self) -> dict[str, float]:
         """Each term's norm, weighted, over the sum of all norms (0..1)."""
-        weighted = {name: norm * self.weights[name] for name, norm in self.norms.items()}
+        weighted = {name: norm * self.weights[name] if self.weights[name] else 0.0 for name, norm in self.norms.items()}
         total = self.own + sum(weighted.values())
         return {name: norm / total if total else 0.0 for name, norm in weighted.items()}
 
@@ -95,15 +99,17 @@ class Balance:
         weights: of every distillation term, from :func:`.build_methods`.
         steps: steps of the whole run; needed for ``end`` and ``until``.
         end: factor (0..1) that the shares are multiplied by at the end of the run, reached linearly.
-        until: part of the run (0..1) after which the ratios of the norms stay as they are.
+        until: part of the run (0..1) after which the ratios of the norms stay as they are; that of a term that had no
+            gradient by then is still measured once.
 
     Attributes:
         weights: of every distillation term in the next step.
         last: the weight of every distillation term in the last step.
-        reading: the last measurement; None before it.
+        reading: the last measurement with finite gradients; None before it.
 
     Raises:
         UserError: the shares leave nothing for the student's own losses, or a number is out of range.
+        RunError: when called, in which no weight can follow from a share, as gradients were never finite.
     """
 
     def __init__(
@@ -163,25 +169,39 @@ class Balance:
     def measure(self, losses: Mapping[str, Tensor]) -> Shares:
         """Measure the gradients of a step's losses, let the weights follow, and return the measurement."""
         own = [loss for name, loss in losses.items() if name not in self.given]
-        terms = {name: losses[name] for name in self.given}
-        gradients = {name: self._gradients(loss) for name, loss in terms.items()}
-        of_own = self._gradients(torch.stack(own).sum()) if own else []
-        norms = torch.stack([_norm(each, self._device) for each in (of_own, *gradients.values())])
-        first, *others = averaged_over_processes(norms, least=0.0).tolist()
-        of_terms = dict(zip(gradients, others, strict=True))
-        self._follow(first, of_terms)
+        parts = {_OWN: torch.stack(own).sum()} if own else {}
+        gradients, norms = self._measured(parts | {name: losses[name] for name in self.given})
+        gradients.pop(_OWN, None)
+        of_own = norms.pop(_OWN, 0.0)
+        self._follow(of_own, norms)
+        self._check_found(of_own, norms)
         weights = {name: weight.at(self.step) for name, weight in self.weights.items()}  # those that now follow
         together = _norm(_weighted_gradients(gradients, weights), self._device)
-        self.reading = Shares(first, of_terms, weights, float(averaged_over_processes(together, least=0.0)))
-        return self.reading
+        reading = Shares(of_own, norms, weights, float(averaged_over_processes(together, least=0.0)))
+        if math.isfinite(reading.own + reading.together):
+            self.reading = reading
+        return reading
+
+    def _measured(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, list[Tensor | None]], dict[str, float]]:
+        """Return the gradients of each loss where all meet, and their norm; it is averaged over the processes."""
+        gradients: dict[str, list[Tensor | None]] = {}
+        norms = dict.fromkeys(losses, math.nan)
+        in_half = any(each.dtype == torch.float16 for each in self._maps)
+        for scale in HALF_SCALES if in_half else (1.0,):
+            lost = [name for name, norm in norms.items() if not math.isfinite(norm)]  # the same in all processes
+            if not lost:
+                break
+            gradients |= {name: self._gradients(losses[name], scale) for name in lost}
+            found = torch.stack([_norm(gradients[name], self._device) for name in lost])
+            norms |= dict(zip(lost, averaged_over_processes(found, least=0.0).tolist(), strict=True))
+        return gradients, norms
 
     def _follow(self, own: float, norms: Mapping[str, float]) -> None:
         """Let the ratios follow the norms of a step; what is zero or not finite says nothing."""
-        if self.steps and self.step > self.until * self.steps:
-            return
+        over = bool(self.steps) and self.step > self.until * self.steps
         for name in self.shares:
             ratio = own / norms[name] if norms[name] else 0.0
-            if not 0 < ratio < math.inf:
+            if not 0 < ratio < math.inf or (over and name in self.found):
                 continue
             if name in self.found:
                 ratio = self.found[name] ** (1 - SMOOTHING) * ratio**SMOOTHING
@@ -191,6 +211,20 @@ class Balance:
             elif self.step >= FREE_STEPS:
                 self.reference[name] = ratio
             self.found[name] = ratio
+
+    def _check_found(self, own: float, norms: Mapping[str, float]) -> None:
+        """Check that no term is without a weight at the end of the free steps since its gradient was never finite."""
+        free = min(FREE_STEPS, self.steps or FREE_STEPS)
+        waiting = [name for name in self.shares if name not in self.found]
+        lost = [name for name in waiting if not math.isfinite(norms[name])]
+        if waiting and not math.isfinite(own):
+            lost.append(_OWN)
+        if lost and self.step + 1 >= free:
+            raise RunError(
+                f"No finite gradient in {free} steps: {', '.join(lost)}. The weights that follow from it are still 0, "
+                "so the distillation has no effect. Possible remedies: use precision=32 or precision=bf16, lower "
+                "optimizer.lr, or set fixed weights (methods.NAME.TERM_weight)."
+            )
 
     @property
     def _factor(self) -> float:
@@ -203,13 +237,17 @@ class Balance:
     def _device(self) -> torch.device:
         return next(self.learner.student.parameters()).device
 
-    def _gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Return the gradients of a loss with respect to the maps where all meet, or to all weights without such."""
+    @property
+    def _maps(self) -> tuple[Tensor, ...]:
+        """The maps where all losses meet, or all weights without such."""
         weights = (each for each in self.learner.student.parameters() if each.requires_grad)
-        maps = self.learner.shared_maps or tuple(weights)
+        return self.learner.shared_maps or tuple(weights)
+
+    def _gradients(self, loss: Tensor, scale: float) -> list[Tensor | None]:
+        """Return the gradients of a loss, which is multiplied by a factor meanwhile, with respect to these maps."""
+        maps = self._maps
         if not loss.requires_grad:
             return [None] * len(maps)
-        scale = HALF_SCALE if any(each.dtype == torch.float16 for each in maps) else 1.0
         found = torch.autograd.grad(loss * scale, maps, retain_graph=True, allow_unused=True)
         return [None if gradient is None else gradient.float() / scale for gradient in found]
 
@@ -231,10 +269,11 @@ def _norm(gradients: Sequence[Tensor | None], device: torch.device) -> Tensor:
 def _weighted_gradients(
     gradients: Mapping[str, Sequence[Tensor | None]], weights: Mapping[str, float]
 ) -> list[Tensor | None]:
-    """Return the weighted sum of the terms' gradients at each map."""
+    """Return the weighted sum of the terms' gradients at each map; those of weight 0 need not be finite."""
     at_each_map = zip(*gradients.values(), strict=True)
     sums = []
     for found in at_each_map:
-        weighted = [each * weights[name] for name, each in zip(gradients, found, strict=True) if each is not None]
+        pairs = [(weights[name], each) for name, each in zip(gradients, found, strict=True) if each is not None]
+        weighted = [each * weight if weight else torch.zeros_like(each) for weight, each in pairs]
         sums.append(torch.stack(weighted).sum(0) if weighted else None)
     return sums

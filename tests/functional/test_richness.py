@@ -137,6 +137,15 @@ def test_rare_classes_by_hand():
     torch.testing.assert_close(balanced_over_classes(empty, logits), empty)
 
 
+@pytest.mark.parametrize(("classes", "parts", "ratio"), [(3, (0.93, 0.02, 0.05), 3.32), (80, (0.2, 0.0025), 16.8)])
+def test_many_classes_are_balanced_less_than_few(classes, parts, ratio):
+    """The numbers in the docs: the influence of the first class over that of the second."""
+    shares = torch.tensor([*parts, *[(1 - sum(parts)) / max(1, classes - len(parts))] * (classes - len(parts))])
+    logits = torch.eye(classes).view(1, 1, classes, 1, classes)  # a cell for each class
+    balanced = balanced_over_classes([shares.view(1, 1, classes)], [logits])[0].flatten()
+    assert (balanced[0] / balanced[1]).item() == pytest.approx(ratio, rel=1e-2)
+
+
 def test_boxes_by_hand():
     scores = torch.tensor([[0.6, 0.2], [0.9, 0.1]])  # of two anchors in two cells
     logits = torch.stack([scores.logit(), torch.full((2, 2), -9.0)], dim=-1).view(1, 1, 2, 2, 2).requires_grad_()

@@ -253,3 +253,45 @@ def test_an_evaluation_on_training_images_is_said(tiny, scenes, tmp_path):
     assert note.startswith(
         "data.val=val: 4 of the 4 validation images are training images, so AP measures memorisation."
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "faults"),
+    [
+        (
+            {"balance": "off", "balance_end": 0.1, "balance_until": 0.5},
+            [
+                "balance_end=0.1 has no effect with balance=off. Leave it out, or let weights follow from shares.",
+                "balance_until=0.5 has no effect with balance=off. Leave it out, or let weights follow from shares.",
+            ],
+        ),
+        (
+            {"balance": 0.3, "methods": {"hint": {"feature_weight": 1}}},
+            [
+                "balance=0.3 has no effect, since all terms have a weight. Leave it out, or let weights follow from "
+                "shares."
+            ],
+        ),
+        (
+            {"balance": 0.3, "methods": {"frs": {"feature_share": 0.4, "class_share": 0.3}, "hint": {"share": 0.2}}},
+            [
+                "balance=0.3 contradicts the shares of the methods, which add up to 0.9. Leave balance out, or let "
+                "them add up to it."
+            ],
+        ),
+        ({"methods": {"hint": {"feature_weight": 1}}}, []),
+        ({"methods": {"frs": {"share": 0.1}, "hint": {"share": 0.1}}}, []),  # with the default balance
+        ({"balance": 0.3, "methods": {"frs": {"feature_share": 0.2, "class_share": 0.1}}}, []),
+        ({"balance": 0.3, "methods": {"frs": {"feature_weight": 1}, "hint": {"share": 0.1}}}, []),
+        ({"balance": 0.3, "balance_end": 0.1, "balance_until": 0.5}, []),
+        ({"balance": 0.3, "methods": {"fsr": {}}}, []),  # which building the methods refuses
+    ],
+)
+def test_keys_of_the_balance_that_have_no_effect(keys, faults, tmp_path):
+    config = load_config(DistillConfig, {"run": tmp_path, "data": "photos", "teacher": "teacher", **keys})
+    if not faults:
+        assert resolve_config(config)
+        return
+    with pytest.raises(UserError) as caught:
+        resolve_config(config)
+    assert [line.removeprefix("  - ") for line in str(caught.value).splitlines()][-len(faults) :] == faults

@@ -22,6 +22,7 @@ from understudy.training.sources import Sources
 from understudy.training.trainer import make_trainer
 
 SAMPLE = Sample(training=1e-6, inference=1e-7, loading=0.01, saved=1000.0, trained=1000, others=500, process=10**6)
+HALF = "32", "bf16"
 HOST = Machine(torch.device("cpu"), 1, 2, Memory(10**12, 10**11))
 
 
@@ -97,6 +98,26 @@ def test_the_memory_is_that_of_a_step(opened, trained, teacher):
     assert sample.trained == weights
     assert (sample.others > weights / 10) is teacher
     assert 0 < sample.inference < sample.training
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_and_their_copies_do_not_grow_with_the_images(trained, dtype):
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 1), torch.nn.Flatten(), torch.nn.Linear(8 * 6, 48))
+    network.requires_grad_(trained)
+    images = torch.rand(48, 4, 2, 3, requires_grad=True)  # flat, they have the shape of the linear layer's weight
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), cost._counting_saved(network) as saved:
+        network(images).sum()
+    features = 48 * 8 * 6 if trained else 0  # which the gradient of the linear layer's weight needs
+    assert sum(saved.values()) == (images.numel() + features) * dtype.itemsize
+
+
+def test_half_precision_saves_half_as_much(opened):
+    whole, half = (measure_step(*opened(precision=precision, **{"detector.width_mult": 1.0})) for precision in HALF)
+    assert half.saved == pytest.approx(whole.saved / 2, rel=0.1)
+    config, sources, _ = opened()
+    memory = [cost_of(with_values(config, {"precision": each}), SAMPLE, sources, HOST).more for each in HALF]
+    assert memory[1] - memory[0] == pytest.approx(RESERVE * SAMPLE.trained / 2, abs=2), "the copies of the weights"
 
 
 def test_large_images_are_measured_smaller(opened, monkeypatch):

@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from pairs import made_up_specs
 from training_runs import assert_same, at_step, ctrl_c
 
 import understudy
 from understudy.config import DistillConfig, dump_config, load_config
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import transforms
 from understudy.errors import UserError
+from understudy.methods.loading import resolve_options
+from understudy.training.default_methods import default_methods
+from understudy.training.resuming import same_run
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +220,27 @@ def test_a_requeued_job_continues_its_run(stopped, distilled, tiny, trained, tmp
     with pytest.raises(UserError, match="is not empty"):
         understudy.train(tiny, run=run)
     assert_same(understudy.distill(tiny, run=run, teacher=trained), distilled)
+
+
+@pytest.mark.parametrize("balance", [0.8, "off"])
+@pytest.mark.parametrize("change", [{}, {"num_anchors": 2}, {"num_classes": 7}, {"dense": False, "queries": True}])
+def test_a_requeued_job_has_the_default_methods_that_its_pair_permits(change, balance, tmp_path):
+    keys = {"run": tmp_path, "data": "photos", "teacher": "teacher", "methods": DEFAULT_METHODS, "balance": balance}
+    config = load_config(DistillConfig, keys)
+    student, teacher = made_up_specs("fcos")
+    share = None if balance == "off" else balance
+    own = default_methods(student, replace(teacher, **change), share)
+    begun = config.model_copy(update={"methods": resolve_options(own, student, share)})
+    assert same_run(config, begun)
+    assert not same_run(config.model_copy(update={"balance": 0.5}), begun)
+    others = resolve_options({"frs": {"normaliser": "image"}, "pkd": {}}, student, share)
+    for methods in (others, {"frs": others["frs"]}, {"pkd": others["pkd"]}, {**begun.methods, "hint": {}}):
+        assert not same_run(config, begun.model_copy(update={"methods": methods}))
+
+
+def test_a_requeued_job_continues_with_published_weights(tiny, trained, tmp_path, monkeypatch):
+    keys = {"teacher": trained, "run": tmp_path / "run", "methods": DEFAULT_METHODS, "balance": "off"}
+    with at_step(5, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.distill(tiny, **keys)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert (understudy.distill(tiny, **keys) / "result.json").exists()

@@ -11,6 +11,7 @@ from understudy.cli import main
 from understudy.config import LEFT_OPEN, DistillConfig, TrainConfig, load_config, open_keys
 from understudy.errors import UserError
 from understudy.training.cost import measure_step
+from understudy.training.suggestion import Suggestion
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +68,8 @@ def test_json_and_a_config_file_that_a_run_takes(scenes, small, trained, capsys,
     assert found["cost"]["steps"] == 1000
     assert found["config"]["batch_size"] == 8
     assert "run" not in found["config"]
-    config = load_config(DistillConfig, file, ["run=runs/a", *small])
-    nothing_to_choose = {"detector.head_norm", "detector.anchor_scale", "data.group_by_aspect", "detector.norm"}
-    assert set(open_keys(config)) <= nothing_to_choose
+    config = load_config(DistillConfig, file, ["run=runs/a"])
+    assert open_keys(config) == []
     assert (config.data.path, config.teacher, config.batch_size) == (Path(scenes), trained, 8)
     assert "  epochs: 1000  # at most 1,000\n" in file.read_text()
     assert run(capsys, str(scenes), *small, "-o", str(file))[0] == 2
@@ -84,3 +84,30 @@ def test_from_python_it_is_what_a_run_would_be(scenes, tiny):
     assert found.reasons["evaluate_every"] == "at most 20 evaluations"
     with pytest.raises(UserError, match="No data set at"):
         understudy.suggest(keys, **{"data.path": "nowhere"})
+
+
+def test_the_file_is_the_config_that_was_described(scenes, tiny, tmp_path):
+    """With keys that were given, nulls that were given, and a value that is the default but not the recipe's."""
+    given: dict[str, Any] = {
+        "data.path": scenes,
+        "data.limit": 5,
+        "detector.name": "retinanet_mobilenet_v2",
+        "detector.width_mult": tiny["detector.width_mult"],
+        "detector.neck_channels": tiny["detector.neck_channels"],
+        "detector.head_norm": None,
+        "detector.anchor_scale": None,
+        "optimizer.name": "sgd",
+        "precision": "bf16",
+        "accelerator": "cpu",
+    }
+    found = understudy.suggest(given)
+    assert found.reasons["detector.head_norm"] == found.reasons["detector.anchor_scale"] == "given"
+    file = tmp_path / "student.yaml"
+    file.write_text(found.to_yaml())
+    assert load_config(TrainConfig, file, ["run=run"]) == found.config
+    assert "momentum" not in found.to_yaml(), "keys with their defaults are left out"
+
+    keys = {"recipe": "frs-retinanet-r50", "run": "run", "data.path": scenes, "teacher": "t", "data.skip_empty": False}
+    config = load_config(DistillConfig, None, keys)
+    file.write_text(Suggestion(config, {}, None, "").to_yaml())
+    assert load_config(DistillConfig, file, ["run=run"]) == config

@@ -26,7 +26,8 @@ RICH = 0.1
 
 RARE = 0.05
 """Part of a weight map's sum below which the cells of a class gain little more influence by being balanced: a class
-without an object has cells, too, of low scores."""
+without an object has cells, too, of low scores. It does not depend on the number of classes: of many classes, most are
+below it, and balancing has less effect."""
 
 SMALLEST_MASS = 1e-6
 """Smallest divisor for a weight map: an empty mask gives zero, not NaN."""
@@ -168,7 +169,9 @@ def balanced_over_classes(weights: Sequence[Tensor], class_logits: Sequence[Tens
 
     An option for FRS (ours, in no paper). A cell belongs to the class with the teacher's highest score there. A class k
     whose cells have the part p_k of the sum over all levels gets the factor (1/K + s) / (p_k + s), where K is the
-    number of classes and s is :data:`RARE`.
+    number of classes and s is :data:`RARE`. Classes far below this part have nearly the same factor, so many classes
+    are balanced less than few. Of 3 classes, parts of 93 % and 2 % (46:1) become 3.3:1; of 80 classes, parts of 20 %
+    and 0.25 % (80:1) become 16.8:1.
 
     Args:
         weights: per level (N, H, W), not negative.

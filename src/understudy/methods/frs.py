@@ -55,6 +55,10 @@ class FRS(Method):
     .. math::
         \frac{1 / K + 0.05}{p_k + 0.05}
 
+    Classes whose part is far below 0.05 have nearly the same factor, so many classes are balanced less than few: of 3
+    classes, parts of 93 % and 2 % (46:1) become 3.3:1, but of 80 classes, parts of 20 % and 0.25 % (80:1) become
+    16.8:1.
+
     Evidence:
         paper: Distilling Object Detectors with Feature Richness, Eq. 5 to 8. It states neither weights nor ramp nor
             adapter.
@@ -113,7 +117,8 @@ class FRS(Method):
         """Weight all cells by ``"richness"``, or give weight 1 to those of the paper's Table 4: ``"tp_fp"`` above the
         threshold, ``"tp_fn"`` with an anchor assigned to an object, ``"tp"`` both, ``"tp_tn"`` both or neither."""
         class_balance: bool = False
-        """Give the classes that the teacher sees about the same influence, however often each occurs (ours)."""
+        """Give the classes that the teacher sees about the same influence, however often each occurs (ours). With many
+        classes it does less: those below 5 % of the richness have nearly the same factor."""
 
     options: Options
 

@@ -14,7 +14,7 @@ from understudy.errors import UserError
 from understudy.methods import METHODS
 from understudy.methods.base import Method
 from understudy.methods.options import faults_of_class, options_model, read_options
-from understudy.methods.shares import share_faults, shares_of, terms_on
+from understudy.methods.shares import share_faults, share_of_method, shares_of, sum_if_known, terms_on
 from understudy.methods.weighting import TermWeight
 from understudy.outputs import Spec
 from understudy.text import closest, shown
@@ -84,6 +84,30 @@ def resolve_options(entries: Entries, student: Spec, balance: float | None = Non
     if faults:
         raise UserError.listing(SUMMARY, faults)
     return resolved
+
+
+def given_share(entries: Entries) -> float | None:
+    """Return the share of the gradient of all methods together, if their options decide it.
+
+    Args:
+        entries: method name to its options, as in the ``methods`` section of a config.
+
+    Returns:
+        The sum of the shares, 0 if all terms have weights; None if one follows from the balance, or an option is wrong.
+
+    Examples:
+        >>> given_share({"frs": {"share": 0.25}, "hint": {"feature_share": 0.5}}), given_share({"frs": {}})
+        (0.75, None)
+    """
+    try:
+        classes = {name: method_class(name) for name in entries}
+    except UserError:
+        return None
+    read = {name: read_options(options_model(classes[name]), entries[name] or {}, name)[0] for name in entries}
+    return sum_if_known(
+        None if options is None else share_of_method(classes[name], options.model_dump())
+        for name, options in read.items()
+    )
 
 
 def build_methods(

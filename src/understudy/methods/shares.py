@@ -1,11 +1,14 @@
 """Which terms of a config's methods are on, and the share of the gradient that each is to have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from understudy.methods.base import Method
 
 Options = Mapping[str, Any]
+
+ROUNDING = 0.01
+"""Difference of a share and the sum of its parts that is no contradiction: 0.27 for each third of 0.8."""
 
 
 def terms_on(method: type[Method], options: Options) -> dict[str, float | None]:
@@ -27,8 +30,45 @@ def share_faults(name: str, method: type[Method], options: Options, balance: flo
     for term in method.all_terms():
         if options[f"{term}_share"] is not None and options[f"{term}_weight"]:
             yield f"methods.{name}.{term}_weight and {term}_share contradict each other: leave one of them out"
-    if options["share"] is not None and None not in terms_on(method, options).values():
+    whole, of_terms = options["share"], shares_of_terms(method, options)
+    if whole is not None and not of_terms:
         yield f"methods.{name}.share has no effect, since all terms have a weight: leave out the share or a weight"
+    elif whole is not None and (total := sum_if_known(of_terms.values())) is not None and differs(total, whole):
+        parts = " + ".join(f"{term}_share={share:g}" for term, share in of_terms.items())
+        together = f" = {total:g}" if len(of_terms) > 1 else ""
+        yield (
+            f"methods.{name}.share={whole:g} contradicts {parts}{together}: leave out share, or let the shares of the "
+            "terms add up to it"
+        )
+
+
+def shares_of_terms(method: type[Method], options: Options) -> dict[str, float | None]:
+    """Return the shares of a method's terms without a weight; None: it is a part of the method's share."""
+    return {term: options[f"{term}_share"] for term, weight in terms_on(method, options).items() if weight is None}
+
+
+def share_of_method(method: type[Method], options: Options) -> float | None:
+    """Return the share of a method, if its options decide it; None: it is a part of the balance."""
+    return options["share"] or sum_if_known(shares_of_terms(method, options).values())
+
+
+def sum_if_known(shares: Iterable[float | None]) -> float | None:
+    """Return the sum of shares; None if one is not known.
+
+    >>> sum_if_known([0.25, 0.5]), sum_if_known([0.25, None])
+    (0.75, None)
+    """
+    total = 0.0
+    for share in shares:
+        if share is None:
+            return None
+        total += share
+    return total
+
+
+def differs(total: float, whole: float) -> bool:
+    """Return whether parts do not add up to a share, apart from their rounding."""
+    return abs(total - whole) > ROUNDING + 1e-9
 
 
 def shares_of(
@@ -57,11 +97,8 @@ def shares_of(
     wholes: dict[str, float | None] = {}
     terms: dict[str, dict[str, float | None]] = {}
     for name, (method, options) in chosen.items():
-        balanced = [term for term, weight in terms_on(method, options).items() if weight is None]
-        if balanced:
-            terms[name] = {term: options[f"{term}_share"] for term in balanced}
-            known = [share for share in terms[name].values() if share is not None]
-            wholes[name] = options["share"] or (sum(known) if len(known) == len(balanced) else None)
+        if balanced := shares_of_terms(method, options):
+            terms[name], wholes[name] = balanced, share_of_method(method, options)
     _limit(wholes, {name: method.largest_share for name, (method, _) in chosen.items()}, balance)
     faults: list[str] = []
     whole = _divided(wholes, balance, f"balance={balance:g}", "methods", faults)

@@ -22,7 +22,8 @@ from understudy.detectors.families import family_of
 from understudy.errors import UserError
 from understudy.inheritance import Inheritance, inherit
 from understudy.learner import Learner
-from understudy.methods.loading import build_methods, resolve_options
+from understudy.methods.loading import build_methods, given_share, resolve_options
+from understudy.methods.shares import differs
 from understudy.methods.weighting import TermWeight
 from understudy.pairing import pair
 from understudy.text import as_yaml
@@ -160,6 +161,27 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
         yield "quantise=true does not work with compile=true: the layers change during the run. Leave one of them out."
     if not config.quantise and config.quantise_from != type(config).model_fields["quantise_from"].default:
         yield f"quantise_from={config.quantise_from:g} has no effect without quantise=true. Add it, or leave it out."
+    if isinstance(config, DistillConfig):
+        yield from _contradictions_of_balance(config)
+
+
+def _contradictions_of_balance(config: DistillConfig) -> Iterator[str]:
+    """Describe keys of the balance that have no effect; one with its default was hardly given."""
+    share = 0.0 if config.balance == "off" else given_share(config.methods)
+    changed = {
+        key: value
+        for key in ("balance", "balance_end", "balance_until")
+        if (value := getattr(config, key)) not in ("off", DistillConfig.model_fields[key].default)
+    }
+    if share == 0:
+        why = " with balance=off" if config.balance == "off" else ", since all terms have a weight"
+        for key, value in changed.items():
+            yield f"{key}={value:g} has no effect{why}. Leave it out, or let weights follow from shares."
+    elif share is not None and "balance" in changed and differs(share, changed["balance"]):
+        yield (
+            f"balance={config.balance:g} contradicts the shares of the methods, which add up to {share:g}. Leave "
+            "balance out, or let them add up to it."
+        )
 
 
 def resolve_config(config: TrainConfig) -> TrainConfig:

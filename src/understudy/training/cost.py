@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from understudy.config import TrainConfig
 from understudy.data import Batch
@@ -164,7 +164,8 @@ def cost_of(config: TrainConfig, sample: Sample, sources: Sources, machine: Mach
     evaluated = math.ceil(len(sources.val) / machine.processes)
     epochs = config.schedule.epochs
     kind = "cuda" if machine.device.type == "cuda" else "cpu"
-    weights = sample.trained * (2 + STATES[config.optimizer.name]) + sample.others
+    copies = 0.0 if config.precision == "32" else 0.5  # of the weights in half precision
+    weights = sample.trained * (2 + STATES[config.optimizer.name] + copies) + sample.others
     inputs = images * largest * 3 * 4 * 2  # floats, and the bytes that they are made from or the normalised images
     files = images * _pixels_of_files(sources) * 3 * (2 * workers + 1)  # two batches wait at each worker
     activations = images * largest * sample.saved * ACTIVATIONS[kind]
@@ -237,7 +238,7 @@ def _measured(
         with inferring(learner.student, device, config.precision):
             learner.student.detect(learner.student(batch.images, batch.image_sizes), batch.image_sizes)
 
-    with _counting_saved() as saved:
+    with _counting_saved(learner, *([teacher] if teacher else [])) as saved:
         first = _seconds(step, device)
     tensors = [*learner.parameters(), *learner.buffers(), *(teacher.state_dict().values() if teacher else ())]
     trained = sum(each.nbytes for each in learner.parameters() if each.requires_grad)
@@ -253,18 +254,31 @@ def _measured(
 
 
 @contextmanager
-def _counting_saved() -> Generator[dict[int, int]]:
-    """Count the bytes of tensors, each storage once, that are saved for a backward pass; weights are not counted."""
+def _counting_saved(*networks: nn.Module) -> Generator[dict[int, int]]:
+    """Count the bytes of tensors, each storage once, that are saved for a backward pass; weights are not counted.
+
+    Nor are copies of weights in another precision, which do not grow with the images.
+    """
     found: dict[int, int] = {}
+    weights = [each for network in networks for each in (*network.parameters(), *network.buffers())]
+    shapes = {each.shape for each in weights} | {each.shape[::-1] for each in weights}  # a linear layer saves it turned
 
     def keep(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad):
+        if tensor.shape not in shapes or not _is_made_of_one(tensor):
             storage = tensor.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield found
+
+
+def _is_made_of_one(tensor: Tensor) -> bool:
+    """Return whether a tensor is a leaf, or made from one alone, as a copy of a weight is, and no activation."""
+    node = tensor.grad_fn
+    while node is not None and len(node.next_functions) == 1:
+        node = node.next_functions[0][0]
+    return node is None or not node.next_functions
 
 
 def _seconds(run: Callable[[], None], device: torch.device) -> float:

@@ -1,9 +1,11 @@
 """The methods of a run whose config names none: what proved best without tuning, as far as a pair permits it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.methods.frs import FRS
+from understudy.methods.loading import method_options
 from understudy.outputs import Spec
 
 
@@ -24,7 +26,7 @@ def default_methods(student: Spec, teacher: Spec, balance: float | None) -> dict
         >>> default_methods(spec, spec, balance=0.8)["pkd"]
         {'adapt': True, 'share': 0.2}
     """
-    methods = {name: dict(options) for name, options in DEFAULT_METHODS.items()} if balance else {"frs": {}}
+    methods = _unreduced(balance)
     frs, terms = methods["frs"], ["feature", "class", *(["box"] if balance else [])]
     if "class" in FRS.obstacles(student, teacher, **_without_weights(frs)):
         frs["scores"] = "cell"
@@ -36,6 +38,31 @@ def default_methods(student: Spec, teacher: Spec, balance: float | None) -> dict
     if balance:
         methods["pkd"]["share"] = balance / (1 + len(set(terms) - set(obstacles)))
     return methods
+
+
+def in_common(begun: Mapping[str, Any], balance: float | None) -> dict[str, dict[str, Any]]:
+    """Return the default methods of a run that began with some, with all options that are the same for every pair.
+
+    Args:
+        begun: the methods of the run, which may lack those that its pair does not permit.
+        balance: as of :func:`default_methods`.
+
+    Examples:
+        >>> in_common({"pkd": {"adapt": True, "share": 0.8}}, balance=0.8)["pkd"]["adapt"]
+        True
+    """
+    kept = {"pkd", *begun}  # under a balance, PKD is a default method of every pair
+    found = {name: given for name, given in _unreduced(balance).items() if name in kept}
+    filled = {name: method_options(name)(**given).model_dump(mode="json") for name, given in found.items()}
+    of_pair = {"scores", "share", "ramp_steps"}
+    return {
+        name: {option: value for option, value in _without_weights(options).items() if option not in of_pair}
+        for name, options in filled.items()
+    }
+
+
+def _unreduced(balance: float | None) -> dict[str, dict[str, Any]]:
+    return {name: dict(options) for name, options in DEFAULT_METHODS.items()} if balance else {"frs": {}}
 
 
 def _without_weights(options: dict[str, Any]) -> dict[str, Any]:

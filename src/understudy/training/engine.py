@@ -71,7 +71,7 @@ class Engine(L.LightningModule):
         quantiser: of the student; None without ``quantise``.
         term_weights: the weight of each distillation term in that step.
         lr: the last step's learning rate.
-        shares: of the gradient of the last step; None if they were not measured in it.
+        shares: of the gradient of the last step; None if they were not measured in it, or not finite.
         unproven: distillation terms that were zero in every step so far.
         restored: whether the training has begun, after the checkpoint of a resumed run was restored.
         silence: how many of the last measurements of a term found no gradient, in succession.
@@ -188,7 +188,7 @@ class Engine(L.LightningModule):
             )
         except MethodError as error:
             raise MethodError(f"Step {self.global_step}: {error}") from error.__cause__
-        before = self.balance.reading
+        before, measured = self.balance.reading, self.balance.is_due(self.balance.step)
         total = self.balance(terms)
         self.shares = self.balance.reading if self.balance.reading is not before else None
         values = torch.stack([total, *terms.values()]).detach()
@@ -196,7 +196,7 @@ class Engine(L.LightningModule):
         self.unread.append(_Step(self.global_step, ("total", *terms), values, objects))
         self.term_weights = self.balance.last
         self.lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        if self.shares or self._is_read():
+        if measured or self._is_read():  # a measurement without finite gradients gives no shares
             self.read_losses()
             self._check_reach(terms)
         if self.shares:

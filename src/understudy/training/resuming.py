@@ -8,11 +8,13 @@ from typing import Any
 
 from understudy.checkpoints import faults_of_metadata, read_checkpoint
 from understudy.config import DistillConfig, TrainConfig, filled_from, flat
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import DetectionData
 from understudy.errors import UserError
 from understudy.files import drop_rows_after
 from understudy.methods.loading import is_own
 from understudy.text import shown
+from understudy.training.default_methods import in_common
 from understudy.training.environment import environment
 from understudy.training.folder import RunFolder
 
@@ -121,12 +123,12 @@ def same_run(config: TrainConfig, begun: TrainConfig) -> bool:
     """Return whether a config describes the run that began with another one, in which all options are filled in."""
     if type(config) is not type(begun):
         return False
-    if (
-        isinstance(config, DistillConfig)
-        and isinstance(begun, DistillConfig)
-        and config.methods.keys() != begun.methods.keys()
-    ):
-        return False
+    if isinstance(config, DistillConfig) and isinstance(begun, DistillConfig):
+        if config.methods == DEFAULT_METHODS:  # the run began with those that its pair permits
+            balance = None if config.balance == "off" else config.balance
+            config = config.model_copy(update={"methods": in_common(begun.methods, balance)})
+        if config.methods.keys() != begun.methods.keys():
+            return False
     return not _changed(filled_from(config, begun), begun.model_dump(mode="json"))
 
 

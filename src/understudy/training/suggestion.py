@@ -18,6 +18,7 @@ from understudy.config import (
     load_config,
     value_of,
 )
+from understudy.config.describing import all_keys
 from understudy.config.yaml_text import read_config
 from understudy.data import shown_location
 from understudy.errors import UserError
@@ -53,7 +54,7 @@ class Suggestion:
     def of(cls, config: TrainConfig, derived: Derived) -> "Suggestion":
         """Describe how a config was completed."""
         chosen = {choice.key: choice.reason for choice in derived.choices}
-        given = [key for key in LEFT_OPEN if key not in chosen and value_of(config, key) is not None]
+        given = [key for key, mark in LEFT_OPEN.items() if key not in chosen and value_of(config, key) != mark]
         reasons = {key: "given" if key in given else chosen.get(key, "") for key in LEFT_OPEN}
         reasons = {key: reason for key, reason in reasons.items() if reason}
         return cls(derived.config, reasons, derived.cost, derived.warning or derived.why_not)
@@ -70,24 +71,28 @@ class Suggestion:
         }
 
     def to_yaml(self) -> str:
-        """Return the chosen values as a config file, with the reasons as comments; it lacks ``run``."""
+        """Return the config as a file, with the reasons as comments; it lacks ``run``, and keys with their defaults."""
         kind = "distill" if isinstance(self.config, DistillConfig) else "train"
-        lines = [f"# understudy {kind} --config FILE run=FOLDER"]
-        sections: dict[str, dict[str, Any]] = {"data": {"path": _plain(self.config.data.path)}}
-        sections["detector"] = {"name": self.config.detector.name}
-        top: dict[str, Any] = {}
-        for key in self.reasons:
-            section, _, name = key.rpartition(".")
-            (sections.setdefault(section, {}) if section else top)[name] = value_of(self.config, key)
-        if isinstance(self.config, DistillConfig):
-            top["teacher"] = str(self.config.teacher)
-        for section, values in [*sections.items(), ("", top)]:
-            lines += [f"{section}:"] if section else []
-            for name, value in values.items():
-                reason = self.reasons.get(f"{section}.{name}" if section else name, "")
-                comment = f"  # {reason}" if reason and reason != "given" else ""
-                lines.append(f"{'  ' if section else ''}{name}: {as_yaml(value)}{comment}")
+        lines, section = [f"# understudy {kind} --config FILE run=FOLDER"], ""
+        for key, value in self._stated().items():
+            parent, _, name = key.rpartition(".")
+            lines += [f"{parent}:"] if parent and parent != section else []
+            section, reason = parent, self.reasons.get(key, "given")
+            comment = f"  # {reason}" if reason != "given" else ""
+            lines.append(f"{'  ' if parent else ''}{name}: {value}{comment}")
         return "\n".join(lines) + "\n"
+
+    def _stated(self) -> dict[str, str]:
+        """Return the values, as YAML, without which a config file would describe another run, by dotted key."""
+        values, found = self.config.model_dump(mode="json"), {}
+        for key in all_keys(type(self.config)):
+            section, _, name = key.name.rpartition(".")
+            value = as_yaml((values[section] if section else values)[name])
+            told = key.name in self.reasons or key.name == "detector.name"
+            # A recipe in the file would replace defaults, so beside one all keys are stated.
+            if key.name != "run" and (told or self.config.recipe or value != key.default):
+                found[key.name] = value
+        return found
 
     def __rich__(self) -> Group:
         """Return a row for each key, then the estimate."""
@@ -132,7 +137,3 @@ def _keys(source: Source) -> set[str]:
     if isinstance(source, TrainConfig):
         return set(type(source).model_fields)
     return set(read_config(Path(source)) if isinstance(source, str | Path) else source or {})
-
-
-def _plain(path: Path | list[Path]) -> Any:
-    return list(map(str, path)) if isinstance(path, list) else str(path)
