@@ -113,7 +113,14 @@ def _early_stop_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Explain ±."""
+    """Name the runs that repeat a seed, and explain ±."""
+    for row in rows:
+        if row.repeated:
+            seeds = ", ".join(map(str, sorted({run.config.seed for run in row.repeated})))
+            yield (
+                f"{row.name}: not counted, since another run of the row has the same seed ({seeds}): "
+                f"{listed([run.folder for run in row.repeated], 3)}. Train with another seed: seed=NUMBER."
+            )
     if any(len(row.runs) > 1 for row in rows):
         yield "± is the standard deviation over runs that differ in the seed only."
 
