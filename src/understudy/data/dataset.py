@@ -227,7 +227,7 @@ def different_classes(name: str, drafts: Mapping[str, SplitDraft]) -> list[Fault
 
 
 def add_faults_of_content(draft: SplitDraft) -> None:
-    """Add a fault for each class name that cannot be printed, and if a split has no image or no object to train on."""
+    """Add a fault for each class name that cannot be printed, and if a split has no image or no object."""
     for name in draft.classes:
         if not is_printable(name):
             what = f"{name!a} contains characters that cannot be printed; rename the class"
@@ -237,7 +237,7 @@ def add_faults_of_content(draft: SplitDraft) -> None:
     if not draft.records:
         draft.fault("empty split", str(draft.source), "it has no images")
     elif draft.records.ignore.all():  # also true without any objects
-        what = f"none of the {len(draft.records)} images has an annotated object to train on"
+        what = f"none of the {len(draft.records)} images has an annotated object (ignored ones do not count)"
         draft.fault("no annotations", str(draft.source), what)
 
 
