@@ -283,3 +283,24 @@ def test_a_constant_of_the_network_may_be_infinite():
     assert not_finite({"mask": mask}, {"mask": mask.clone()}) == []
     many = {f"layer{number}": mask for number in range(7)}
     assert not_finite(many)[-2:] == ["layer4: contains nan or infinity", "... and 2 more"]
+
+
+def test_files_of_other_formats_are_named(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("run: runs/teacher\nseed: 0\n")
+    with pytest.raises(
+        UserError, match=r"config\.yaml is not a checkpoint of understudy: it is a text file\. Expected"
+    ):
+        load_checkpoint(file)
+
+
+def test_a_file_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
+    file = tmp_path / "best.ckpt"
+    file.write_bytes(b"PK")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(file), "open", refuse)
+    with pytest.raises(UserError, match=r"best\.ckpt cannot be read: Permission denied\.$"):
+        load_checkpoint(file)

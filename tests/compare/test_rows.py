@@ -48,6 +48,25 @@ def test_seeds_are_one_row_with_mean_and_spread(tmp_path, printed):
     assert table.to_dict()["rows"][2]["seeds"] == [0, 1, 2]
 
 
+def test_a_repeated_seed_is_not_another_run(tmp_path, printed):
+    teacher = make_run(tmp_path / "teacher", 0.5, detector=TEACHER)
+    copies = [make_run(tmp_path / f"plain_{name}", 0.3) for name in "ab"]
+    taught = [make_run(tmp_path / f"frs_{name}", 0.4, teacher=teacher) for name in "ab"]
+    table = summarise([teacher, *copies, *taught], measure_speed=False)
+    assert [(len(row.runs), row.spread()) for row in table.rows] == [(1, None)] * 3
+    assert table.verdicts[0].kind == "one seed"
+    reason = "not counted, since another run of the row has the same seed (0):"
+    assert any(note.startswith(f"plain: {reason} {copies[1]}. Train") for note in table.notes)
+    assert any(note.startswith(f"frs: {reason} {taught[1]}. Train") for note in table.notes)
+    assert "2 runs" not in printed(table, 200)
+
+
+def test_a_seed_with_two_teachers_is_two_runs(tmp_path):
+    teachers = [make_run(tmp_path / f"t{seed}", 0.5, detector=TEACHER, seed=seed) for seed in range(2)]
+    taught = [make_run(tmp_path / f"frs_{t.name}", 0.4, teacher=t) for t in teachers]
+    assert [len(row.runs) for row in summarise([*teachers, *taught], measure_speed=False).rows] == [2, 2]
+
+
 def test_a_student_is_compared_with_the_plain_one_trained_like_it(tmp_path):
     teacher = make_run(tmp_path / "teacher", 0.5, detector=TEACHER)
     long = make_run(tmp_path / "long", 0.45, schedule={"name": "2x"})

@@ -117,3 +117,11 @@ def test_labelled_images_among_the_unlabelled_are_left_out(data: DetectionData, 
     (more.source / "link.png").symlink_to(data.records[0].path)
     assert len(open_unlabelled(more.source)) == 6
     assert len(open_unlabelled(more.source, seen=[data])) == 5
+
+
+def test_a_run_folder_is_no_data_set(tmp_path):
+    (tmp_path / "result.json").write_text('{"coco": {"AP": 0.5}, "images": 12}')
+    for name in ("config.yaml", "environment.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{tmp_path} is a run folder, not a data set. Give the path of a data set"):
+        open_data(tmp_path, "val")

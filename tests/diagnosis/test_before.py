@@ -64,6 +64,12 @@ def test_images_without_annotations_say_what_cannot_be_known(keys, tmp_path):
     assert [each.check for each in found.findings[1:]] == checks
 
 
+def test_a_data_set_with_a_fault_is_not_a_folder_of_images(keys, pictures):
+    found = understudy.doctor(keys | {"data": keys["data"] | {"path": pictures, "val": "valx"}})
+    assert [(each.check, each.severity) for each in found.findings] == [("data", "fatal")]
+    assert 'has no split "valx"' in found.findings[0].what
+
+
 def test_a_data_set_that_cannot_be_read(keys, pictures, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(pictures, broken)

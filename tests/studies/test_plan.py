@@ -1,5 +1,6 @@
 """The plan of a study: faults all at once, a file that reads back, and what may be added."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,24 @@ def test_all_faults_at_once(tmp_path):
 def test_keys_that_a_study_sets(argument, tmp_path):
     with pytest.raises(UserError, match=f"{argument.partition('=')[0]}: a study sets it itself"):
         Plan.of(None, ["data=photos", f"teacher={tmp_path}", argument])
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("seed=0", "seed: a study sets it itself, by --seeds"),
+        ("run=elsewhere", "run: a study sets it itself, below its folder"),
+        ("teacher=other", "teacher: a study sets it itself, by --teacher or the key teacher"),
+        ("data=others", "data.path: all rows of a study are evaluated on the same images"),
+        ("data.val=test", "data.val: all rows of a study are evaluated on the same images"),
+    ],
+)
+def test_rows_differ_neither_in_the_keys_of_the_study_nor_in_the_validation_images(word, reason, plan, tmp_path):
+    message = re.escape(f'row "frs {word}": {reason}')
+    with pytest.raises(UserError, match=message):
+        Plan.of(None, ["data=photos"], rows=[f"frs {word}"], teachers=[tmp_path])
+    with pytest.raises(UserError, match=message):
+        plan.with_more([read_row(f"frs {word}")], [])
 
 
 def test_they_are_refused_from_python_too(tmp_path):

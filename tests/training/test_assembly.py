@@ -167,8 +167,20 @@ def test_a_data_set_without_objects_is_an_error_with_and_without_the_empty_image
     folder = shutil.copytree(scenes, tmp_path / "empty")
     content = json.loads((folder / "instances_train.json").read_text())
     (folder / "instances_train.json").write_text(json.dumps(content | {"annotations": []}))
-    with pytest.raises(UserError, match=r"none of the 8 images has an annotated object to train on"):
+    with pytest.raises(UserError, match=r"none of the 8 images has an annotated object"):
         understudy.train(tiny, run=tmp_path / "run", **{"data.path": folder, "data.skip_empty": True})
+
+
+def test_faults_of_both_splits_are_reported_together(tiny, scenes, tmp_path):
+    folder = shutil.copytree(scenes, tmp_path / "empty")
+    for file in folder.glob("instances_*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with pytest.raises(UserError) as stop:
+        understudy.train(tiny, run=tmp_path / "run", **{"data.path": folder})
+    for name in ("train", "val"):
+        assert f"instances_{name}.json: none of the" in str(stop.value)
+    with pytest.raises(UserError, match=r"^No data set at \S*absent: no such file or folder\.$"):
+        understudy.train(tiny, run=tmp_path / "run", **{"data.path": tmp_path / "absent"})
 
 
 def test_a_ramp_that_is_longer_than_the_run_is_noted(tiny, trained, tmp_path, capsys):

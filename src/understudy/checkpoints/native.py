@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from understudy.checkpoints.unpickle import foreign_kind
 from understudy.config import TrainConfig
 from understudy.detectors import Detector, open_detector
 from understudy.detectors.backbone_weights import not_finite
@@ -124,7 +125,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if file.exists():
         require_file(file, "checkpoint")
     try:
-        _refuse_compressed(file)
+        _refuse_foreign(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files of other formats
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -134,6 +135,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         ) from error
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{file} is not a checkpoint of understudy: it is not a pickle, or contains more than tensors and plain "
@@ -174,8 +177,15 @@ def _checkpoint_file(path: Path) -> Path:
     raise UserError(f"{path} contains neither best.ckpt nor last.ckpt: expected a run folder with a checkpoint.")
 
 
-def _refuse_compressed(file: Path) -> None:
-    """Refuse an archive with compressed parts, which torch.save never writes: unpacked, it may fill the memory."""
+def _refuse_foreign(file: Path) -> None:
+    """Refuse what torch.save never writes: other formats, and compressed archives, which may fill the memory."""
+    with file.open("rb") as stream:
+        kind = foreign_kind(stream.read(64))
+    if kind:
+        raise UserError(
+            f"{file} is not a checkpoint of understudy: it is {kind}. Expected a file that a run wrote (best.ckpt, "
+            "last.ckpt), or a run folder."
+        )
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):

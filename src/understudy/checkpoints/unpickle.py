@@ -84,7 +84,7 @@ def read_foreign(file: Path) -> Content:
 def _read(file: Path, stream: BinaryIO, size: int) -> Content:
     start = stream.read(64)
     stream.seek(0)
-    if kind := _foreign_kind(start):
+    if kind := foreign_kind(start):
         raise UserError(f"{file} is {kind}, not a checkpoint: expected a file that torch.save wrote.")
     try:
         return _read_zip(file, stream) if start.startswith(b"PK") else _read_former(file, stream, size)
@@ -95,7 +95,8 @@ def _read(file: Path, stream: BinaryIO, size: int) -> Content:
         raise UserError(f"{file} is damaged or not a checkpoint ({reason}). Was it copied completely?") from error
 
 
-def _foreign_kind(start: bytes) -> str | None:
+def foreign_kind(start: bytes) -> str | None:
+    """Return what a file is by its first 64 bytes; None if it may be one that torch.save wrote."""
     if not start:
         return "an empty file"
     for sign, kind in _FOREIGN_KINDS:

@@ -70,9 +70,16 @@ def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
         if not isinstance(row.config, DistillConfig) or row.plain is None:
             continue
         if row.teacher is None:
-            yield (
-                f"{row.name}: the gap cannot be computed: its teacher ({row.config.teacher}) is not among these runs. "
-                "Add the teacher's run."
+            named, places = (
+                row.config.teacher.resolve(),
+                {run.folder.resolve() for each in rows for run in each.runs + each.repeated},
+            )
+            there = named in places or (named.suffix == ".ckpt" and named.parent in places)
+            yield f"{row.name}: the gap cannot be computed: " + (
+                f"the weights of {row.config.teacher} are no longer those of its teacher. Add a run or checkpoint with "
+                "its teacher's weights."
+                if there
+                else f"its teacher ({row.config.teacher}) is not among these runs. Add the teacher's run."
             )
         elif row.gap_closed is None:
             yield (
@@ -113,7 +120,14 @@ def _early_stop_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _seed_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Explain ±."""
+    """Name the runs that repeat a seed, and explain ±."""
+    for row in rows:
+        if row.repeated:
+            seeds = ", ".join(map(str, sorted({run.config.seed for run in row.repeated})))
+            yield (
+                f"{row.name}: not counted, since another run of the row has the same seed ({seeds}): "
+                f"{listed([run.folder for run in row.repeated], 3)}. Train with another seed: seed=NUMBER."
+            )
     if any(len(row.runs) > 1 for row in rows):
         yield "± is the standard deviation over runs that differ in the seed only."
 

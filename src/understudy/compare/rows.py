@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self, get_args
 
 from understudy.compare.differences import config_differences, differences
@@ -26,6 +27,7 @@ class Row:
         teacher: the teacher of a distilled student, if it is among the runs.
         images_per_second: of the first run's detector; None if not measured.
         speed_ratio: ``images_per_second`` divided by the teacher's.
+        repeated: further runs of the same seeds, copies for example. No number includes them: they show no spread.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Row:
     teacher: Self | None = None
     images_per_second: float | None = None
     speed_ratio: float | None = None
+    repeated: tuple[Run, ...] = ()
 
     @property
     def config(self) -> TrainConfig:
@@ -130,7 +133,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         else:
             group.append(run)
     names = distinct_names([_name(members[0], role) for (role, _), members in groups], [runs[0] for _, runs in groups])
-    rows = [Row(name, role, tuple(runs)) for name, ((role, _), runs) in zip(names, groups, strict=True)]
+    rows = [_row(name, role, members) for name, ((role, _), members) in zip(names, groups, strict=True)]
     teacher_rows, plain_rows, distilled_rows, exported_rows = (
         [row for row in rows if row.role == role] for role in get_args(Role)
     )
@@ -138,7 +141,9 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         replace(
             row,
             plain=next(iter(plain_candidates(row, plain_rows)), None),
-            teacher=next((other for other in rows if teachers.get(row.runs[0].folder) in other.runs), None),
+            teacher=next(
+                (each for each in rows if teachers.get(row.runs[0].folder) in each.runs + each.repeated), None
+            ),
         )
         for row in distilled_rows
     ]
@@ -157,6 +162,15 @@ def plain_candidates(row: Row, rows: Sequence[Row]) -> list[Row]:
         return len(differences(row.runs[0], other.runs[0])), math.isnan(ap), -ap
 
     return sorted(same, key=rank)
+
+
+def _row(name: str, role: Role, members: Sequence[Run]) -> Row:
+    """Return a row in which each seed, of a distilled student with each teacher, has the first of its runs."""
+    first: dict[tuple[int, Path | None], Run] = {}
+    for run in members:
+        first.setdefault((run.config.seed, run.config.teacher if isinstance(run.config, DistillConfig) else None), run)
+    runs = tuple(first.values())
+    return Row(name, role, runs, repeated=tuple(run for run in members if run not in runs))
 
 
 def _name(run: Run, role: Role) -> str:

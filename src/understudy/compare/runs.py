@@ -1,8 +1,10 @@
 """Finished runs, read from their folders, and checkpoints without one: config, result, and who taught whom."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from understudy.evaluation import Evaluation, evaluate
 from understudy.evaluation.models import is_exported, open_runnable
 from understudy.evaluation.runtimes import FileRuntime
 from understudy.reading import read_json
-from understudy.training.fingerprints import split_digest
+from understudy.training.fingerprints import split_digest, teacher_digest, weights_digest
 from understudy.training.folder import RunFolder
 
 Role = Literal["teacher", "plain", "distilled", "exported"]
@@ -47,6 +49,7 @@ class Run:
         train_seconds: duration of the training; None if unknown.
         measured_on: data set and split of the evaluation.
         trained_digest: digest of the training images and their annotations; None if unknown.
+        teacher_digest: digest of the weights of its teacher; None if unknown, or without a teacher.
         stopped_after: the epoch after which it stopped early; None if it did not.
         kind: ``"checkpoint"``: without a run folder, and evaluated for the comparison. ``"imported"``: so is this, and
             its config states the detector and the image size only. ``"exported"``: the same of an exported file.
@@ -62,6 +65,7 @@ class Run:
     measured_on: Place
     kind: Literal["run", "checkpoint", "imported", "exported"] = "run"
     trained_digest: str | None = None
+    teacher_digest: str | None = None
     stopped_after: int | None = None
     runtime: str = ""
 
@@ -139,20 +143,45 @@ def read_runs(paths: Sequence[Path], device: torch.device | str | None = None) -
 def teachers_of(runs: Sequence[Run]) -> dict[Path, Run]:
     """Find the teacher of each distilled run among the runs, by the folder of the distilled run.
 
-    A config names the teacher's folder, a checkpoint in it, or a checkpoint without a folder. If the runs were moved
-    since, a single folder or file of the same name is taken.
+    It is the run or checkpoint whose weights have the digest that the distilled run recorded, wherever it is. If a
+    digest is not known, it is the one at the place that the config names: the teacher's folder, a checkpoint in it, or
+    a checkpoint without a folder. If nothing is there any more, a single one of the same name is taken.
     """
-    found = {}
-    for run in runs:
-        if isinstance(run.config, DistillConfig):
-            named = run.config.teacher
-            folder = named.parent if named.suffix == ".ckpt" else named
-            same_place = [other for other in runs if other.folder.resolve() in (named.resolve(), folder.resolve())]
-            same_name = [other for other in runs if other.folder.resolve().name in (named.name, folder.name)]
-            for candidates in (same_place, same_name):
-                if len(candidates) == 1 and candidates[0] is not run:
-                    found.setdefault(run.folder, candidates[0])
-    return found
+    weights_of = cache(_weights_of)
+    teachers = {run.folder: _teacher_of(run, runs, weights_of) for run in runs if isinstance(run.config, DistillConfig)}
+    return {folder: teacher for folder, teacher in teachers.items() if teacher}
+
+
+def _teacher_of(run: Run, runs: Sequence[Run], weights_of: Callable[[Path], str | None]) -> Run | None:
+    assert isinstance(run.config, DistillConfig)
+    named = run.config.teacher
+    folder = named.parent if named.suffix == ".ckpt" else named
+    others = [other for other in runs if other is not run and other.kind != "exported"]
+    candidates = [
+        [other for other in others if other.folder.resolve() in (named.resolve(), folder.resolve())],
+        [other for other in others if other.folder.resolve().name in (named.name, folder.name)],
+    ]
+    if run.teacher_digest:
+        unknown = []
+        for other in chain(*candidates, others):  # the likely ones first: each digest is that of a checkpoint to read
+            inside = named.name == "last.ckpt" and other.kind == "run"
+            digest = weights_of(other.folder / named.name if inside else other.folder)
+            if digest == run.teacher_digest:
+                return other
+            unknown += [other.folder] if digest is None else []
+        candidates = [[other for other in found if other.folder in unknown] for found in candidates]
+    for found in candidates if not named.exists() else candidates[:1]:
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def _weights_of(path: Path) -> str | None:
+    """Return the digest of the weights in a checkpoint or run folder; None if they cannot be read."""
+    try:
+        return weights_digest(load_checkpoint(path).detector)
+    except UserError:
+        return None
 
 
 def read_teacher(run: Run, device: torch.device | str | None = None, known: Evaluation | None = None) -> Run:
@@ -170,7 +199,11 @@ def read_teacher(run: Run, device: torch.device | str | None = None, known: Eval
     named = run.config.teacher
     folder = named.parent if named.name in ("best.ckpt", "last.ckpt") else named
     if not named.exists():
-        raise UserError(f"The teacher of {run.folder}, {named}, is not there. If it was moved, give its new path, too.")
+        mark = "weights" if run.teacher_digest else "name"
+        raise UserError(
+            f"The teacher of {run.folder}, {named}, is not there. If it was moved, give its new path, too; it is "
+            f"recognised by its {mark}."
+        )
     if RunFolder(folder).result.is_file() and same_images(found := _read_run(folder), run):
         return found
     return _evaluated(named, run, device, known)
@@ -216,6 +249,7 @@ def _read_run(folder: Path) -> Run:
             train_seconds=result["train_seconds"],
             measured_on=_measured_on(config, result),
             trained_digest=split_digest(facts, "data.train"),
+            teacher_digest=teacher_digest(facts),
             stopped_after=(result.get("stopped_early") or {}).get("epoch"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

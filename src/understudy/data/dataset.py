@@ -147,7 +147,8 @@ def find_splits(path: Location, root: Path | None = None, limits: Limits = LIMIT
     The splits of several data sets have the name of their folder in front: `VOC2007/train`.
 
     Raises:
-        UserError: a path does not exist, its format is not known, or several data sets have different formats.
+        UserError: a path does not exist or is a run folder, its format is not known, or several data sets have
+            different formats.
     """
     paths = as_paths(path)
     if len(paths) > 1:
@@ -155,6 +156,11 @@ def find_splits(path: Location, root: Path | None = None, limits: Limits = LIMIT
     path = paths[0]
     if not path.exists():
         raise UserError(f"No data set at {path}: no such file or folder.{_closest_sibling(path)}")
+    if (path / "config.yaml").is_file() and (path / "environment.json").is_file():  # its result.json looks like COCO
+        raise UserError(
+            f"{path} is a run folder, not a data set. Give the path of a data set; that of the run is data.path in "
+            f"{path / 'config.yaml'}. To compare runs: understudy compare RUN RUN"
+        )
     for format, module in _FORMATS.items():
         if found := module.find_splits(path, root, limits):
             return format, _with_short_names(found)
@@ -221,7 +227,7 @@ def different_classes(name: str, drafts: Mapping[str, SplitDraft]) -> list[Fault
 
 
 def add_faults_of_content(draft: SplitDraft) -> None:
-    """Add a fault for each class name that cannot be printed, and if a split has no image or no object to train on."""
+    """Add a fault for each class name that cannot be printed, and if a split has no image or no object."""
     for name in draft.classes:
         if not is_printable(name):
             what = f"{name!a} contains characters that cannot be printed; rename the class"
@@ -231,7 +237,7 @@ def add_faults_of_content(draft: SplitDraft) -> None:
     if not draft.records:
         draft.fault("empty split", str(draft.source), "it has no images")
     elif draft.records.ignore.all():  # also true without any objects
-        what = f"none of the {len(draft.records)} images has an annotated object to train on"
+        what = f"none of the {len(draft.records)} images has an annotated object (ignored ones do not count)"
         draft.fault("no annotations", str(draft.source), what)
 
 

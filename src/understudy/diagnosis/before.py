@@ -1,5 +1,6 @@
 """The checks of a teacher, a student, methods and data before training. Nothing is written."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pydantic import Field
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DistillConfig, with_values
 from understudy.config.values import FilePath
-from understudy.data import DetectionData, Limits, as_paths, check_data, open_unlabelled, shown_location
+from understudy.data import DetectionData, Limits, as_paths, check_data, open_unlabelled, shown_location, splits
 from understudy.detectors import build_detector
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
@@ -252,12 +253,14 @@ def _keys(config: DistillConfig) -> dict[str, str]:
 
 
 def _images_alone(config: DistillConfig, limits: Limits) -> DetectionData | None:
-    """Open a folder of images without annotations; None: it is something else."""
+    """Open a folder of images without annotations; None: something else, or a data set with a fault of its own."""
     paths = as_paths(config.data.path)
     try:
-        return open_unlabelled(paths[0], limits=limits) if len(paths) == 1 else None
+        splits(paths, limits)
     except UserError:
-        return None
+        with contextlib.suppress(UserError):
+            return open_unlabelled(paths[0], limits=limits) if len(paths) == 1 else None
+    return None
 
 
 def _without_truth(config: DistillConfig, teacher: Checkpoint, data: DetectionData) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from understudy.studies.rows import DEFAULT, NONE, StudyRow, faults_of_rows, rea
 from understudy.text import shown
 from understudy.training.assembly import resolve_config
 
-OWN_KEYS = {"run": "below its folder", "seed": "by --seeds", "teacher": "for each row"}
+OWN_KEYS = {"run": "below its folder", "seed": "by --seeds", "teacher": "by --teacher or the key teacher"}
 """Keys of the config that the study sets itself, and how."""
 
 MADE_UP = "runs"
@@ -108,11 +108,21 @@ class Plan:
         return plan
 
     def check(self, row: StudyRow, faults: list[str]) -> None:
-        """Append the faults of a row's config."""
+        """Append the faults of a row: keys that the study sets, images that others do not have, and its config."""
+        given = [key for key in OWN_KEYS if _gives(row.overrides, key)]
+        faults += [f'row "{row.name}": {key}: a study sets it itself, {OWN_KEYS[key]}' for key in given]
         try:
-            self.config_of(row, 0, self.teachers[0], Path(MADE_UP), 1)
+            config = self.config_of(row, 0, self.teachers[0], Path(MADE_UP), 1)
         except UserError as error:
             faults += [f'row "{row.name}": {line.removeprefix("  - ")}' for line in str(error).splitlines()[1:]]
+            return
+        data = config.model_dump(mode="json")["data"]
+        faults += [
+            f'row "{row.name}": data.{key}: all rows of a study are evaluated on the same images, which their '
+            f"differences are taken on. Set it for the whole study: data.{key}={shown(data[key])}"
+            for key in ("path", "val")
+            if data[key] != self.config["data"][key]
+        ]
 
     def config_of(self, row: StudyRow, seed: int, teacher: Path, run: Path, epochs: int | None = None) -> TrainConfig:
         """Return the config of a run.

@@ -7,6 +7,8 @@ from understudy.data import DetectionData
 from understudy.data.digests import bytes_of, digest, digest_of_annotations, digest_of_files, joined_digest
 from understudy.detectors import Detector
 
+_TEACHER = "weights of the teacher"
+
 
 def fingerprints(
     train: DetectionData, val: DetectionData, unlabelled: DetectionData | None, teacher: Detector | None
@@ -19,7 +21,7 @@ def fingerprints(
     if unlabelled is not None:
         found[_files("data.unlabelled")] = digest_of_files(unlabelled)
     if teacher is not None:
-        found["weights of the teacher"] = weights_digest(teacher)
+        found[_TEACHER] = weights_digest(teacher)
     return found
 
 
@@ -36,6 +38,12 @@ def split_digest(environment: Mapping[str, Any], key: str) -> str | None:
     found = environment.get("fingerprints")
     parts = [found.get(_annotations(key)), found.get(_files(key))] if isinstance(found, dict) else [None]
     return joined_digest(*map(str, parts)) if all(parts) else None
+
+
+def teacher_digest(environment: Mapping[str, Any]) -> str | None:
+    """Return the digest of the teacher's weights in the content of ``environment.json``; None if it has none."""
+    found = environment.get("fingerprints")
+    return found.get(_TEACHER) if isinstance(found, dict) else None
 
 
 def weights_digest(detector: Detector) -> str:

@@ -42,8 +42,15 @@ class Sources:
 
 
 def _open_splits(config: DataConfig) -> tuple[DetectionData, DetectionData]:
-    limits = Limits.of(config)
-    train_data, val_data = (open_data(config.path, split, limits) for split in (config.train, config.val))
+    opened, faults = [], []
+    for split in (config.train, config.val):
+        try:
+            opened.append(open_data(config.path, split, Limits.of(config)))
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))  # of both splits, so that they can be mended at once
+    train_data, val_data = opened
     if train_data.classes != val_data.classes:
         raise UserError(
             f"The splits {train_data.split!r} and {val_data.split!r} of {train_data.source} have different classes: "
