@@ -8,6 +8,7 @@ import torch
 
 from understudy.analysis.models import inside, named, open_images, open_models, sample, targets_of, walk
 from understudy.checkpoints import read_checkpoint, write_checkpoint
+from understudy.cli import main
 from understudy.data import open_data
 from understudy.errors import UserError
 
@@ -48,6 +49,8 @@ def test_the_data_set_is_that_of_the_first_model_that_has_one(trained, imported,
         UserError, match=r"No data set at moved, where the config in .*best.ckpt has it. Give its place"
     ):
         open_images(models[1:], None, None)
+    with pytest.raises(UserError, match=r"Give its place as --data DATA\.$"):
+        open_images(models[1:], None, None, argument="--data DATA")
 
 
 def test_images_are_evenly_spread_or_chosen_by_name(scenes):
@@ -117,3 +120,19 @@ def test_cells_that_begin_in_the_padding_are_outside(model, batch, records):
         for image, (height, width) in enumerate(batch.image_sizes):
             assert int(mask[image].sum()) == -(-height // stride) * -(-width // stride)
             assert torch.equal(mask[image], mask[image].sort(1, descending=True).values)
+
+
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [("evaluate", "DATA"), ("analyse richness", "DATA"), ("benchmark", "--data DATA")]
+    + [(f"analyse {name}", "--data DATA") for name in ("errors", "ranks", "imitation")],
+)
+def test_each_command_names_the_argument_for_data_that_were_moved(command, argument, trained, tmp_path, capsys):
+    content = read_checkpoint(trained / "best.ckpt")
+    content["understudy"]["config"]["data"]["path"] = str(tmp_path / "gone")
+    files = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"][: 2 if command.endswith(("ranks", "imitation")) else 1]
+    for file in files:
+        write_checkpoint(file, content)
+    with pytest.raises(SystemExit):
+        main([*command.split(), *map(str, files)])
+    assert capsys.readouterr().err.endswith(f".ckpt has it. Give its place as {argument}.\n")

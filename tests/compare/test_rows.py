@@ -65,6 +65,9 @@ def test_a_seed_with_two_teachers_is_two_runs(tmp_path):
     teachers = [make_run(tmp_path / f"t{seed}", 0.5, detector=TEACHER, seed=seed) for seed in range(2)]
     taught = [make_run(tmp_path / f"frs_{t.name}", 0.4, teacher=t) for t in teachers]
     assert [len(row.runs) for row in summarise([*teachers, *taught], measure_speed=False).rows] == [2, 2]
+    for run in taught:  # two paths of one teacher
+        (run / "environment.json").write_text(json.dumps({"fingerprints": {"weights of the teacher": "0" * 32}}))
+    assert [len(row.runs) for row in summarise([*teachers, *taught], measure_speed=False).rows] == [2, 1]
 
 
 def test_a_student_is_compared_with_the_plain_one_trained_like_it(tmp_path):

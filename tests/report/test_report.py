@@ -1,5 +1,7 @@
 """The report: run folders, checkpoints and data put together in one page."""
 
+import re
+
 import pytest
 from run_folders import TEACHER, make_run
 
@@ -23,6 +25,13 @@ def test_report_on_puts_folders_checkpoints_and_data_together(drawn, tmp_path):
     assert "unlabelled look-alikes</bdi>" in html
     assert html.count("<h2>Types of errors</h2>") == html.count("<h2>Entropy of the teacher") == 1
     assert "on 8 images" in html
+
+
+def test_without_its_data_set_a_page_is_refused_with_a_remedy(tmp_path):
+    run = make_run(tmp_path / "alone", 0.3, data=tmp_path / "gone")
+    message = f"no data set at {tmp_path / 'gone'}, where {run} has it. If it was moved, set data.path in {run}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        report_on(tmp_path / "page.html", summarise([run], measure_speed=False))
 
 
 def test_a_page_replaces_no_file_unless_forced(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Resuming refuses what would be another run, and accepts other paths, devices and intervals."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,13 @@ def test_a_run_of_an_older_version_is_resumed_where_its_data_were_moved_to(edite
     (run / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     torch.save(checkpoint, run / "last.ckpt")
     assert_same(understudy.resume(run), distilled)
+
+
+def test_data_that_are_gone_have_a_remedy(edited, tmp_path):
+    run = edited(**{"data.path": tmp_path / "gone"})
+    message = f"No data set at {tmp_path / 'gone'}, where {run / 'config.yaml'} has it. If it was moved, set data.path"
+    with pytest.raises(UserError, match=re.escape(message)):
+        understudy.resume(run)
 
 
 def test_other_data_are_not_resumed_on(edited, scenes, tmp_path):

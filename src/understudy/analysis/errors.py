@@ -317,7 +317,7 @@ def analyse_errors(
     if not 0 <= score <= 1:
         raise UserError(f"--score: expected a number from 0 to 1, got {score:g}")
     opened = open_models(models)
-    few = open_images(opened, data, split, images, names)
+    few = open_images(opened, data, split, images, names, argument="--data DATA")
     found = Errors(opened, few)
     walk(opened, few, [found], device=device, batch_size=batch_size)
     return found.result(score, len(names) or shown, order)

@@ -296,7 +296,7 @@ def analyse_imitation(
             anchors, or there are fewer than 2 images.
     """
     theirs, *own = open_models([teacher, *students])
-    opened = halves(open_images([*own, theirs], data, split, images))
+    opened = halves(open_images([*own, theirs], data, split, images, argument="--data DATA"))
     # A batch serves one purpose, so the first half ends with a batch.
     fitted = max(1, len(opened) // 2 // batch_size) * batch_size
     found = Imitation(theirs, own, opened, fitted)

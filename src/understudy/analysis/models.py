@@ -105,6 +105,7 @@ def open_images(
     split: str | None,
     images: int | None = None,
     names: Sequence[str] = (),
+    argument: str = "DATA",
 ) -> DetectionData:
     """Open the images of an analysis: a split, some of its images evenly spread, or those of some names.
 
@@ -114,12 +115,13 @@ def open_images(
         split: the split.
         images: at most this many; None: all.
         names: file names, with or without folder and suffix, or ids; empty: not chosen by name.
+        argument: with which the user's command takes a data set, for messages.
 
     Raises:
         UserError: the data set cannot be read, has no images, or has none of some of the names; all are listed.
     """
     with_data = (model for model in models if _has_data(model))
-    opened = open_split(next(with_data, models[0]).checkpoint, data, split)
+    opened = open_split(next(with_data, models[0]).checkpoint, data, split, argument=argument)
     if not opened.records:
         raise UserError(f"The split {opened.split!r} of {opened.source} has no images to analyse.")
     return named(opened, names) if names else sample(opened, images)

@@ -200,7 +200,7 @@ def analyse_ranks(
             levels or anchors.
     """
     theirs, *own = open_models([teacher, *students])
-    opened = open_images([*own, theirs], data, split, images)
+    opened = open_images([*own, theirs], data, split, images, argument="--data DATA")
     found = Ranks(theirs, own, opened)
     walk([theirs, *own], opened, [found], like=own[0], device=device, batch_size=batch_size)
     return found.result()

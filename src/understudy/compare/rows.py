@@ -166,9 +166,10 @@ def plain_candidates(row: Row, rows: Sequence[Row]) -> list[Row]:
 
 def _row(name: str, role: Role, members: Sequence[Run]) -> Row:
     """Return a row in which each seed, of a distilled student with each teacher, has the first of its runs."""
-    first: dict[tuple[int, Path | None], Run] = {}
+    first: dict[tuple[int, str | Path | None], Run] = {}
     for run in members:
-        first.setdefault((run.config.seed, run.config.teacher if isinstance(run.config, DistillConfig) else None), run)
+        teacher = run.config.teacher if isinstance(run.config, DistillConfig) else None
+        first.setdefault((run.config.seed, run.teacher_digest or teacher), run)
     runs = tuple(first.values())
     return Row(name, role, runs, repeated=tuple(run for run in members if run not in runs))
 

@@ -141,7 +141,7 @@ def open_data_of(
         names = ", ".join(each.name for each in competitors)
         raise UserError(f"No data set: none of {names} names the one that it was trained on. Give one: --data DATA")
     source = known[0] if known else competitors[0].detector
-    return open_split(source, data, split, limits), aliases_of(source)
+    return open_split(source, data, split, limits, "--data DATA"), aliases_of(source)
 
 
 def check_classes(competitors: Sequence[Competitor], data: DetectionData, aliases: Aliases) -> None:

@@ -148,7 +148,7 @@ def photos_for_check(checkpoint: Checkpoint, data: Path | str | None, split: str
         UserError: the data set that was given cannot be read.
     """
     try:
-        opened = open_split(checkpoint, data, split)
+        opened = open_split(checkpoint, data, split, argument="--data DATA")
     except UserError as error:
         if data is not None:
             raise

@@ -136,7 +136,11 @@ def to_original_pixels(boxes: Tensor, size: tuple[int, int], original_size: tupl
 
 
 def open_split(
-    checkpoint: "Checkpoint | Runnable", data: Location | None, split: str | None, limits: Limits | None = None
+    checkpoint: "Checkpoint | Runnable",
+    data: Location | None,
+    split: str | None,
+    limits: Limits | None = None,
+    argument: str = "DATA",
 ) -> DetectionData:
     """Open the split on which a checkpoint is evaluated.
 
@@ -145,6 +149,7 @@ def open_split(
         data: the data set, or several; by default the one of the run.
         split: by default the validation split of the run.
         limits: of the data set; by default those of the run.
+        argument: with which the user's command takes a data set, for messages.
 
     Raises:
         UserError: neither names a data set, or it cannot be read.
@@ -153,11 +158,12 @@ def open_split(
     if data is None and settings["path"] is None:
         raise UserError(
             f"No data set to evaluate on: {checkpoint.path} was imported or exported, and names no data set. "
-            "Give one as DATA."
+            f"Give one as {argument}."
         )
     if data is None and (missing := [path for path in as_paths(settings["path"]) if not path.exists()]):
         raise UserError(
-            f"No data set at {listed(missing)}, where the config in {checkpoint.path} has it. Give its place as DATA."
+            f"No data set at {listed(missing)}, where the config in {checkpoint.path} has it. Give its place as "
+            f"{argument}."
         )
     where, split = (data if data is not None else settings["path"]), split or settings["val"]
     return open_data(where, split, limits or limits_of(checkpoint))

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 
 from understudy.compare.table import Table
-from understudy.data import Limits, open_data
+from understudy.data import Limits, as_paths, open_data
+from understudy.errors import UserError
 from understudy.figures import Captioned
 from understudy.files import check_writable
 from understudy.report.analyses import view_analyses
 from understudy.report.page import comparison_sections, loss_sections, write_report
 from understudy.report.sections import DataRow, DataTable, Entry, Section
 from understudy.report.views import RunView, shown_runs, view_run, view_runs
+from understudy.text import listed
+from understudy.training.folder import RunFolder
 
 __all__ = [
     "Captioned",
@@ -69,7 +72,12 @@ def report_on(
     """
     check_writable(page, force)
     runs = view_runs(table)
-    first = table.rows[0].runs[0]
+    first = next((run for row in table.rows for run in row.runs if run.kind == "run"), table.rows[0].runs[0])
+    if missing := [path for path in as_paths(first.measured_on[0]) if not path.exists()]:
+        raise UserError(
+            f"{page} was not written, since it shows images: no data set at {listed(missing)}, where {first.folder} "
+            f"has it. If it was moved, set data.path in {RunFolder(first.folder).config} to its new place."
+        )
     data = open_data(*first.measured_on, Limits.of(first.config.data))
     write_report(
         page,

@@ -9,11 +9,11 @@ from typing import Any
 from understudy.checkpoints import faults_of_metadata, read_checkpoint
 from understudy.config import DistillConfig, TrainConfig, filled_from, flat
 from understudy.config.methods import DEFAULT_METHODS
-from understudy.data import DetectionData
+from understudy.data import DetectionData, as_paths
 from understudy.errors import UserError
 from understudy.files import drop_rows_after
 from understudy.methods.loading import is_own
-from understudy.text import shown
+from understudy.text import listed, shown
 from understudy.training.default_methods import in_common
 from understudy.training.environment import environment
 from understudy.training.folder import RunFolder
@@ -112,6 +112,19 @@ def check_own_methods(folder: RunFolder, config: TrainConfig, named: Sequence[st
         f"The config of {folder.path} names methods that are imported from modules, and so run their code: "
         f"{', '.join(own)}. If you trust them: {command}"
     )
+
+
+def check_data_is_there(folder: RunFolder, config: TrainConfig) -> None:
+    """Check that the data set is where the config has it.
+
+    Raises:
+        UserError: with how to name its new place.
+    """
+    if missing := [path for path in as_paths(config.data.path) if not path.exists()]:
+        raise UserError(
+            f"No data set at {listed(missing)}, where {folder.config} has it. If it was moved, set data.path in this "
+            f"file to its new place, and repeat: understudy resume {folder.path}"
+        )
 
 
 def requeued() -> bool:

@@ -27,6 +27,7 @@ from understudy.training.defaults import derive
 from understudy.training.folder import RunFolder
 from understudy.training.launching import is_first_process
 from understudy.training.resuming import (
+    check_data_is_there,
     check_own_methods,
     load_unchanged_config,
     own_methods,
@@ -87,6 +88,7 @@ def reopened(run: Path, methods: Sequence[str] = (), *, accept_changes: bool = F
         saved = content["understudy"] if content else None
         config = load_unchanged_config(folder, saved) if saved else folder.read_config()
         check_own_methods(folder, config, methods)
+        check_data_is_there(folder, config)
         assembled = completed(config, folder, trainer, saved, measure=False)
         if content:
             summary = f"The weights in {folder.last} do not fit the run:"
