@@ -53,3 +53,15 @@ def test_faults_of_a_yolo_yaml_are_named_at_once(tmp_path: Path) -> None:
     assert "is not valid YAML, line 3" in message_of(tmp_path)
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: nowhere\n")
     assert "nowhere does not exist" in message_of(tmp_path)
+
+
+def test_a_data_yaml_comes_before_other_yaml_files(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "backup.yaml").write_text("names: [dog, cat]\ntrain: images/train\n")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\ntrain: images/train\n")
+    assert open_data(tmp_path).classes == ("cat", "dog")
+    (tmp_path / "data.yaml").rename(tmp_path / "photos.yaml")
+    message = message_of(tmp_path)
+    assert "several data set files: backup.yaml, photos.yaml" in message
+    assert f"Give one of them, e.g. {tmp_path / 'backup.yaml'}, or rename it to data.yaml" in message
+    assert open_data(tmp_path / "photos.yaml").classes == ("cat", "dog")

@@ -12,7 +12,7 @@ from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
 from understudy.data.records import SPLIT_NAMES
 from understudy.errors import UserError
 from understudy.reading import read_bytes, read_text, read_yaml
-from understudy.text import shown
+from understudy.text import listed, shown
 
 LAYOUTS = (
     "YOLO: a .yaml file with train, val and names; images/train with labels/train, or train/images with "
@@ -27,7 +27,7 @@ def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -
     """Return the splits of a YOLO data set by name, each with the function that reads it; none if it is not YOLO.
 
     Raises:
-        UserError: a YAML file does not describe a data set.
+        UserError: a YAML file does not describe a data set, or several do and none is data.yaml.
     """
     if path.is_file():
         folder = DataFolder(root or path.parent, limits)
@@ -35,9 +35,8 @@ def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -
             return _splits_of_yaml(path, folder)
         return _splits_of_lists(folder, [path]) if path.suffix.lower() == ".txt" else {}
     folder = DataFolder(path, limits)
-    for file in sorted([*path.glob("*.yaml"), *path.glob("*.yml")]):
-        if _describes_data(file, folder):
-            return _splits_of_yaml(file, folder)
+    if file := _file_of_folder(path, folder):
+        return _splits_of_yaml(file, folder)
     lists = [file for name in SPLIT_NAMES if (file := path / f"{name}.txt").is_file()]
     return _splits_of_folders(folder) or _splits_of_lists(folder, lists) or _undivided(folder)
 
@@ -67,10 +66,22 @@ def _splits_of_lists(folder: DataFolder, lists: list[Path]) -> dict[str, Callabl
     return {file.stem: partial(_read, file, folder, folder.root, [file], every) for file in lists}
 
 
+def _file_of_folder(path: Path, folder: DataFolder) -> Path | None:
+    """Return the YAML file that describes the data set in a folder; None if there is none."""
+    files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    if named := [file for file in files if file.stem == "data"]:
+        return named[0]  # if it does not describe a data set, this is a fault to report
+    found = [file for file in files if _describes_data(file, folder)]
+    if len(found) > 1:  # they may name other classes or splits
+        raise UserError(
+            f"{path} has several data set files: {listed([file.name for file in found])}. Give one of them, e.g. "
+            f"{found[0]}, or rename it to data.yaml."
+        )
+    return found[0] if found else None
+
+
 def _describes_data(file: Path, folder: DataFolder) -> bool:
     """Return whether a YAML file in the folder describes the data set; it may be a config or hyper-parameters."""
-    if file.stem == "data":
-        return True  # if it does not, this is a fault to report
     try:
         return folder.allows(file) and "names" in read_yaml(file)
     except UserError:
