@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from data_sets import message_of, write_yolo
 
-from understudy.data import open_data
+from understudy.data import check_data, open_data
 
 
 def test_yolo_polygons_and_missing_names(tmp_path: Path) -> None:
@@ -65,3 +66,16 @@ def test_a_data_yaml_comes_before_other_yaml_files(tmp_path: Path) -> None:
     assert "several data set files: backup.yaml, photos.yaml" in message
     assert f"Give one of them, e.g. {tmp_path / 'backup.yaml'}, or rename it to data.yaml" in message
     assert open_data(tmp_path / "photos.yaml").classes == ("cat", "dog")
+
+
+def test_label_files_without_an_image_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    labels = tmp_path / "labels/train"
+    (labels / "classes.txt").write_text("cat\ndog\n")  # as labelling tools write it
+    (labels / "empty.txt").touch()
+    assert [fault for fault in check_data(tmp_path).warnings if fault.kind == "labels without image"] == []
+    (labels / "a.txt").rename(labels / "img_a.txt")
+    (warning,) = (fault for fault in check_data(tmp_path).warnings if fault.kind == "labels without image")
+    assert str(warning) == f"train: img_a.txt: no image of this name in {tmp_path / 'images/train'}"
+    open_data(tmp_path)
+    assert "labels without image: img_a.txt" in caplog.text

@@ -191,7 +191,7 @@ def check_data(
         add_faults_of_content(draft)
         report.splits[name] = _summary(draft)
         report.faults += named(name, draft.faults + draft.left_out)
-        report.warnings += named(name, _classes_without_objects(draft))
+        report.warnings += named(name, [*draft.notes, *_classes_without_objects(draft)])
     _compare_splits(drafts, report)
     trained = next((name for name in drafts if name.rpartition("/")[2] == "train"), next(iter(drafts), ""))
     if describe_boxes and trained and len(drafts[trained].records):

@@ -9,7 +9,7 @@ from pathlib import Path
 from understudy.data.drafts import AnnotatedObject, Box, SplitDraft, repeated
 from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
 from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
-from understudy.data.records import SPLIT_NAMES
+from understudy.data.records import SPLIT_NAMES, Fault
 from understudy.errors import UserError
 from understudy.reading import read_bytes, read_text, read_yaml
 from understudy.text import listed, shown
@@ -187,7 +187,20 @@ def _read(
         objects = list(_objects(_label_file(path), folder, size, len(draft.classes), draft, first_id=next_id))
         next_id += len(objects)
         draft.add(image_id, path, size, objects)
+    for place in filter(Path.is_dir, places):
+        _note_lost_labels(place, paths, folder, draft)
     return draft.close()
+
+
+def _note_lost_labels(place: Path, images: list[Path], folder: DataFolder, draft: SplitDraft) -> None:
+    """Note label files with objects that belong to none of the images in a folder, e.g. by a misspelt name."""
+    labels = _mirrored(place)
+    if labels is None or not labels.is_dir() or not (folder.allows(place) and folder.allows(labels)):
+        return  # label files beside the images: other text files may be there
+    known = {_mirrored(path.with_suffix(".txt")) for path in images}
+    for file in sorted(labels.rglob("*.txt")):
+        if file not in known and file.name not in _NAME_FILES and file.is_file() and file.stat().st_size:
+            draft.notes.append(Fault("labels without image", file.name, f"no image of this name in {place}"))
 
 
 def _image_paths(place: Path, root: Path, folder: DataFolder, draft: SplitDraft) -> list[Path]:
@@ -222,9 +235,15 @@ def _image_paths(place: Path, root: Path, folder: DataFolder, draft: SplitDraft)
 
 def _label_file(image: Path) -> Path:
     """Return the label file of an image: in the `labels` folder parallel to its `images` folder, or beside it."""
-    head, found, tail = str(image.with_suffix(".txt")).rpartition("/images/")
-    mirrored = Path(f"{head}/labels/{tail}")
-    return mirrored if found and mirrored.is_file() else image.with_suffix(".txt")
+    beside = image.with_suffix(".txt")
+    mirrored = _mirrored(beside)
+    return mirrored if mirrored and mirrored.is_file() else beside
+
+
+def _mirrored(path: Path) -> Path | None:
+    """Return the path in the `labels` folder parallel to an `images` folder; None if it is in no such folder."""
+    head, found, tail = f"{path}/".rpartition("/images/")
+    return Path(f"{head}/labels/{tail}") if found else None
 
 
 def _classes_beside(root: Path, folder: DataFolder) -> tuple[str, ...]:
