@@ -56,6 +56,16 @@ def test_faults_of_a_yolo_yaml_are_named_at_once(tmp_path: Path) -> None:
     assert "nowhere does not exist" in message_of(tmp_path)
 
 
+def test_class_names_that_yaml_reads_as_other_values_are_refused(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "data.yaml").write_text("names: [yes, null, cat]\ntrain: images/train\n")
+    assert 'names: expected text, got true, null; put such names in quotes, e.g. "no"' in message_of(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: ['yes', 'null']\ntrain: images/train\n")
+    assert open_data(tmp_path).classes == ("yes", "null")
+    (tmp_path / "data.yaml").write_text("names: [1, 2.5]\ntrain: images/train\n")
+    assert open_data(tmp_path).classes == ("1", "2.5")
+
+
 def test_a_data_yaml_comes_before_other_yaml_files(tmp_path: Path) -> None:
     write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
     (tmp_path / "backup.yaml").write_text("names: [dog, cat]\ntrain: images/train\n")

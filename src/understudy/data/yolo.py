@@ -110,6 +110,9 @@ def _load_yaml(file: Path) -> dict:
     classes = _class_names(content.get("names"))
     if not classes:
         faults.append("names: expected a list of class names, or a mapping 0: name, 1: name, ... without gaps")
+    elif wrong := [name for name in _listed_names(content["names"]) if not _is_name(name)]:
+        others = listed(list(map(shown, wrong)))
+        faults.append(f'names: expected text, got {others}; put such names in quotes, e.g. "no"')
     elif len(set(classes)) < len(classes):
         faults.append("names: a class name is used twice")
     if classes and content.get("nc", len(classes)) != len(classes):
@@ -128,9 +131,18 @@ def _load_yaml(file: Path) -> dict:
 
 def _class_names(names: object) -> tuple[str, ...]:
     """Return the classes of a YAML file's `names`; empty if it is not valid."""
+    return tuple(map(str, _listed_names(names)))
+
+
+def _listed_names(names: object) -> list:
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[label] for label in range(len(names))]
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    return names if isinstance(names, list) else []
+
+
+def _is_name(value: object) -> bool:
+    """Return whether a class name is text or a number; YAML reads yes, no and null without quotes as other values."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _yaml_root(file: Path, content: dict) -> Path:
