@@ -50,6 +50,8 @@ def test_faults_of_a_yolo_yaml_are_named_at_once(tmp_path: Path) -> None:
         part in message
         for part in ("used twice", "nc: expected 2, the number of names, got 3", "val: expected a path, got 5")
     )
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\nnc: '2'\ntrain: images\n")
+    assert "nc: expected 2, the number of names, got the text '2'; leave out the quotes" in message_of(tmp_path)
     (tmp_path / "data.yaml").write_text("names: {1: cat}\ntrain: [images\n")
     assert "is not valid YAML, line 3" in message_of(tmp_path)
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: nowhere\n")

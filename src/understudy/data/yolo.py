@@ -116,7 +116,9 @@ def _load_yaml(file: Path) -> dict:
     elif len(set(classes)) < len(classes):
         faults.append("names: a class name is used twice")
     if classes and content.get("nc", len(classes)) != len(classes):
-        faults.append(f"nc: expected {len(classes)}, the number of names, got {shown(content['nc'])}")
+        quoted = content["nc"] == str(len(classes))
+        found = f"the text '{content['nc']}'; leave out the quotes" if quoted else shown(content["nc"])
+        faults.append(f"nc: expected {len(classes)}, the number of names, got {found}")
     if not any(content.get(name) for name in SPLIT_NAMES):
         faults.append("train, val: expected a path for at least one split")
     for name in (*SPLIT_NAMES, "path"):
