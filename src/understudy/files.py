@@ -64,6 +64,23 @@ def check_writable(file: Path, force: bool) -> None:
         raise UserError(f"{file} exists and is not overwritten: choose another file, or replace it by --force.")
 
 
+def check_folder(folder: Path, what: str) -> None:
+    """Check that files can be written to a folder, which may not exist yet.
+
+    Args:
+        folder: nothing is made.
+        what: the key or option that named it, for the message.
+
+    Raises:
+        UserError: the folder, or the closest one above it that exists, is a file or cannot be written to.
+    """
+    present = next((place for place in (folder, *folder.absolute().parents) if os.access(place, os.F_OK)), folder)
+    if not present.is_dir():
+        raise UserError(f"{what}: expected a folder, {present} is a file. Give a new or an existing folder.")
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise UserError(f"{what}: no permission to write to {present}. Give another folder.")
+
+
 def write_atomically(file: Path, content: bytes, *, durable: bool = True, shared: bool = False) -> None:
     """Write a file completely or not at all: a full disk or a crash leaves the previous version unchanged.
 

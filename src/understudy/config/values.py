@@ -46,8 +46,11 @@ def one_as_list(value: Any) -> Any:
 
 
 def false_as_off(value: Any) -> Any:
-    """Read YAML's ``off``, which is false, as the text."""
-    return "off" if value is False else value
+    """Read YAML's words for false as ``off``, and refuse those for true, which say neither how much nor where."""
+    word = str(value).lower()
+    if word in ("true", "on", "yes"):
+        raise ValueError("no value of this key")
+    return "off" if word in ("false", "off", "no") else value
 
 
 def repeated(names: Sequence[str]) -> list[str]:
