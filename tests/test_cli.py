@@ -292,7 +292,8 @@ def test_export(run, stand_in):
     more = ["--opset", "20", "--score-threshold", "0.2", "--licence", "CC0", "--data", "photos", "--split", "test"]
     run("export", "runs/a", "deploy", *some, *more, "--int8", "voc", "--max-ap-loss", "2", "--calibration-photos", "9")
     plain = {"size": None, "batch": 1, "raw": False, "input": "float32", "licence": None, "score_threshold": None}
-    assert calls[0][0] == (Path("runs/a"), Path("deploy"), ["torch"], plain, None, None, None)
+    no_int8 = {"data": None, "limit": 1.0, "calibrated": 64}
+    assert calls[0][0] == (Path("runs/a"), Path("deploy"), ["torch"], plain, None, None, no_int8)
     options = {"size": (320, 416), "batch": 2, "raw": False, "input": "uint8", "licence": "CC0", "score_threshold": 0.2}
     quantise = {"data": Path("voc"), "limit": 2.0, "calibrated": 9}
     photos = (Path("photos"), "test")
