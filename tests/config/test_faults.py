@@ -19,7 +19,8 @@ def faults(cls, overrides, source=None) -> list[str]:
 
 def fault(argument: str, cls=TrainConfig) -> str:
     """The only fault of one override."""
-    (line,) = faults(cls, [*NEEDED, *(["teacher=t"] if cls is DistillConfig else []), argument])
+    source = {"run": "runs/a", "data": "photos", **({"teacher": "t"} if cls is DistillConfig else {})}
+    (line,) = faults(cls, [argument], source)
     return line
 
 
