@@ -331,6 +331,8 @@ def test_benchmark(run, stand_in, tmp_path):
     assert page == [((Path("page.html"), "a 10.0 ms"), {"force": False})]
     (tmp_path / "there.csv").touch()
     assert run("benchmark", "a", "--csv", str(tmp_path / "there.csv")).code == 2
+    assert run("benchmark", "a", "--csv", str(tmp_path / "there.csv" / "x.csv")).code == 2
+    assert run("benchmark", "a", "--csv", "z", "--html", "z", "--force").code == 2
     assert len(calls) == 2  # refused before anything is measured
 
 

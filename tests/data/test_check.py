@@ -160,7 +160,7 @@ def test_the_contact_sheet_shows_boxes_where_they_are(sound: Path, tmp_path: Pat
 def test_a_sheet_that_cannot_be_written(sound: Path) -> None:
     with pytest.raises(UserError, match=r"ends in \.png, got .*sheet\.jpg"):
         check_data(sound, sound / "sheet.jpg")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is a file, not a folder"):
         check_data(sound, sound / "a.png" / "sheet.png")
 
 

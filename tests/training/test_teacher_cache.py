@@ -114,7 +114,7 @@ def test_a_folder_that_is_no_cache_is_refused_at_the_start(passes, tiny, trained
     (tmp_path / "photos" / "notes.txt").touch()
     with pytest.raises(UserError, match=r"teacher_cache=.*photos: expected a new .*; this one contains notes.txt"):
         understudy.distill(keys, teacher_cache=tmp_path / "photos")
-    with pytest.raises(UserError, match=r"teacher_cache=.*: expected a folder, .*notes.txt is a file"):
+    with pytest.raises(UserError, match=r"teacher_cache=.*: .*notes.txt is a file, not a folder"):
         understudy.distill(keys, teacher_cache=tmp_path / "photos" / "notes.txt" / "cache")
     access = os.access
     closed = lambda path, mode: access(path, mode) and (mode == os.F_OK or Path(path) != tmp_path)  # noqa: E731

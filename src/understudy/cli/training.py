@@ -107,7 +107,7 @@ def suggest(
     weights, length, batch size. Then an estimate of time and memory. With
     teacher=RUN it is that of a distillation. Nothing is trained or downloaded.
     """
-    from understudy.files import check_writable, write_atomically
+    from understudy.files import check_writable, write_output
 
     if output:
         check_writable(output, force)
@@ -121,7 +121,7 @@ def suggest(
         found = choose(config, values)
     show_result(found, as_json)
     if output:
-        write_atomically(output, found.to_yaml().encode())
+        write_output(output, found.to_yaml().encode())
         if not as_json:
             print(f"Config file: {output}")
 
