@@ -454,6 +454,8 @@ def test_our_own_bugs_write_their_traceback_to_a_file(run, stand_in, tmp_path, m
         (("evaluate", "r", "--jsn"), "--json"),
         (("predict", "r", "d"), "Missing option '--output'"),
         (("predict", "r", "d", "-o", "x", "--score", "3"), "--score: expected a number from 0 to 1, got 3"),
+        (("check", "d", "--anchor-scale", "nan"), "--anchor-scale: expected a finite number above 0, got nan"),
+        (("check", "d", "--anchor-scale", "-1"), "--anchor-scale: expected a finite number above 0, got -1"),
         (("config", "tran"), "expected train or distill, got tran"),
         (("methods", "fsr"), "did you mean 'frs'?"),
         (("train", "nofile"), '"nofile": expected key=value'),
