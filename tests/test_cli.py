@@ -429,6 +429,14 @@ def test_exit_codes(run, stand_in, error, code, message):
     assert (result.code, result.out, result.err) == (code, "", message)
 
 
+def test_too_little_memory_names_the_options_of_every_command(run, stand_in):
+    stand_in("export", "write", error=MemoryError())
+    result = run("export", "runs/a", "deploy", "--format", "onnx", "--size", "9000x9000")
+    assert (result.code, result.out) == (1, "")
+    for option in ("batch_size", "--batch-size", "--batch)", "data.shorter_side", "--size", "--workers"):
+        assert option in result.err
+
+
 @pytest.mark.parametrize("writable", [True, False])
 def test_our_own_bugs_write_their_traceback_to_a_file(run, stand_in, tmp_path, monkeypatch, writable):
     monkeypatch.chdir(tmp_path)
