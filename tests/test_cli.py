@@ -292,7 +292,8 @@ def test_export(run, stand_in):
     more = ["--opset", "20", "--score-threshold", "0.2", "--licence", "CC0", "--data", "photos", "--split", "test"]
     run("export", "runs/a", "deploy", *some, *more, "--int8", "voc", "--max-ap-loss", "2", "--calibration-photos", "9")
     plain = {"size": None, "batch": 1, "raw": False, "input": "float32", "licence": None, "score_threshold": None}
-    assert calls[0][0] == (Path("runs/a"), Path("deploy"), ["torch"], plain, None, None, None)
+    no_int8 = {"data": None, "limit": 1.0, "calibrated": 64}
+    assert calls[0][0] == (Path("runs/a"), Path("deploy"), ["torch"], plain, None, None, no_int8)
     options = {"size": (320, 416), "batch": 2, "raw": False, "input": "uint8", "licence": "CC0", "score_threshold": 0.2}
     quantise = {"data": Path("voc"), "limit": 2.0, "calibrated": 9}
     photos = (Path("photos"), "test")
@@ -330,6 +331,8 @@ def test_benchmark(run, stand_in, tmp_path):
     assert page == [((Path("page.html"), "a 10.0 ms"), {"force": False})]
     (tmp_path / "there.csv").touch()
     assert run("benchmark", "a", "--csv", str(tmp_path / "there.csv")).code == 2
+    assert run("benchmark", "a", "--csv", str(tmp_path / "there.csv" / "x.csv")).code == 2
+    assert run("benchmark", "a", "--csv", "z", "--html", "z", "--force").code == 2
     assert len(calls) == 2  # refused before anything is measured
 
 
@@ -426,6 +429,14 @@ def test_exit_codes(run, stand_in, error, code, message):
     assert (result.code, result.out, result.err) == (code, "", message)
 
 
+def test_too_little_memory_names_the_options_of_every_command(run, stand_in):
+    stand_in("export", "write", error=MemoryError())
+    result = run("export", "runs/a", "deploy", "--format", "onnx", "--size", "9000x9000")
+    assert (result.code, result.out) == (1, "")
+    for option in ("batch_size", "--batch-size", "--batch)", "data.shorter_side", "--size", "--workers"):
+        assert option in result.err
+
+
 @pytest.mark.parametrize("writable", [True, False])
 def test_our_own_bugs_write_their_traceback_to_a_file(run, stand_in, tmp_path, monkeypatch, writable):
     monkeypatch.chdir(tmp_path)
@@ -451,6 +462,8 @@ def test_our_own_bugs_write_their_traceback_to_a_file(run, stand_in, tmp_path, m
         (("evaluate", "r", "--jsn"), "--json"),
         (("predict", "r", "d"), "Missing option '--output'"),
         (("predict", "r", "d", "-o", "x", "--score", "3"), "--score: expected a number from 0 to 1, got 3"),
+        (("check", "d", "--anchor-scale", "nan"), "--anchor-scale: expected a finite number above 0, got nan"),
+        (("check", "d", "--anchor-scale", "-1"), "--anchor-scale: expected a finite number above 0, got -1"),
         (("config", "tran"), "expected train or distill, got tran"),
         (("methods", "fsr"), "did you mean 'frs'?"),
         (("train", "nofile"), '"nofile": expected key=value'),

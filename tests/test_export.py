@@ -119,6 +119,19 @@ def test_what_an_export_holds(trained, scenes, tmp_path):
     assert all(key.startswith(("backbone.", "head.")) for key in weights)
 
 
+def test_options_without_effect_are_refused_at_once(trained, tmp_path):
+    of_graphs = {"size": (64, 64), "batch": 2, "raw": True, "input": "uint8", "opset": 20, "score_threshold": 0.2}
+    of_graphs |= {"licence": "CC0", "data": tmp_path, "split": "val"}
+    with pytest.raises(UserError) as found:
+        export(trained, tmp_path / "exported", **of_graphs, max_ap_loss=2, calibration_photos=9)
+    names = [name.replace("_", "-") for name in of_graphs]
+    assert sorted(str(found.value).splitlines()[1:]) == sorted(
+        [f"  - --{name}: only with --format onnx or openvino" for name in names]
+        + [f"  - --{name}: only with --int8" for name in ("max-ap-loss", "calibration-photos")]
+    )
+    assert not (tmp_path / "exported").exists()
+
+
 def test_nothing_is_overwritten(trained, tmp_path):
     (tmp_path / "mine").write_text("mine")
     for folder in (tmp_path, tmp_path / "mine"):

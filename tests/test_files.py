@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from understudy.errors import RunError
-from understudy.files import append_row, drop_rows_after, read_rows, write_atomically
+from understudy.errors import RunError, UserError
+from understudy.files import append_row, check_outputs, drop_rows_after, read_rows, write_atomically, write_output
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
@@ -106,3 +106,30 @@ def test_a_file_is_as_before_when_it_cannot_be_written(failure, tmp_path, monkey
 def test_a_file_that_did_not_exist(tmp_path):
     with pytest.raises(RunError, match=r"Could not write .*file \(No such file or directory\)\.$"):
         write_atomically(tmp_path / "missing" / "file", b"content")
+
+
+# --- files that a user names ------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    check_outputs((tmp_path / "new" / "deep" / "x.csv", None, tmp_path / "x.html"), force=False)
+    assert list(tmp_path.iterdir()) == [file]
+    mistakes = [
+        ((file,), "file exists and is not overwritten"),
+        ((tmp_path,), "is a folder: expected the name of a file to write"),
+        ((file / "x.csv",), r"x.csv: .*file is a file, not a folder"),
+        ((tmp_path / "x", None, tmp_path / "new" / ".." / "x"), "x is given for two outputs"),
+    ]
+    for files, message in mistakes:
+        with pytest.raises(UserError, match=message):
+            check_outputs(files, force="exists" not in message)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and Path(path) == tmp_path)
+    with pytest.raises(UserError, match=rf"no permission to write to {tmp_path}"):
+        check_outputs((tmp_path / "new" / "x.csv",), force=False)
+
+
+def test_the_folders_above_an_output_are_made(tmp_path):
+    write_output(tmp_path / "new" / "deep" / "x.csv", b"1")
+    assert (tmp_path / "new" / "deep" / "x.csv").read_bytes() == b"1"

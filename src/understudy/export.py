@@ -22,6 +22,11 @@ Input = Literal["float32", "uint8"]
 Format = Literal["torch", "onnx", "openvino"]
 """What a detector can be exported as."""
 
+_OF_GRAPHS = {"size": None, "batch": 1, "raw": False, "input": "float32", "score_threshold": None, "licence": None}
+_OF_INT8 = {"limit": 1.0, "calibrated": 64}
+_OPTIONS = {"limit": "max-ap-loss", "calibrated": "calibration-photos", "score_threshold": "score-threshold"}
+"""Options with another name on the command line."""
+
 
 def export(
     checkpoint: str | Path,
@@ -83,7 +88,7 @@ def export(
     """
     options: dict[str, Any] = {"size": size, "batch": batch, "raw": raw, "input": input, "licence": licence}
     options |= {"score_threshold": score_threshold} | ({} if opset is None else {"opset": opset})
-    quantise = {"data": int8, "limit": max_ap_loss, "calibrated": calibration_photos} if int8 else None
+    quantise = {"data": int8, "limit": max_ap_loss, "calibrated": calibration_photos}
     for _ in write(checkpoint, folder, formats, options, data, split, quantise):
         pass
     return Path(folder)
@@ -94,9 +99,9 @@ def write(
     folder: str | Path,
     formats: Sequence[str],
     options: Mapping[str, Any],
-    data: str | Path | None = None,
-    split: str | None = None,
-    quantise: Mapping[str, Any] | None = None,
+    data: str | Path | None,
+    split: str | None,
+    quantise: Mapping[str, Any],
 ) -> Iterator[str]:
     """Export a detector, and say each file in words when it is there; see :func:`export`.
 
@@ -107,17 +112,19 @@ def write(
         options: fields of :class:`.onnx_file.Options`.
         data: as of :func:`export`.
         split: likewise.
-        quantise: arguments of :meth:`.Calibration.of`; None: no file in INT8.
+        quantise: arguments of :meth:`.Calibration.of`; with ``data`` None: no file in INT8.
     """
     folder, unknown = Path(folder), [each for each in formats if each not in get_args(Format)]
     if unknown or not formats:
         got = ", ".join(unknown) or "none"
         raise UserError(f"--format: expected one or several of {', '.join(get_args(Format))}, got {got}")
-    if quantise and (options.get("raw") or not set(formats) - {"torch"}):
+    if quantise["data"] and (options.get("raw") or not set(formats) - {"torch"}):
         raise UserError(
             "--int8 quantises an ONNX file that chooses detections, since its AP is measured: use --format onnx "
             "without --raw."
         )
+    if faults := list(_without_effect(formats, {**options, "data": data, "split": split}, quantise)):
+        raise UserError.listing("Options that have no effect here:", faults)
     trained = load_checkpoint(checkpoint)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder. Choose a new one.")
@@ -139,6 +146,17 @@ def write(
         raise
 
 
+def _without_effect(formats: Sequence[str], options: Mapping[str, Any], quantise: Mapping[str, Any]) -> Iterator[str]:
+    """Describe options that were given and change nothing in what is written."""
+    if not set(formats) - {"torch"}:
+        for name, value in options.items():
+            if value != _OF_GRAPHS.get(name):
+                yield f"--{_OPTIONS.get(name, name)}: only with --format onnx or openvino"
+    for name, plain in _OF_INT8.items():
+        if not quantise["data"] and quantise[name] != plain:
+            yield f"--{_OPTIONS[name]}: only with --int8"
+
+
 def _write_graphs(
     trained: Checkpoint,
     folder: Path,
@@ -146,7 +164,7 @@ def _write_graphs(
     options: Mapping[str, Any],
     data: str | Path | None,
     split: str | None,
-    quantise: Mapping[str, Any] | None,
+    quantise: Mapping[str, Any],
 ) -> Iterator[str]:
     from understudy.deployment import int8, writing
     from understudy.deployment.companions import write_beside
@@ -155,7 +173,7 @@ def _write_graphs(
 
     if "openvino" in formats:
         needed("openvino", "--format openvino")  # now, and not after the minutes that the ONNX file takes
-    calibration = int8.Calibration.of(trained, **quantise) if quantise else None  # likewise
+    calibration = int8.Calibration.of(trained, **quantise) if quantise["data"] else None  # likewise
     photos = writing.photos_for_check(trained, data, split)
     written = writing.write_onnx(trained, folder, Options(**options), photos)
     files = [written.file]

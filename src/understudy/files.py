@@ -58,10 +58,57 @@ def check_writable(file: Path, force: bool) -> None:
     """Check that a command may write a file that its user named, before it does anything else.
 
     Raises:
-        UserError: the file exists, and `force` is false.
+        UserError: the file exists, and `force` is false; or it is a folder, or its folder cannot be written to.
     """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: expected the name of a file to write.")
     if file.exists() and not force:
         raise UserError(f"{file} exists and is not overwritten: choose another file, or replace it by --force.")
+    check_folder(file.parent, str(file))
+
+
+def check_outputs(files: Sequence[Path | None], force: bool) -> None:
+    """Check the files that a command is to write; None: one that its user did not ask for.
+
+    Raises:
+        UserError: as :func:`check_writable`, or two of them are the same.
+    """
+    given = [file for file in files if file]
+    for place, file in enumerate(given):
+        check_writable(file, force)
+        if file.resolve() in [other.resolve() for other in given[:place]]:
+            raise UserError(f"{file} is given for two outputs: one would replace the other. Name another file.")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Check that files can be written to a folder, which may not exist yet.
+
+    Args:
+        folder: nothing is made.
+        what: the key or option that named it, for the message.
+
+    Raises:
+        UserError: the folder, or the closest one above it that exists, is a file or cannot be written to.
+    """
+    present = next((place for place in (folder, *folder.absolute().parents) if os.access(place, os.F_OK)), folder)
+    if not present.is_dir():
+        raise UserError(f"{what}: {present} is a file, not a folder. Give a new or an existing folder.")
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise UserError(f"{what}: no permission to write to {present}. Give another folder.")
+
+
+def write_output(file: Path, content: bytes) -> None:
+    """Write a file that a user named, and make the folders above it; see :func:`write_atomically`.
+
+    Raises:
+        UserError: a folder cannot be made.
+        RunError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}.") from None
+    write_atomically(file, content)
 
 
 def write_atomically(file: Path, content: bytes, *, durable: bool = True, shared: bool = False) -> None:

@@ -122,3 +122,12 @@ def test_the_command_prints_a_table_and_writes_its_figure_once(trained, tmp_path
     assert end.value.code == 2
     assert "--force" in capsys.readouterr().err
     assert (tmp_path / "entropy.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("limit", ["1e999", "1e300"])
+def test_a_limit_beyond_all_features_is_refused(limit, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["analyse", "entropy", "absent", "--limit", limit])
+    assert end.value.code == 2
+    expected = f"Error: --limit: expected a number above 0 and at most 1,000,000, got {float(limit):g}"
+    assert expected in capsys.readouterr().err

@@ -68,6 +68,9 @@ def test_a_checkpoint_of_understudy_needs_no_import(teacher, tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     assert command(str(teacher)) == 0
     assert "is already a checkpoint of understudy" in capsys.readouterr().out
+    for ignored in (["-o", "x.ckpt"], ["--classes", "a,b"], ["--set", "shorter_side=320"]):
+        assert command(str(teacher), *ignored) == 2
+        assert "use it as it is, without import. An output or options have no effect" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

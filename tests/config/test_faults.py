@@ -19,7 +19,8 @@ def faults(cls, overrides, source=None) -> list[str]:
 
 def fault(argument: str, cls=TrainConfig) -> str:
     """The only fault of one override."""
-    (line,) = faults(cls, [*NEEDED, *(["teacher=t"] if cls is DistillConfig else []), argument])
+    source = {"run": "runs/a", "data": "photos", **({"teacher": "t"} if cls is DistillConfig else {})}
+    (line,) = faults(cls, [argument], source)
     return line
 
 
@@ -64,7 +65,12 @@ def test_all_faults_at_once():
         ("optimizer.scale_lr=maybe", "optimizer.scale_lr: expected true or false, got maybe"),
         (
             "detector.image_std=[1, 1, 0]",
-            "detector.image_std: expected a list of 3 values, each a number above 0, got ",
+            "detector.image_std: expected a list of 3 values, each a number above 0 and at most 1, got ",
+        ),
+        (
+            "detector.image_mean=[123.7, 116, 103.5]",
+            "detector.image_mean: expected a list of 3 values, each a number from 0 to 1, got "
+            '["123.7", "116", "103.5"]; divide values of pixels from 0 to 255 by 255',
         ),
         ("detector.norm=[a]", "detector.norm: expected auto, batch, sync, eval or frozen, got [a]"),
         ("log_every=[", "log_every: [ is not valid YAML: "),

@@ -5,6 +5,7 @@ import pytest
 
 from understudy.config import LEFT_OPEN, DistillConfig, TrainConfig, filled_from, load_config, open_keys
 from understudy.config.methods import DEFAULT_METHODS
+from understudy.errors import UserError
 
 NEEDED = ["run=runs/a", "data=photos"]
 
@@ -56,3 +57,19 @@ def test_schema_takes_the_nulls_that_are_filled_in():
     kinds = schema["$defs"]["OptimizerConfig"]["properties"]["lr"]["anyOf"]
     assert [kind["type"] for kind in kinds] == ["number", "null"]
     assert set(schema["required"]) == {"run", "data", "teacher"}
+
+
+OFF = ("teacher_cache", "ema", "balance", "pseudo_labels")
+
+
+@pytest.mark.parametrize("word", ["false", "no", "off"])
+def test_words_for_false_turn_a_key_off(word):
+    found = load_config(DistillConfig, None, [*NEEDED, "teacher=t", *(f"{key}={word}" for key in OFF)])
+    assert [getattr(found, key) for key in OFF] == ["off"] * len(OFF)
+
+
+@pytest.mark.parametrize("word", ["true", "on", "yes"])
+def test_words_for_true_are_no_value_of_a_key_with_off(word):
+    for key in OFF:
+        with pytest.raises(UserError, match=rf"{key}: expected .*off.* got {word}"):
+            load_config(DistillConfig, None, [*NEEDED, "teacher=t", f"{key}={word}"])

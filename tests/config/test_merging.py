@@ -10,7 +10,7 @@ NEEDED = ["run=runs/a", "data=photos"]
 
 
 def option(*arguments: str) -> TrainConfig:
-    return load_config(TrainConfig, None, [*NEEDED, *arguments])
+    return load_config(TrainConfig, {"run": "runs/a", "data": "photos"}, arguments)
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,16 @@ def test_a_data_set_is_a_path_or_a_list_of_paths(text, expected):
 def test_a_null_among_settings_is_a_value():
     arguments = ["run=r", "data=d", "detector.settings.groups=null", "detector.settings.style=caffe"]
     assert load_config(TrainConfig, None, arguments).detector.settings == {"groups": None, "style": "caffe"}
+
+
+def test_a_key_that_is_given_twice_with_other_values_is_refused():
+    with pytest.raises(UserError) as found:
+        load_config(
+            TrainConfig,
+            None,
+            ["run=a", "data=coco", "data.path=yolo", "seed=1", "seed=1", "optimizer={lr: 1}", "optimizer.lr=2"],
+        )
+    assert str(found.value).splitlines()[1:] == [
+        "  - data.path: given twice, with the values coco and yolo; leave one out",
+        "  - optimizer.lr: given twice, with the values 1 and 2; leave one out",
+    ]

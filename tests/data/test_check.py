@@ -57,6 +57,16 @@ def test_a_sound_data_set(sound: Path) -> None:
     assert json.loads(json.dumps(report.to_dict()))["splits"]["train"]["images"] == 2
 
 
+def test_class_names_that_differ_in_case_or_blanks_are_a_warning(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 80), "white").save(tmp_path / "a.png")
+    classes = ("Stop sign", "stop  sign", "stop")
+    rows = [object_row(i, 1, [10, 10, 20, 20], category_id=i) for i in (1, 2, 3)]
+    write(tmp_path, "train", [image_row(1, "a.png")], rows, classes)
+    report = check_data(tmp_path)
+    assert (report.ok, kinds(report.warnings)) == (True, ["class names alike"])
+    assert report.warnings[0].where == '"Stop sign", "stop  sign"'
+
+
 def test_every_planted_fault_is_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8))
@@ -150,7 +160,7 @@ def test_the_contact_sheet_shows_boxes_where_they_are(sound: Path, tmp_path: Pat
 def test_a_sheet_that_cannot_be_written(sound: Path) -> None:
     with pytest.raises(UserError, match=r"ends in \.png, got .*sheet\.jpg"):
         check_data(sound, sound / "sheet.jpg")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is a file, not a folder"):
         check_data(sound, sound / "a.png" / "sheet.png")
 
 

@@ -28,6 +28,17 @@ def test_voc_corners_count_from_one_and_include_the_last_pixel(tmp_path: Path) -
     assert (record.width, record.height) == SIZE  # no <size>: from the file
 
 
+def test_only_one_and_true_are_difficult(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": ["b"]})
+    file = tmp_path / "Annotations/b.xml"
+    plain = file.read_text()
+    for text, ignored in {"1": True, "True": True, "0": False, "false": False, "Unspecified": False, "": False}.items():
+        file.write_text(plain.replace("<bndbox>", f"<difficult>{text}</difficult><bndbox>"))
+        assert check_data(tmp_path).splits["train"].ignored == ignored, text
+    file.write_text(plain.replace("<bndbox>", "<difficult>hard</difficult><bndbox>"))
+    assert "b.xml, object 1: <difficult>: expected 0 or 1, got hard" in message_of(tmp_path)
+
+
 def test_faults_of_voc_files_are_named_at_once(tmp_path: Path) -> None:
     write_voc(tmp_path, {"train": ["a", "b", "c", "missing", "a", "../../outside"]})
     entity = (

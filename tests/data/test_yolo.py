@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from data_sets import message_of, write_yolo
 
-from understudy.data import open_data
+from understudy.data import check_data, open_data
 
 
 def test_yolo_polygons_and_missing_names(tmp_path: Path) -> None:
@@ -49,7 +50,44 @@ def test_faults_of_a_yolo_yaml_are_named_at_once(tmp_path: Path) -> None:
         part in message
         for part in ("used twice", "nc: expected 2, the number of names, got 3", "val: expected a path, got 5")
     )
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\nnc: '2'\ntrain: images\n")
+    assert "nc: expected 2, the number of names, got the text '2'; leave out the quotes" in message_of(tmp_path)
     (tmp_path / "data.yaml").write_text("names: {1: cat}\ntrain: [images\n")
     assert "is not valid YAML, line 3" in message_of(tmp_path)
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: nowhere\n")
     assert "nowhere does not exist" in message_of(tmp_path)
+
+
+def test_class_names_that_yaml_reads_as_other_values_are_refused(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "data.yaml").write_text("names: [yes, null, cat]\ntrain: images/train\n")
+    assert 'names: expected text, got true, null; put such names in quotes, e.g. "no"' in message_of(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: ['yes', 'null']\ntrain: images/train\n")
+    assert open_data(tmp_path).classes == ("yes", "null")
+    (tmp_path / "data.yaml").write_text("names: [1, 2.5]\ntrain: images/train\n")
+    assert open_data(tmp_path).classes == ("1", "2.5")
+
+
+def test_a_data_yaml_comes_before_other_yaml_files(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    (tmp_path / "backup.yaml").write_text("names: [dog, cat]\ntrain: images/train\n")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\ntrain: images/train\n")
+    assert open_data(tmp_path).classes == ("cat", "dog")
+    (tmp_path / "data.yaml").rename(tmp_path / "photos.yaml")
+    message = message_of(tmp_path)
+    assert "several data set files: backup.yaml, photos.yaml" in message
+    assert f"Give one of them, e.g. {tmp_path / 'backup.yaml'}, or rename it to data.yaml" in message
+    assert open_data(tmp_path / "photos.yaml").classes == ("cat", "dog")
+
+
+def test_label_files_without_an_image_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_yolo(tmp_path / "images/train", tmp_path / "labels/train")
+    labels = tmp_path / "labels/train"
+    (labels / "classes.txt").write_text("cat\ndog\n")  # as labelling tools write it
+    (labels / "empty.txt").touch()
+    assert [fault for fault in check_data(tmp_path).warnings if fault.kind == "labels without image"] == []
+    (labels / "a.txt").rename(labels / "img_a.txt")
+    (warning,) = (fault for fault in check_data(tmp_path).warnings if fault.kind == "labels without image")
+    assert str(warning) == f"train: img_a.txt: no image of this name in {tmp_path / 'images/train'}"
+    open_data(tmp_path)
+    assert "labels without image: img_a.txt" in caplog.text

@@ -374,3 +374,10 @@ def test_faults_of_options_and_of_the_pair_come_at_once_and_leave_no_run_folder(
         assert part in str(failure.value)
     assert "set methods.pfi.feature_weight" in str(failure.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_boolean_is_neither_a_weight_nor_a_number_of_steps():
+    assert faults({"frs": {"feature_weight": True, "ramp_steps": False}}) == [
+        "methods.frs.feature_weight: expected a number of at least 0 or null, got true",
+        "methods.frs.ramp_steps: expected an integer of at least 0 or null, got false",
+    ]

@@ -291,6 +291,23 @@ def test_an_evaluation_on_training_images_is_said(tiny, scenes, tmp_path):
                 "them add up to it."
             ],
         ),
+        (
+            {
+                "optimizer": {"name": "adamw", "momentum": 0.8},
+                "schedule": {"warmup_steps": 0, "warmup_factor": 0.5},
+                "teacher_cache": "off",
+                "teacher_cache_gb": 2,
+            },
+            [
+                "optimizer.momentum=0.8 has no effect with optimizer.name=adamw. Use sgd, or set it to 0.9, the "
+                "default.",
+                "schedule.warmup_factor=0.5 has no effect with schedule.warmup_steps=0. Use some steps, or set it to "
+                "0.001, the default.",
+                "teacher_cache_gb=2 has no effect with teacher_cache=off. Use auto, memory or a folder, or set it to "
+                "4, the default.",
+            ],
+        ),
+        ({"optimizer": {"name": "sgd", "momentum": 0.8}, "teacher_cache_gb": 2}, []),
         ({"methods": {"hint": {"feature_weight": 1}}}, []),
         ({"methods": {"frs": {"share": 0.1}, "hint": {"share": 0.1}}}, []),  # with the default balance
         ({"balance": 0.3, "methods": {"frs": {"feature_share": 0.2, "class_share": 0.1}}}, []),

@@ -111,3 +111,13 @@ def test_the_file_is_the_config_that_was_described(scenes, tiny, tmp_path):
     config = load_config(DistillConfig, None, keys)
     file.write_text(Suggestion(config, {}, None, "").to_yaml())
     assert load_config(DistillConfig, file, ["run=run"]) == config
+
+
+def test_a_batch_of_more_images_than_there_are_is_refused_before_anything_is_drawn(scenes, small, capsys, monkeypatch):
+    monkeypatch.setattr("understudy.training.defaults.measure_step", None)
+    for size in (9, 10**9):
+        with pytest.raises(SystemExit) as end:
+            main(["suggest", str(scenes), *small, f"batch_size={size}"])
+        assert end.value.code == 2
+        expected = f"8 images in split 'train', fewer than one batch of {size}. Lower batch_size."
+        assert expected in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The teacher's outputs are kept from one epoch to the next: the same losses, to the precision that is stored."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,22 @@ def test_in_a_long_run_each_variant_comes_four_times(keys, variants, passes, tin
         passes.clear()
         understudy.distill(given, run=tmp_path / "run")
         assert sum(passes) == 2 * 8
+
+
+def test_a_folder_that_is_no_cache_is_refused_at_the_start(passes, tiny, trained, tmp_path, monkeypatch):
+    keys = {**tiny, "run": tmp_path / "run", "teacher": trained, **KEYS}
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"teacher_cache=.*photos: expected a new .*; this one contains notes.txt"):
+        understudy.distill(keys, teacher_cache=tmp_path / "photos")
+    with pytest.raises(UserError, match=r"teacher_cache=.*: .*notes.txt is a file, not a folder"):
+        understudy.distill(keys, teacher_cache=tmp_path / "photos" / "notes.txt" / "cache")
+    access = os.access
+    closed = lambda path, mode: access(path, mode) and (mode == os.F_OK or Path(path) != tmp_path)  # noqa: E731
+    monkeypatch.setattr(os, "access", closed)
+    with pytest.raises(UserError, match=rf"no permission to write to {tmp_path}. Give another folder"):
+        understudy.distill(keys, teacher_cache=tmp_path / "new" / "cache")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_teacher_or_another_part_shares_no_entry(passes, tiny, trained, distilled, tmp_path):

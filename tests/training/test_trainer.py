@@ -11,6 +11,7 @@ from understudy.training.trainer import _has_launcher, make_trainer
 REFUSED = [
     ({"precision": "16"}, r"precision=16 needs a GPU.*Use precision=32 or precision=bf16"),
     ({"accelerator": "warp"}, r"accelerator=warp .* is not available on this machine"),
+    ({"accelerator": "tpu"}, r"accelerator=tpu .* is not available on this machine"),
     ({"devices": 3, "accelerator": "gpu"}, r"accelerator=gpu devices=3 .* is not available on this machine"),
     ({"detector.norm": "sync", "devices": 2, "strategy": "ddp"}, r"norm=sync needs GPUs.*Use detector.norm=batch"),
 ]

@@ -25,6 +25,7 @@ from understudy.analysis.models import (
     walk,
 )
 from understudy.data import Batch, DetectionData
+from understudy.errors import UserError
 from understudy.figures import Captioned
 from understudy.functional import feature_richness
 from understudy.functional.richness import RICH, cells_within
@@ -36,6 +37,7 @@ REGIONS = ("TP", "FP", "FN", "TN")
 COLOURS = dict(zip(REGIONS, ("#1ba37a", "#e0651a", "#2b8cd6", "#8a8f98"), strict=True))
 
 BINS, LIMIT = 100, 5.0
+LARGEST_LIMIT = 10**6  # features are never as large; beyond the range of float32, PyTorch raises
 """The histogram: equal bins over (-5, 5). The interval is that of the FRS authors; the number of bins is ours."""
 
 
@@ -232,9 +234,11 @@ def analyse_entropy(
         batch_size: images per batch.
 
     Raises:
-        UserError: the checkpoint or the data set cannot be read, they have no class in common, or the teacher has no
-            dense predictions.
+        UserError: the limit is not in range, the checkpoint or the data set cannot be read, they have no class in
+            common, or the teacher has no dense predictions.
     """
+    if not 0 < limit <= LARGEST_LIMIT:
+        raise UserError(f"--limit: expected a number above 0 and at most {LARGEST_LIMIT:,}, got {limit:g}")
     (model,) = open_models([teacher])
     opened = open_images([model], data, split, images)
     found = Entropy(model, opened, threshold, limit)

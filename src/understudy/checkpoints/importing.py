@@ -60,10 +60,11 @@ def import_checkpoint(
         checkpoint of understudy is returned as it is, and nothing is written.
 
     Raises:
-        UserError: the file is not a checkpoint, its detector is not supported, an option is invalid or missing, the
-            weights do not fit (all faults are listed), or the output exists.
+        UserError: the file is not a checkpoint, or one of understudy although an output or options are given; its
+            detector is not supported, an option is invalid or missing, the weights do not fit (all faults are listed),
+            or the output exists.
     """
-    file = Path(file)
+    file, wanted = Path(file), output
     output = Path(output) if output is not None else Path(f"{file.resolve().stem}.ckpt")
     options = ImportOptions(
         classes=None if classes is None else class_names(classes),
@@ -79,6 +80,11 @@ def import_checkpoint(
         )
     content = read_foreign(file / "weights.pt" if file.is_dir() else file)
     if isinstance(content.value, Mapping) and "understudy" in content.value:
+        if wanted is not None or options != ImportOptions():
+            raise UserError(
+                f"{file} is already a checkpoint of understudy: use it as it is, without import. An output or options "
+                "have no effect."
+            )
         return load_checkpoint(file)
     state = _state_dict(file, content.value)
     found = _exported(file, state) if file.is_dir() else _found(file, state, content.value, options)

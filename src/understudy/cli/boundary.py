@@ -17,8 +17,8 @@ _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMF
 """Errors of the system that no other argument avoids; all others come from a wrong path."""
 
 NO_MEMORY = (
-    "The machine has too little memory for this. Lower batch_size (--batch-size), data.shorter_side or data.workers "
-    "(--workers), or use a smaller detector."
+    "The machine has too little memory for this. Use fewer images at once (batch_size, --batch-size, --batch), smaller "
+    "ones (data.shorter_side, --size), fewer processes that load them (data.workers, --workers), or a smaller detector."
 )
 
 

@@ -88,7 +88,7 @@ def export(
 
     options: dict[str, Any] = {"size": _size(size), "batch": batch, "raw": raw, "input": input, "licence": licence}
     options |= {"score_threshold": score} | ({} if opset is None else {"opset": opset})
-    quantise = {"data": int8, "limit": max_ap_loss, "calibrated": calibration_photos} if int8 else None
+    quantise = {"data": int8, "limit": max_ap_loss, "calibrated": calibration_photos}
     for said in exporting.write(checkpoint, folder, formats or ["torch"], options, data, split, quantise):
         print(said)
     print(f"Exported to {folder}")

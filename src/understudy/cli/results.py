@@ -204,11 +204,9 @@ def benchmark(
     """
     loading()
     from understudy.deployment import benchmark as benchmarks
-    from understudy.files import check_writable
+    from understudy.files import check_outputs
 
-    for file in (html, csv):
-        if file:
-            check_writable(file, force)
+    check_outputs((html, csv), force)
     with redirect_stdout(sys.stderr):  # libraries print progress
         result = benchmarks.benchmark(
             detectors,
@@ -234,9 +232,9 @@ def benchmark(
 
 def _write_rows(file: Path, rows: str, as_json: bool) -> None:
     """Write rows as CSV."""
-    from understudy.files import write_atomically
+    from understudy.files import write_output
 
-    write_atomically(file, rows.encode())
+    write_output(file, rows.encode())
     _say_file("Rows", file, as_json)
 
 
@@ -264,11 +262,9 @@ def compare(
     """
     loading()
     from understudy.compare import table as results
-    from understudy.files import check_writable
+    from understudy.files import check_outputs
 
-    for file in (html, csv):
-        if file:
-            check_writable(file, force)
+    check_outputs((html, csv), force)
     with redirect_stdout(sys.stderr):  # libraries print progress
         table = results.summarise(runs)
     show_result(table, as_json)

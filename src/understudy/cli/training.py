@@ -1,5 +1,6 @@
 """Commands that check data and train detectors."""
 
+import math
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -25,6 +26,7 @@ from understudy.cli.app import (
     show_result,
     with_recipe,
 )
+from understudy.errors import UserError
 
 
 @app.command(epilog=example("understudy check photos --sheet sheet.png", "understudy check VOC2007 VOC2012"))
@@ -59,6 +61,8 @@ def check(
     It also compares the sizes of the boxes with the anchors of a detector, and
     finds images that two splits share. The exit code is 2 if there are faults.
     """
+    if anchor_scale is not None and not 0 < anchor_scale < math.inf:
+        raise UserError(f"--anchor-scale: expected a finite number above 0, got {anchor_scale:g}")
     loading()
     from understudy.data import LIMITS, DetectionData
     from understudy.data.check import check_data
@@ -107,7 +111,7 @@ def suggest(
     weights, length, batch size. Then an estimate of time and memory. With
     teacher=RUN it is that of a distillation. Nothing is trained or downloaded.
     """
-    from understudy.files import check_writable, write_atomically
+    from understudy.files import check_writable, write_output
 
     if output:
         check_writable(output, force)
@@ -121,7 +125,7 @@ def suggest(
         found = choose(config, values)
     show_result(found, as_json)
     if output:
-        write_atomically(output, found.to_yaml().encode())
+        write_output(output, found.to_yaml().encode())
         if not as_json:
             print(f"Config file: {output}")
 

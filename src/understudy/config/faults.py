@@ -34,7 +34,8 @@ def faults_of(cls: type[Section], values: dict[str, Any], error: ValidationError
         else:
             path = _up_to_a_key(cls, location)
             about = ".".join(path), expected_at(cls, path), value_at(values, path), type_at(cls, path)
-            faults[path] = mismatch(*about) + _not_names(cls, path, values) + _too_large(detail)
+            hints = _not_names(cls, path, values), _too_large(detail), _of_bytes(path, detail)
+            faults[path] = mismatch(*about) + "".join(hints)
     return list(faults.values())
 
 
@@ -94,6 +95,12 @@ def _too_large(detail: ErrorDetails) -> str:
     """Describe an upper limit that the expected value does not mention; empty for other faults."""
     limit = detail.get("ctx", {}).get("le", 0)
     return f"; at most {limit:g} is possible" if limit >= UNLIMITED else ""
+
+
+def _of_bytes(path: Sequence[str], detail: ErrorDetails) -> str:
+    """Say how to convert a mean or a deviation of pixels from 0 to 255, as other tools give it; empty for others."""
+    large = path[-1] in ("image_mean", "image_std") and detail["type"] == "less_than_equal"
+    return "; divide values of pixels from 0 to 255 by 255" if large else ""
 
 
 def _not_names(cls: type[Section], path: Sequence[str], values: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from understudy.config.values import (
     PositiveFloat,
     PositiveInt,
     Text,
-    ThreeNumbers,
+    ThreeFractions,
     ThreePositive,
     false_as_off,
     names_as_options,
@@ -183,7 +183,7 @@ class DetectorConfig(Section):
         "family's default (RetinaNet 4, GFL and Faster R-CNN 8); auto: that of init or of a teacher, if they are of "
         "the same family, else the default unless another scale fits the boxes better.",
     )
-    image_mean: ThreeNumbers = Field(
+    image_mean: ThreeFractions = Field(
         (0.485, 0.456, 0.406), description="Mean of red, green and blue (0 to 1), subtracted from each image."
     )
     image_std: ThreePositive = Field(

@@ -111,7 +111,13 @@ class _Draft:
 
     def add_arguments(self, arguments: Iterable[str]) -> None:
         """Add ``key=value`` arguments, split at the first ``=``."""
-        self._put_all([found for argument in arguments for found in self._parsed(argument)], written=True)
+        assignments = [found for argument in arguments for found in self._parsed(argument)]
+        given: dict[tuple[str, ...], Any] = {}
+        for path, value in assignments:
+            if given.setdefault(path, value) != value:
+                values = f"{shown(given[path])} and {shown(value)}"
+                self.faults.append(f"{'.'.join(path)}: given twice, with the values {values}; leave one out")
+        self._put_all(assignments, written=True)
 
     def keep_methods(self, names: Sequence[str]) -> None:
         """Keep only the named methods with their options; add those that are absent."""

@@ -46,8 +46,11 @@ def one_as_list(value: Any) -> Any:
 
 
 def false_as_off(value: Any) -> Any:
-    """Read YAML's ``off``, which is false, as the text."""
-    return "off" if value is False else value
+    """Read YAML's words for false as ``off``, and refuse those for true, which say neither how much nor where."""
+    word = str(value).lower()
+    if word in ("true", "on", "yes"):
+        raise ValueError("no value of this key")
+    return "off" if word in ("false", "off", "no") else value
 
 
 def repeated(names: Sequence[str]) -> list[str]:
@@ -75,11 +78,12 @@ FILLED_IN: Any = None  # the default of an Auto key; typed as its value, because
 Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(number_as_text)]
 FilePath = Annotated[Path, BeforeValidator(possible_path), AfterValidator(expanded)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Pixels = Annotated[int, Field(ge=32, le=32768)]
 # Upper limits that no run needs, so that no arithmetic overflows; texts leave them out (`text.UNLIMITED`).
 PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=10**9)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
-ThreeNumbers = tuple[float, float, float]
-ThreePositive = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+ThreeFractions = tuple[Fraction, Fraction, Fraction]
+ThreePositive = tuple[PositiveFraction, PositiveFraction, PositiveFraction]

@@ -191,7 +191,7 @@ def check_data(
         add_faults_of_content(draft)
         report.splits[name] = _summary(draft)
         report.faults += named(name, draft.faults + draft.left_out)
-        report.warnings += named(name, _classes_without_objects(draft))
+        report.warnings += named(name, [*draft.notes, *_classes_without_objects(draft)])
     _compare_splits(drafts, report)
     trained = next((name for name in drafts if name.rpartition("/")[2] == "train"), next(iter(drafts), ""))
     if describe_boxes and trained and len(drafts[trained].records):
@@ -235,10 +235,22 @@ def _classes_without_objects(draft: SplitDraft) -> Iterator[Fault]:
             yield Fault("class without objects", draft.source.name, f'"{name}" occurs in no image')
 
 
+def _classes_alike(names: list[str]) -> Iterator[Fault]:
+    """Warn of class names that differ in case or blanks only, and may be meant as one."""
+    spellings: dict[str, set[str]] = {}
+    for name in names:
+        spellings.setdefault("".join(name.split()).casefold(), set()).add(name)
+    for alike in spellings.values():
+        if len(alike) > 1:
+            what = "these names differ in case or blanks only; if they mean one class, give it one name"
+            yield Fault("class names alike", ", ".join(f'"{name}"' for name in sorted(alike)), what)
+
+
 def _compare_splits(drafts: dict[str, SplitDraft], report: CheckReport) -> None:
-    """Report classes that differ between the splits, and images that are in two splits."""
+    """Report classes that differ between the splits, class names that are alike, and images that are in two splits."""
     for name in drafts:
         report.faults += different_classes(name, drafts)
+    report.warnings += _classes_alike([name for draft in drafts.values() for name in draft.classes])
     files = {name: set(draft.records.paths()) for name, draft in drafts.items()}
     for one, other in pairs_of_splits(files):
         if shared := sorted(files[one] & files[other]):

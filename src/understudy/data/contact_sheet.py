@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from understudy.data.images import load_image
 from understudy.data.limits import LIMITS, Limits
 from understudy.data.records import Record
-from understudy.errors import UserError
-from understudy.files import write_atomically
+from understudy.files import write_output
 
 _TILES = 12
 _COLUMNS = 3
@@ -42,13 +41,9 @@ def draw_contact_sheet(
     for number, (split, record) in enumerate(chosen):
         corner = (number % _COLUMNS * cell_width + _GAP, number // _COLUMNS * cell_height + _GAP)
         sheet.paste(_tile(split, record, classes[split], limits), corner)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The contact sheet cannot be written to {file}: {error.strerror or error}.") from None
     content = io.BytesIO()
     sheet.save(content, format="PNG")
-    write_atomically(file, content.getvalue())
+    write_output(file, content.getvalue())
 
 
 def _choose(records: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:

@@ -58,6 +58,8 @@ def open_data(path: Location, split: str = "train", limits: Limits = LIMITS) -> 
     if draft.left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(f.kind for f in draft.left_out).items())
         logger.warning("%s: objects left out: %s. `%s` lists them.", draft.source, kinds, check)
+    for line in shortened(draft.notes, 1):
+        logger.warning("%s: %s", draft.source, line)
     return DetectionData(
         classes=draft.classes,
         category_ids=draft.category_ids,
@@ -206,6 +208,7 @@ def _union(parts: Mapping[str, Callable[[], SplitDraft]]) -> SplitDraft:
     for name, draft in drafts.items():
         joined.faults += [*named(name, draft.faults), *different_classes(name, drafts)]
         joined.left_out += named(name, draft.left_out)
+        joined.notes += named(name, draft.notes)
     joined.records = Records.joined([draft.records for draft in drafts.values()])
     for path in repeated(str(Path(path).absolute()) for path in joined.records.paths()):
         joined.fault("image in two splits", " and ".join(drafts), path)

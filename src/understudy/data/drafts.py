@@ -68,6 +68,7 @@ class SplitDraft:
         category_ids: the data set's own id of each class.
         faults: faults for which `open_data` refuses the split.
         left_out: objects without a usable box, which `open_data` leaves out with a warning.
+        notes: properties to know about, of which `open_data` warns.
         records: the images with their usable objects.
     """
 
@@ -77,6 +78,7 @@ class SplitDraft:
     category_ids: tuple[int, ...] = ()
     faults: list[Fault] = field(default_factory=list)
     left_out: list[Fault] = field(default_factory=list)
+    notes: list[Fault] = field(default_factory=list)
     records: Records = field(default_factory=partial(Records.of, ()))
     _paths: list[Path] = field(default_factory=list)
     _images: array = field(default_factory=partial(array, "q"))

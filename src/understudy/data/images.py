@@ -109,9 +109,10 @@ def open_image(path: Path, max_pixels: int | None = None) -> Image.Image:
     most = LIMITS.max_pixels if max_pixels is None else max_pixels
     if image.width * image.height > most:
         image.close()
+        needed = image.width * image.height
         raise UnreadableImage(
-            f"{path} has {image.width}x{image.height} pixels, more than data.max_pixels={most}: scale it down, or set "
-            f"data.max_pixels={image.width * image.height} (understudy check: --max-pixels)"
+            f"{path} has {image.width}x{image.height} pixels, more than the limit of {most}: scale it down, or use "
+            f"--max-pixels {needed} (of a run: data.max_pixels={needed})"
         )
     return image
 

@@ -64,13 +64,7 @@ def training_loader(
         UserError: there are fewer images than one batch of every process needs.
         RunError: (while iterating) an image is missing, truncated, or of another size than annotated.
     """
-    if len(data) < batch_size * world_size:
-        several = world_size > 1
-        raise UserError(
-            f"{data.source} has {len(data)} images in split {data.split!r}, fewer than one batch of {batch_size}"
-            f"{f' for each of {world_size} processes' if several else ''}. "
-            f"Lower batch_size{' or the number of processes' if several else ''}."
-        )
+    check_batch_size(data, batch_size, world_size)
     options = shorter_side, longer_side, flip
     dataset = LoadedImages(data, *options, seed, augmentation=augmentation)
     groups = groups_of(data.records.images[:, 1:3], group_by_aspect, max(shorter_side), longer_side)
@@ -83,6 +77,21 @@ def training_loader(
     sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, groups, len(unlabelled), unlabelled_batch)
     size = batch_size + unlabelled_batch
     return _loader(MixedImages(dataset, others), workers, sampler=sampler, batch_size=size, drop_last=True)
+
+
+def check_batch_size(data: DetectionData, batch_size: int, world_size: int = 1) -> None:
+    """Check that an epoch has a batch for every process; arguments as of `training_loader`.
+
+    Raises:
+        UserError: there are fewer images.
+    """
+    if len(data) < batch_size * world_size:
+        several = world_size > 1
+        raise UserError(
+            f"{data.source} has {len(data)} images in split {data.split!r}, fewer than one batch of {batch_size}"
+            f"{f' for each of {world_size} processes' if several else ''}. "
+            f"Lower batch_size{' or the number of processes' if several else ''}."
+        )
 
 
 def evaluation_loader(

@@ -12,11 +12,14 @@ from understudy.data.limits import LIMITS, DataFolder, Limits
 from understudy.data.records import SPLIT_NAMES
 from understudy.errors import UserError
 from understudy.reading import read_text, require_file
+from understudy.text import shown
 
 LAYOUTS = (
     "VOC: Annotations/*.xml, JPEGImages/ and ImageSets/Main/train.txt, also below VOCdevkit/VOC2007; "
     "or train/*.xml beside the images (Roboflow)"
 )
+
+_DIFFICULT = {"1": True, "true": True, "0": False, "false": False, "unspecified": False, "": False}
 
 
 def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -> dict[str, Callable[[], SplitDraft]]:
@@ -207,14 +210,15 @@ def _objects(
 ) -> Iterable[AnnotatedObject]:
     for position, item in enumerate(tree.findall("object")):
         where = f"{file.name}, object {position + 1}"
-        name, box = _text(item, "name"), _box(item)
+        name, box, difficult = _text(item, "name"), _box(item), _text(item, "difficult").lower()
         if not name:
             draft.fault("annotation unreadable", where, "it has no <name>")
         elif box is None:
             draft.fault("annotation unreadable", where, "<bndbox> must hold xmin, ymin, xmax and ymax as numbers")
+        elif difficult not in _DIFFICULT:
+            draft.fault("annotation unreadable", where, f"<difficult>: expected 0 or 1, got {shown(difficult)}")
         else:
-            difficult = _text(item, "difficult") not in ("", "0")
-            yield AnnotatedObject(first_id + position, label_of[name], box, ignore=difficult)
+            yield AnnotatedObject(first_id + position, label_of[name], box, ignore=_DIFFICULT[difficult])
 
 
 def _box(item: ElementTree.Element) -> Box | None:

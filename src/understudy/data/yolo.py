@@ -9,10 +9,10 @@ from pathlib import Path
 from understudy.data.drafts import AnnotatedObject, Box, SplitDraft, repeated
 from understudy.data.images import SUFFIXES, UnreadableImage, shown_size
 from understudy.data.limits import LIMITS, DataFolder, Limits, is_possible
-from understudy.data.records import SPLIT_NAMES
+from understudy.data.records import SPLIT_NAMES, Fault
 from understudy.errors import UserError
 from understudy.reading import read_bytes, read_text, read_yaml
-from understudy.text import shown
+from understudy.text import listed, shown
 
 LAYOUTS = (
     "YOLO: a .yaml file with train, val and names; images/train with labels/train, or train/images with "
@@ -27,7 +27,7 @@ def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -
     """Return the splits of a YOLO data set by name, each with the function that reads it; none if it is not YOLO.
 
     Raises:
-        UserError: a YAML file does not describe a data set.
+        UserError: a YAML file does not describe a data set, or several do and none is data.yaml.
     """
     if path.is_file():
         folder = DataFolder(root or path.parent, limits)
@@ -35,9 +35,8 @@ def find_splits(path: Path, root: Path | None = None, limits: Limits = LIMITS) -
             return _splits_of_yaml(path, folder)
         return _splits_of_lists(folder, [path]) if path.suffix.lower() == ".txt" else {}
     folder = DataFolder(path, limits)
-    for file in sorted([*path.glob("*.yaml"), *path.glob("*.yml")]):
-        if _describes_data(file, folder):
-            return _splits_of_yaml(file, folder)
+    if file := _file_of_folder(path, folder):
+        return _splits_of_yaml(file, folder)
     lists = [file for name in SPLIT_NAMES if (file := path / f"{name}.txt").is_file()]
     return _splits_of_folders(folder) or _splits_of_lists(folder, lists) or _undivided(folder)
 
@@ -67,10 +66,22 @@ def _splits_of_lists(folder: DataFolder, lists: list[Path]) -> dict[str, Callabl
     return {file.stem: partial(_read, file, folder, folder.root, [file], every) for file in lists}
 
 
+def _file_of_folder(path: Path, folder: DataFolder) -> Path | None:
+    """Return the YAML file that describes the data set in a folder; None if there is none."""
+    files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    if named := [file for file in files if file.stem == "data"]:
+        return named[0]  # if it does not describe a data set, this is a fault to report
+    found = [file for file in files if _describes_data(file, folder)]
+    if len(found) > 1:  # they may name other classes or splits
+        raise UserError(
+            f"{path} has several data set files: {listed([file.name for file in found])}. Give one of them, e.g. "
+            f"{found[0]}, or rename it to data.yaml."
+        )
+    return found[0] if found else None
+
+
 def _describes_data(file: Path, folder: DataFolder) -> bool:
     """Return whether a YAML file in the folder describes the data set; it may be a config or hyper-parameters."""
-    if file.stem == "data":
-        return True  # if it does not, this is a fault to report
     try:
         return folder.allows(file) and "names" in read_yaml(file)
     except UserError:
@@ -99,10 +110,15 @@ def _load_yaml(file: Path) -> dict:
     classes = _class_names(content.get("names"))
     if not classes:
         faults.append("names: expected a list of class names, or a mapping 0: name, 1: name, ... without gaps")
+    elif wrong := [name for name in _listed_names(content["names"]) if not _is_name(name)]:
+        others = listed(list(map(shown, wrong)))
+        faults.append(f'names: expected text, got {others}; put such names in quotes, e.g. "no"')
     elif len(set(classes)) < len(classes):
         faults.append("names: a class name is used twice")
     if classes and content.get("nc", len(classes)) != len(classes):
-        faults.append(f"nc: expected {len(classes)}, the number of names, got {shown(content['nc'])}")
+        quoted = content["nc"] == str(len(classes))
+        found = f"the text '{content['nc']}'; leave out the quotes" if quoted else shown(content["nc"])
+        faults.append(f"nc: expected {len(classes)}, the number of names, got {found}")
     if not any(content.get(name) for name in SPLIT_NAMES):
         faults.append("train, val: expected a path for at least one split")
     for name in (*SPLIT_NAMES, "path"):
@@ -117,9 +133,18 @@ def _load_yaml(file: Path) -> dict:
 
 def _class_names(names: object) -> tuple[str, ...]:
     """Return the classes of a YAML file's `names`; empty if it is not valid."""
+    return tuple(map(str, _listed_names(names)))
+
+
+def _listed_names(names: object) -> list:
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[label] for label in range(len(names))]
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    return names if isinstance(names, list) else []
+
+
+def _is_name(value: object) -> bool:
+    """Return whether a class name is text or a number; YAML reads yes, no and null without quotes as other values."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _yaml_root(file: Path, content: dict) -> Path:
@@ -176,7 +201,20 @@ def _read(
         objects = list(_objects(_label_file(path), folder, size, len(draft.classes), draft, first_id=next_id))
         next_id += len(objects)
         draft.add(image_id, path, size, objects)
+    for place in filter(Path.is_dir, places):
+        _note_lost_labels(place, paths, folder, draft)
     return draft.close()
+
+
+def _note_lost_labels(place: Path, images: list[Path], folder: DataFolder, draft: SplitDraft) -> None:
+    """Note label files with objects that belong to none of the images in a folder, e.g. by a misspelt name."""
+    labels = _mirrored(place)
+    if labels is None or not labels.is_dir() or not (folder.allows(place) and folder.allows(labels)):
+        return  # label files beside the images: other text files may be there
+    known = {_mirrored(path.with_suffix(".txt")) for path in images}
+    for file in sorted(labels.rglob("*.txt")):
+        if file not in known and file.name not in _NAME_FILES and file.is_file() and file.stat().st_size:
+            draft.notes.append(Fault("labels without image", file.name, f"no image of this name in {place}"))
 
 
 def _image_paths(place: Path, root: Path, folder: DataFolder, draft: SplitDraft) -> list[Path]:
@@ -211,9 +249,15 @@ def _image_paths(place: Path, root: Path, folder: DataFolder, draft: SplitDraft)
 
 def _label_file(image: Path) -> Path:
     """Return the label file of an image: in the `labels` folder parallel to its `images` folder, or beside it."""
-    head, found, tail = str(image.with_suffix(".txt")).rpartition("/images/")
-    mirrored = Path(f"{head}/labels/{tail}")
-    return mirrored if found and mirrored.is_file() else image.with_suffix(".txt")
+    beside = image.with_suffix(".txt")
+    mirrored = _mirrored(beside)
+    return mirrored if mirrored and mirrored.is_file() else beside
+
+
+def _mirrored(path: Path) -> Path | None:
+    """Return the path in the `labels` folder parallel to an `images` folder; None if it is in no such folder."""
+    head, found, tail = f"{path}/".rpartition("/images/")
+    return Path(f"{head}/labels/{tail}") if found else None
 
 
 def _classes_beside(root: Path, folder: DataFolder) -> tuple[str, ...]:

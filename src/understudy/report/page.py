@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from understudy import figures
 from understudy.compare.table import Table
 from understudy.figures import Captioned, Style
-from understudy.files import write_atomically
+from understudy.files import write_output
 from understudy.report.curves import ap_chart, loss_chart, share_chart
 from understudy.report.sections import Section
 from understudy.report.tables import change_table, changes, part_tables, results_table, term_tables
@@ -94,8 +94,7 @@ def write_page(
         facts=_flat(facts),
         commands=commands,
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(page, html.encode())
+    write_output(page, html.encode())
 
 
 def _as_text(value: Any) -> Any:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
 from understudy.config import DataConfig, DistillConfig, TrainConfig
+from understudy.config.keys import Section
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import Augmentation, DetectionData, as_paths, training_loader
 from understudy.detectors import Detector, build_detector
@@ -159,10 +160,30 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
         yield "schedule.drops has no effect with schedule.name=cosine. Use 1x or 2x, or leave it out."
     if config.quantise and config.compile:
         yield "quantise=true does not work with compile=true: the layers change during the run. Leave one of them out."
-    if not config.quantise and config.quantise_from != type(config).model_fields["quantise_from"].default:
+    if not config.quantise and _is_changed(config, "quantise_from"):
         yield f"quantise_from={config.quantise_from:g} has no effect without quantise=true. Add it, or leave it out."
+    if config.optimizer.name == "adamw" and _is_changed(config.optimizer, "momentum"):
+        yield (
+            f"optimizer.momentum={config.optimizer.momentum:g} has no effect with optimizer.name=adamw. Use sgd, or "
+            "set it to 0.9, the default."
+        )
+    if config.schedule.warmup_steps == 0 and _is_changed(config.schedule, "warmup_factor"):
+        yield (
+            f"schedule.warmup_factor={config.schedule.warmup_factor:g} has no effect with schedule.warmup_steps=0. Use "
+            "some steps, or set it to 0.001, the default."
+        )
     if isinstance(config, DistillConfig):
+        if config.teacher_cache == "off" and _is_changed(config, "teacher_cache_gb"):
+            yield (
+                f"teacher_cache_gb={config.teacher_cache_gb:g} has no effect with teacher_cache=off. Use auto, memory "
+                "or a folder, or set it to 4, the default."
+            )
         yield from _contradictions_of_balance(config)
+
+
+def _is_changed(section: Section, key: str) -> bool:
+    """Return whether a key has another value than its default, with which it was hardly given."""
+    return getattr(section, key) != type(section).model_fields[key].default
 
 
 def _contradictions_of_balance(config: DistillConfig) -> Iterator[str]:

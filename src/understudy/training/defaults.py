@@ -15,6 +15,7 @@ from understudy.checkpoints import read_metadata
 from understudy.config import DistillConfig, TrainConfig, open_keys, with_values
 from understudy.data import as_paths
 from understudy.data.batching import groups_of
+from understudy.data.loading import check_batch_size
 from understudy.detectors.anchor_scale import best_scale
 from understudy.detectors.backbone_weights import describe_download, published_weights
 from understudy.detectors.families import family_of
@@ -168,8 +169,11 @@ def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure
         measure: whether to estimate time and memory; it is done in any case where the batch size depends on it.
 
     Raises:
-        UserError: the run does not fit into the memory whatever its batch size, or the teacher cannot be read.
+        UserError: a batch has more images than the data set, the run does not fit into the memory whatever its batch
+            size, or the teacher cannot be read.
     """
+    if config.batch_size is not None:  # before its batches are drawn, which takes minutes for a huge one
+        check_batch_size(sources.train, config.batch_size, trainer.world_size)
     # Looked at before a step is measured, which takes some of the free memory.
     machine = Machine.of(trainer.strategy.root_device, trainer.world_size, trainer.num_devices)
     facts, choices = _Facts(sources, trainer, machine), []

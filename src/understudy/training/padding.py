@@ -35,7 +35,7 @@ def padded_pixels(
         images: in a batch.
         grouped: what the images of a batch have in common.
     """
-    epochs = math.ceil(BATCHES_DRAWN * images / len(data))
+    epochs = math.ceil(BATCHES_DRAWN * min(images, len(data)) / len(data))  # a batch has each image at most once
     pixels = torch.cat([sizes.prod(1) for _, sizes in _epochs(config, data, images, epochs, grouped or False)])
     return float(pixels.double().mean()), float(pixels.max())
 

@@ -123,8 +123,9 @@ def suggest(source: Source, overrides: Sequence[str] | Mapping[str, Any]) -> Sug
     """
     keys = set(overrides) if isinstance(overrides, Mapping) else {text.partition("=")[0] for text in overrides}
     kind = DistillConfig if "teacher" in keys | _keys(source) else TrainConfig
-    run = {"run": NO_RUN}
-    given = {**run, **overrides} if isinstance(overrides, Mapping) else [f"run={NO_RUN}", *overrides]
+    given = overrides
+    if "run" not in keys:
+        given = {"run": NO_RUN, **overrides} if isinstance(overrides, Mapping) else [f"run={NO_RUN}", *overrides]
     config = resolve_config(load_config(kind, source, given))
     with using_threads(config.threads):
         derived = derive(config, Sources.of(config), make_trainer(config, Path(NO_RUN)))

@@ -8,6 +8,7 @@ the images that the teacher ran on together with it, so that a resumed run repea
 import hashlib
 import io
 import math
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from understudy.data.batch import Pixels
 from understudy.data.transforms import padded_size
 from understudy.detectors import Detector
 from understudy.errors import RunError, UserError
-from understudy.files import write_atomically
+from understudy.files import check_folder, write_atomically
 from understudy.learner import Learner
 from understudy.outputs import Needs, Origin, Outputs
 from understudy.training import machine
@@ -46,6 +47,9 @@ arithmetic, but not on the other images.
 SHARE_OF_MEMORY = 0.25
 """Largest part of the machine's memory that ``teacher_cache=auto`` takes."""
 
+ENTRY_NAME = re.compile(r"[0-9a-f]{32}\.pt")
+"""Names of the files of a cache in a folder, see :meth:`Store.put`."""
+
 Entry = Mapping[str, Any]
 """The parts of one image: ``values`` (V,), all of them in one row, and ``layout``, the part, name and shape of each."""
 
@@ -63,7 +67,8 @@ def open_teacher(
         unlabelled: number of unlabelled images.
 
     Raises:
-        UserError: a cache cannot hold what the methods read, or its entries would hardly be used again.
+        UserError: a cache cannot hold what the methods read, its entries would hardly be used again, or its folder has
+            other files or cannot be written to.
     """
     needs = _needs(config, learners)
     chosen = config.teacher_cache
@@ -72,16 +77,25 @@ def open_teacher(
     if chosen != "auto":
         if reasons := list(_obstacles(config, learners, teacher)):
             raise UserError.listing(f"teacher_cache={chosen} has no use, set teacher_cache=off:", reasons)
-        if isinstance(chosen, Path) and chosen.exists() and not chosen.is_dir():
-            raise UserError(
-                f"teacher_cache={chosen}: expected a folder, this is a file. Give a new or an existing folder."
-            )
+        if isinstance(chosen, Path):
+            _check_folder(chosen)
         store = Store(None if chosen == "memory" else Path(chosen), int(config.teacher_cache_gb * 2**30))
         return TeacherCache(teacher, needs, store, config.precision)
     limit, taken, reasons = _room(config, learners, teacher, data, unlabelled)
     if reasons:
         return TeacherPass(teacher, needs, f"teacher_cache=auto: off, {'; '.join(reasons)}")
     return TeacherCache(teacher, needs, Store(None, limit), config.precision, f"teacher_cache=auto: in memory, {taken}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds other files, which is hardly meant, or that takes no entries."""
+    check_folder(folder, f"teacher_cache={folder}")
+    files = (file.name for file in (folder.iterdir() if folder.exists() else ()))
+    if other := next((name for name in files if not (name.startswith(".") or ENTRY_NAME.fullmatch(name))), None):
+        raise UserError(
+            f"teacher_cache={folder}: expected a new or an empty folder, or one of an earlier cache; this one contains "
+            f"{other}. Give another folder, e.g. teacher_cache={folder / 'teacher_cache'}."
+        )
 
 
 def keeps_outputs(

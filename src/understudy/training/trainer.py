@@ -56,7 +56,7 @@ def make_trainer(config: TrainConfig, folder: Path) -> L.Trainer:
             )
             if isinstance(trainer.strategy, ParallelStrategy) and trainer.strategy.cluster_environment:
                 trainer.strategy.cluster_environment.validate_settings(devices, config.num_nodes)
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:  # the last: a TPU's package
         raise UserError(
             f"accelerator={config.accelerator} devices={config.devices} strategy={config.strategy} "
             f"precision={config.precision} is not available on this machine: {error}"
