@@ -117,8 +117,7 @@ class FRS(Method):
         """Weight all cells by ``"richness"``, or give weight 1 to those of the paper's Table 4: ``"tp_fp"`` above the
         threshold, ``"tp_fn"`` with an anchor assigned to an object, ``"tp"`` both, ``"tp_tn"`` both or neither."""
         class_balance: bool = False
-        """Give the classes that the teacher sees about the same influence, however often each occurs (ours). With many
-        classes it does less: those below 5 % of the richness have nearly the same factor."""
+        """Give the classes that the teacher sees about the same influence, with many classes less so (ours)."""
 
     options: Options
 
