@@ -70,10 +70,8 @@ def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
         if not isinstance(row.config, DistillConfig) or row.plain is None:
             continue
         if row.teacher is None:
-            named, places = (
-                row.config.teacher.resolve(),
-                {run.folder.resolve() for each in rows for run in each.runs + each.repeated},
-            )
+            named = row.config.teacher.resolve()
+            places = {run.folder.resolve() for each in rows for run in each.runs + each.repeated}
             there = named in places or (named.suffix == ".ckpt" and named.parent in places)
             yield f"{row.name}: the gap cannot be computed: " + (
                 f"the weights of {row.config.teacher} are no longer those of its teacher. Add a run or checkpoint with "

@@ -25,7 +25,7 @@ HOPELESS = 0.5
 """Share of the objects without an anchor from which training is worthless."""
 
 SMALLER = 2.0
-"""A student with more than this part of its teacher's multiply-adds is hardly faster."""
+"""Quotient of the multiply-adds of teacher and student, below which the student is hardly faster."""
 
 
 class _Size(NamedTuple):
