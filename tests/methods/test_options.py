@@ -376,8 +376,9 @@ def test_faults_of_options_and_of_the_pair_come_at_once_and_leave_no_run_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_boolean_is_neither_a_weight_nor_a_number_of_steps():
-    assert faults({"frs": {"feature_weight": True, "ramp_steps": False}}) == [
+def test_a_boolean_is_no_number():
+    assert faults({"frs": {"feature_weight": True, "ramp_steps": False, "threshold": True}}) == [
+        "methods.frs.threshold: expected a number of at least 0 and below 1 or null, got true",
         "methods.frs.feature_weight: expected a number of at least 0 or null, got true",
         "methods.frs.ramp_steps: expected an integer of at least 0 or null, got false",
     ]

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from understudy.errors import UserError
@@ -115,6 +116,15 @@ class Method(nn.Module, ABC):
         model_config = ConfigDict(
             extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
         )
+
+        @field_validator("*", mode="before")
+        @classmethod
+        def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+            """Refuse true and false where none is expected: pydantic takes them for 1 and 0."""
+            annotation = cls.model_fields[info.field_name or ""].annotation
+            if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+                raise PydanticCustomError("boolean", "a boolean is no number")
+            return value
 
     def __init__(self, student: Spec, teacher: Spec, *, terms: Sequence[str] | None = None, **options: Any):
         super().__init__()

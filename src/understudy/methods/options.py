@@ -5,23 +5,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, ValidationError, create_model
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, ValidationError, create_model
 
 from understudy.methods.compatibility import READS
 from understudy.text import closest, expected, mismatch
 
-
-def _not_boolean(value: Any) -> Any:
-    """Refuse true and false, which pydantic takes for 1 and 0."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("boolean", "a boolean is no number")
-    return value
-
-
 Share = Annotated[float, Field(gt=0, lt=1)]
-Weight = Annotated[NonNegativeFloat, BeforeValidator(_not_boolean)]
-Steps = Annotated[NonNegativeInt, BeforeValidator(_not_boolean)]
 OPTIONAL = "0: off, unless it has a share; None: as `balance` says."
 
 
@@ -47,9 +36,9 @@ def options_model(method: type[Any]) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for term in method.terms:
         meaning = "None: as `balance` says, or with `balance=off` the default weight of the student's family."
-        fields[f"{term}_weight"] = Weight | None, Field(None, description=meaning)
+        fields[f"{term}_weight"] = NonNegativeFloat | None, Field(None, description=meaning)
     for term in method.optional_terms:
-        fields[f"{term}_weight"] = Weight | None, Field(0.0, description=OPTIONAL)
+        fields[f"{term}_weight"] = NonNegativeFloat | None, Field(0.0, description=OPTIONAL)
     for term in (*method.terms, *method.optional_terms):
         meaning = "Share of the gradient (`balance`); None: an equal part of the method's."
         fields[f"{term}_share"] = Share | None, Field(None, description=meaning)
@@ -58,7 +47,7 @@ def options_model(method: type[Any]) -> type[BaseModel]:
     fields["share"] = Share | None, Field(None, description=meaning)
     meaning = f"Steps over which the weights increase linearly from zero; None: {method.ramp_steps}"
     meaning += ", and 0 with `balance`." if method.ramp_steps else "."
-    fields["ramp_steps"] = Steps | None, Field(None, description=meaning)
+    fields["ramp_steps"] = NonNegativeInt | None, Field(None, description=meaning)
     return create_model(f"{method.__name__}Options", __base__=method.Options, **fields)
 
 
