@@ -95,6 +95,7 @@ ARGUMENTS = {
     "analyse entropy": "t",
     "analyse ranks": "t s",
     "analyse imitation": "t s",
+    "analyse proposals": "t s",
     "analyse regions": "-o out",
     "analyse teachers": "t u -o out",
     "analyse swap": "t s",

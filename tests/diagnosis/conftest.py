@@ -14,8 +14,8 @@ from understudy.checkpoints import load_checkpoint, read_checkpoint, write_check
 from understudy.data import Batch, open_data, training_loader
 from understudy.demo import RECIPE, SIZE, STUDENT, take_teacher
 from understudy.detectors import build_detector
-from understudy.diagnosis.teacher import Trial
 from understudy.diagnosis.terms import Probe
+from understudy.diagnosis.trial import Trial
 from understudy.learner import Learner
 from understudy.methods.loading import build_methods
 from understudy.pairing import pair

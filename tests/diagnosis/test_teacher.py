@@ -1,18 +1,22 @@
 """Faults planted in a teacher, or in the way in which it is used: each is found, and nothing else."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from small_detectors import small
 
 from understudy.diagnosis.teacher import (
     accuracy_findings,
     class_findings,
     lead_findings,
     pixel_findings,
+    proposal_findings,
     size_findings,
     weight_findings,
 )
+from understudy.evaluation.proposals import Recall
 
 CLASSES = ["star", "ring", "cross", "arrow"]
 
@@ -139,6 +143,26 @@ def test_a_lead_over_the_plain_student(good):
     assert bad(lead_findings(good, nothing, "plain student")) == {}
     assert bad(lead_findings(good, good, "plain student")) == {"teacher's lead": "warning"}
     assert bad(lead_findings(nothing, good, "plain student")) == {"teacher's lead": "fatal"}
+
+
+def test_proposals_of_two_stage_detectors_are_compared(good):
+    def one_with(recall):
+        return SimpleNamespace(proposals=lambda: Recall({10: 0.0, 100: 0.0, 1000: recall}, recall, recall, {}, {}))
+
+    (behind,) = proposal_findings(one_with(0.611), one_with(0.623))
+    assert (behind.severity, behind.facts) == ("note", {"teacher_AR1000": 0.611, "student_AR1000": 0.623})
+    assert "teacher 61.1, plain student 62.3" in behind.what
+    assert [found.severity for found in proposal_findings(one_with(0.62), one_with(0.61))] == ["ok"]
+    assert list(proposal_findings(one_with(None), one_with(0.5))) == []  # no objects on the images
+    assert list(proposal_findings(good, one_with(0.5))) == []  # the teacher has one stage
+
+
+def test_proposals_of_a_trial_are_those_of_its_images(good):
+    detector = small("faster_rcnn", len(CLASSES))
+    found = replace(good, teacher=replace(good.teacher, detector=detector)).proposals()
+    assert sum(found.objects.values()) == sum(len(record.labels) for record in good.sample.records)
+    assert 0 < found.average[10] < found.average[1000] < 1
+    assert detector.training
 
 
 def test_the_trial_takes_fewer_images_if_they_take_too_long(good):

@@ -186,6 +186,29 @@ def imitation(
     report_drawn(compute, ("imitation", "imitation_cells"), output, force, as_json)
 
 
+@analyse.command(epilog=example("understudy analyse proposals runs/teacher runs/plain -o figures"))
+def proposals(
+    teacher: Teacher,
+    students: Students,
+    data: DataOption = None,
+    split: Split = None,
+    images: Images = None,
+    output: Output = None,
+    force: ReplaceFiles = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the recall of the proposals of Faster R-CNNs.
+
+    Methods that read predictions imitate the teacher's proposals. That helps if
+    these find more objects than those of the plain student.
+    """
+    loading()
+    from understudy.analysis.proposals import analyse_proposals
+
+    compute = lambda: analyse_proposals(teacher, students, data, split=split, images=images)  # noqa: E731
+    report_drawn(compute, ("proposals",), output, force, as_json)
+
+
 @analyse.command(
     context_settings=OVERRIDABLE,
     epilog=example("understudy analyse regions -c student.yaml teacher=runs/teacher -o regions"),

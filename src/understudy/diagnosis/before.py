@@ -26,7 +26,7 @@ from understudy.diagnosis.pair import (
     method_findings,
     size_finding,
 )
-from understudy.diagnosis.teacher import Trial, accuracy_findings, lead_findings, weight_findings
+from understudy.diagnosis.teacher import accuracy_findings, lead_findings, proposal_findings, weight_findings
 from understudy.diagnosis.terms import (
     Probe,
     capacity_findings,
@@ -34,6 +34,7 @@ from understudy.diagnosis.terms import (
     share_findings,
     term_findings,
 )
+from understudy.diagnosis.trial import Trial
 from understudy.errors import RunError, UserError
 from understudy.evaluation import choose_device
 from understudy.methods.loading import method_class
@@ -217,6 +218,7 @@ def _plain_findings(trial: Trial, plain: Path | None) -> Iterator[Finding]:
         return
     student = Trial.of(checkpoint, trial.sample, trial.size, trial.batch_size, trial.device, trial.aliases)
     yield from lead_findings(trial, student, f"plain student {plain}")
+    yield from proposal_findings(trial, student)
     if RunFolder(plain).config.is_file():
         yield from convergence_findings(Log.of(plain), "the plain student")
 

@@ -1,9 +1,8 @@
 """Does the teacher know this data: its AP as it is used, and in the ways in which it is most often used wrongly."""
 
 import math
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,27 +11,18 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from understudy.checkpoints import Checkpoint
-from understudy.class_matching import NO_ALIASES, Aliases, match_names
-from understudy.data import Batch, DetectionData, evaluation_loader
-from understudy.detectors import Detector
 from understudy.diagnosis.findings import Finding
-from understudy.evaluation import Detections, choose_device, detect_all
+from understudy.diagnosis.trial import Change, Trial
+from understudy.evaluation.proposals import COUNTS
 from understudy.text import listed, percent
-from understudy.training.teacher_check import AT_LEAST, CLEARLY, NEAR_ZERO, ap_of
+from understudy.training.teacher_check import AT_LEAST, CLEARLY, NEAR_ZERO
 
 FOR_VARIANTS = 32
 """Images on which other pixels are tried: enough for differences of tens of AP, which a wrong normalisation makes."""
 
-PASSES = 6
-"""About so many passes over the sample all trials take: other pixels, another size, and the plain student."""
-
 HARDLY = 0.02
 """Lead over the student, as AP 0..1, below which a teacher has hardly anything to teach. Seeds alone move a student's
 AP by 0.01 to 0.02 (docs/results.md)."""
-
-Change = Callable[[Tensor], Tensor]
-"""Maps images (N, 3, H, W) in 0..1 to those that a detector then normalises."""
-
 
 SAME_IMAGES = 0.9
 """An AP is clearly below another on the same images if it is below this share of it: only a part of the error of a
@@ -42,101 +32,6 @@ sample is in their difference."""
 def clearly_below(one: float, other: float, share: float = CLEARLY) -> bool:
     """Return whether an AP is below another by more than the error of a sample."""
     return other - one > AT_LEAST and one < share * other
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A teacher on a sample of the validation split, at the run's image size.
-
-    Attributes:
-        teacher: its checkpoint.
-        sample: the images.
-        size: shorter side of the images, and the limit of their longer side, in pixels.
-        batch_size: images per batch.
-        device: that the teacher runs on.
-        aliases: other names of classes.
-        found: its detections at this size; their category ids are the teacher's own labels.
-    """
-
-    teacher: Checkpoint
-    sample: DetectionData
-    size: tuple[int, int]
-    batch_size: int
-    device: torch.device
-    aliases: Aliases = field(default_factory=lambda: NO_ALIASES)
-    found: Detections = field(default_factory=lambda: Detections.of_rows([]))
-
-    @classmethod
-    def of(
-        cls,
-        teacher: Checkpoint,
-        sample: DetectionData,
-        size: tuple[int, int],
-        batch_size: int,
-        device: torch.device | None = None,
-        aliases: Aliases = NO_ALIASES,
-    ) -> "Trial":
-        """Run a teacher on a sample; by default on a GPU if there is one."""
-        trial = cls(teacher, sample, size, batch_size, choose_device(device), aliases)
-        return replace(trial, found=trial.detections())
-
-    def within(self, seconds: float) -> "Trial":
-        """Run the teacher on so many images that all trials end within some seconds, and on 8 at least."""
-        few = replace(self.sample, records=self.sample.records[:2])
-        self.detections(few)  # the first pass is slower
-        started = time.monotonic()
-        self.detections(few)
-        per_image = max((time.monotonic() - started) / len(few), 1e-6)
-        affordable = self.sample.records[: max(8, int(seconds / per_image / PASSES))]
-        whole = replace(self, sample=replace(self.sample, records=affordable))
-        return replace(whole, found=whole.detections())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Classes of the data set that the teacher knows by name."""
-        return tuple(self.sample.classes[place] for place in self.as_named() if place is not None)
-
-    def as_named(self) -> list[int | None]:
-        """Return, for each label of the teacher, the position of the data set's class of the same name."""
-        return match_names(self.teacher.classes, self.sample.classes, self.aliases)
-
-    def detections(
-        self, sample: DetectionData | None = None, size: tuple[int, int] | None = None, change: Change | None = None
-    ) -> Detections:
-        """Detect objects, in images of another size or of other pixels."""
-        shorter_side, longer_side = size or self.size
-        loader: Iterable[Batch] = evaluation_loader(
-            self.sample if sample is None else sample,
-            batch_size=self.batch_size,
-            shorter_side=shorter_side,
-            longer_side=longer_side,
-        )
-        batches = _changed(loader, change) if change else loader
-        detector: Detector = self.teacher.detector.to(self.device)
-        return detect_all(detector, batches, self.device, range(len(self.teacher.classes)))
-
-    def ap(
-        self,
-        found: Detections | None = None,
-        places: Sequence[int | None] | None = None,
-        sample: DetectionData | None = None,
-    ) -> float:
-        """Return the AP, averaged over the classes that the labels stand for.
-
-        Args:
-            found: the detections; None: at the run's size.
-            places: for each label of the teacher the position of a class of the data set; None: by name.
-            sample: the images that count; None: all.
-        """
-        sample = self.sample if sample is None else sample
-        found = self.found if found is None else found
-        places = self.as_named() if places is None else places
-        ids = np.array([-1 if place is None else sample.category_ids[place] for place in places], np.int64)
-        known = np.array([place is not None for place in places])
-        images = np.isin(found.image_ids, sample.records.image_ids())
-        kept = found.at(known[found.category_ids] & images)
-        named = [sample.classes[place] for place in places if place is not None]
-        return ap_of(sample, replace(kept, category_ids=ids[kept.category_ids]), named)
 
 
 def weight_findings(teacher: Checkpoint) -> Iterator[Finding]:
@@ -229,6 +124,25 @@ def lead_findings(trial: Trial, student: Trial, recorded: str) -> Iterator[Findi
         why="A student rarely gains more than the gap to its teacher, and seeds alone move it by 1 to 2 AP.",
         remedy="a better teacher: a larger backbone, longer training, more pixels, or an imported one",
         facts=facts,
+    )
+
+
+def proposal_findings(trial: Trial, student: Trial) -> Iterator[Finding]:
+    """Compare the proposals of two-stage detectors, which terms on predictions imitate."""
+    theirs, own = trial.proposals(), student.proposals()
+    if theirs is None or own is None or theirs.best is None or own.best is None:
+        return
+    behind = own.leads(theirs)
+    yield Finding(
+        check="proposals",
+        severity="note" if behind else "ok",
+        what=f"average recall of the best {COUNTS[-1]}: teacher {percent(theirs.best)}, plain student "
+        f"{percent(own.best)}, on the same images",
+        why="Terms on predictions imitate the teacher's, which find fewer objects, and may do harm." if behind else "",
+        remedy="methods on features, or a teacher whose proposals are better (understudy analyse proposals)"
+        if behind
+        else "",
+        facts={"teacher_AR1000": theirs.best, "student_AR1000": own.best},
     )
 
 
@@ -406,11 +320,6 @@ def size_findings(trial: Trial, ap: float) -> Iterator[Finding]:
         )
     else:
         yield Finding(check="image size", severity="ok", what=what, facts=facts)
-
-
-def _changed(loader: Iterable[Batch], change: Change) -> Iterator[Batch]:
-    for batch in loader:
-        yield replace(batch, drawn=change(batch.images))
 
 
 def _ap_of_names(trial: Trial, names: Collection[str]) -> float:
