@@ -125,12 +125,13 @@ def test_cells_that_begin_in_the_padding_are_outside(model, batch, records):
 @pytest.mark.parametrize(
     ("command", "argument"),
     [("evaluate", "DATA"), ("analyse richness", "DATA"), ("benchmark", "--data DATA")]
-    + [(f"analyse {name}", "--data DATA") for name in ("errors", "ranks", "imitation")],
+    + [(f"analyse {name}", "--data DATA") for name in ("errors", "ranks", "imitation", "proposals")],
 )
 def test_each_command_names_the_argument_for_data_that_were_moved(command, argument, trained, tmp_path, capsys):
     content = read_checkpoint(trained / "best.ckpt")
     content["understudy"]["config"]["data"]["path"] = str(tmp_path / "gone")
-    files = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"][: 2 if command.endswith(("ranks", "imitation")) else 1]
+    of_pairs = command.endswith(("ranks", "imitation", "proposals"))
+    files = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"][: 2 if of_pairs else 1]
     for file in files:
         write_checkpoint(file, content)
     with pytest.raises(SystemExit):

@@ -124,8 +124,8 @@ def analyse_proposals(
 ) -> ProposalsResult:
     """Measure how many objects the proposals of a teacher and its students find.
 
-    In two-stage detectors, methods that compare predictions imitate the teacher's proposals. This can help only if
-    they find more objects than those that the student learns alone.
+    In two-stage detectors, methods that compare predictions imitate the teacher's proposals. They may do harm if these
+    find fewer objects than those that the student learns alone.
 
     Args:
         teacher: a checkpoint or a run folder of a two-stage detector.

@@ -199,8 +199,8 @@ def proposals(
 ) -> None:
     """Measure the recall of the proposals of Faster R-CNNs.
 
-    Methods that read predictions imitate the teacher's proposals. That helps if
-    these find more objects than those of the plain student.
+    Methods that compare predictions imitate the teacher's proposals. They may do
+    harm if these find fewer objects than those of the plain student.
     """
     loading()
     from understudy.analysis.proposals import analyse_proposals

@@ -18,7 +18,8 @@ from understudy.evaluation.proposals import ProposalRecall, Recall, has_proposal
 from understudy.training.teacher_check import ap_of
 
 PASSES = 6
-"""About so many passes over the sample all trials take: other pixels, another size, and the plain student."""
+"""About so many passes over the sample all trials take: other pixels, another size, and the plain student. Proposals of
+two-stage detectors take two more."""
 
 Change = Callable[[Tensor], Tensor]
 """Maps images (N, 3, H, W) in 0..1 to those that a detector then normalises."""
