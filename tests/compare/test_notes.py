@@ -1,7 +1,7 @@
 """The notes below the table: budgets, undefined gaps, and the share of the gradient that distillation had."""
 
 import pytest
-from run_folders import TEACHER, make_run
+from run_folders import STUDENT, TEACHER, make_run
 
 from understudy.compare.table import summarise
 
@@ -54,3 +54,16 @@ def test_gap_is_undefined_and_said_so(tmp_path, printed):
         (verdict,) = table.verdicts
         assert any(reason in text for text in (verdict.sentence, *table.notes))
         assert reason in " ".join(printed(table, 400).split())
+
+
+def test_a_plain_student_with_other_anchors_is_named_with_the_keys(tmp_path):
+    teacher = make_run(tmp_path / "teacher", 0.5, detector=TEACHER)
+    plain = make_run(tmp_path / "plain", 0.3)
+    frs = make_run(tmp_path / "frs", 0.4, teacher=teacher, detector={**STUDENT, "anchor_scale": 3.0})
+    table = summarise([teacher, plain, frs], measure_speed=False)
+    assert "no plain student of the same detector" in table.verdicts[0].sentence
+    (note,) = [note for note in table.notes if "not the same detector" in note]
+    assert "detector.anchor_scale (3.0 and null)" in note
+    assert note.endswith("Train a plain student with detector.anchor_scale=3.0.")
+    as_well = make_run(tmp_path / "as_well", 0.3, detector={**STUDENT, "anchor_scale": 3.0})
+    assert not any("same detector" in note for note in summarise([plain, as_well, frs], measure_speed=False).notes)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import run_folders
 
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.diagnosis.afterwards import explain
 from understudy.errors import UserError
 
@@ -50,7 +51,9 @@ def test_a_log_that_shows_nothing_wrong_says_so(tmp_path):
     assert found.ok
     assert causes(tmp_path / "run", plain) == []
     assert "the log shows nothing wrong" in found.findings[0].what
-    assert found.verdict() == "No fault was found."
+    verdict = "No difference from the plain student that one seed can tell (0.0 AP). No fault was found."
+    assert found.verdict() == verdict
+    assert explain(tmp_path / "run").verdict() == "No fault was found."
 
 
 @pytest.mark.parametrize(
@@ -101,10 +104,119 @@ def test_a_plain_run_with_another_budget_and_hardly_a_gap(tmp_path):
 def test_an_unconverged_plain_student(tmp_path):
     plain = finished(tmp_path / "plain", RISING, teacher=None)
     run = finished(tmp_path / "run", check=GOOD | {"AP": 0.6})
-    found = explain(run, plain).findings
-    assert [each.what for each in found if each.severity == "warning"] == [
+    found = explain(run, plain)
+    assert [each.what for each in found.findings if each.check == "convergence" and each.severity == "warning"] == [
         f"not converged: best AP of the plain run {plain} 41.0 before 80% of its steps, 50.0 at its best"
     ]
+    verdict = "The student is 10.0 AP below the plain one. Most likely cause: convergence. Others: overtaken."
+    assert found.verdict() == verdict
+
+
+def lowered(aps, *by):
+    """The course of another run, lower by these AP; the last one holds from there on."""
+    return [ap - by[min(place, len(by) - 1)] for place, ap in enumerate(aps)]
+
+
+@pytest.mark.parametrize(
+    ("plain", "check", "words", "verdict"),
+    [
+        (
+            lowered(FLAT, -0.06, -0.05, -0.04),
+            "slower learning",
+            "by 4.6 AP on average; in the end -4.0",
+            "The student is 4.0 AP below the plain one. Most likely cause: slower learning.",
+        ),
+        (
+            lowered(FLAT, 0.12, 0.1, 0.06, 0.03, 0.02, 0.0),
+            "caught up",
+            "by 6.6 AP on average in the first half; in the end 0.0; it had the plain student's best AP (40.0) "
+            "after 90 of 100 steps",
+            "No difference from the plain student that one seed can tell (0.0 AP). Most likely cause: caught up.",
+        ),
+        (
+            lowered(FLAT, 0.12, 0.1, 0.06, 0.03),
+            "course",
+            "+6.8 AP against the plain student on average in the first half; in the end +3.0; it had the plain "
+            "student's best AP (37.0) after 40 of 100 steps",
+            "The student is 3.0 AP above the plain one. No fault was found.",
+        ),
+    ],
+)
+def test_the_course_of_the_lead(tmp_path, plain, check, words, verdict):
+    run, plain = finished(tmp_path / "run", check=GOOD), finished(tmp_path / "plain", plain, teacher=None)
+    found = explain(run, plain)
+    assert [each.what.endswith(words) for each in found.findings if each.check == check] == [True]
+    assert found.verdict() == verdict
+
+
+@pytest.mark.parametrize(
+    ("keys", "remedy"),
+    [
+        ({}, "balance=0.4 (now 0.8), or the default methods (no --method)"),
+        ({"balance": "off"}, "balance=0.8, so that weights follow from the gradient (now off), or the default methods"),
+        ({"methods": {"pkd": {"adapt": True}, "frs": {}}, "balance": 0.4}, "balance=0.2 (now 0.4), or the default"),
+        ({"methods": DEFAULT_METHODS}, "balance=0.4 (now 0.8)"),
+    ],
+)
+def test_what_may_mend_a_loss(tmp_path, keys, remedy):
+    plain = finished(tmp_path / "plain", lowered(FLAT, -0.06, -0.05, -0.04), teacher=None)
+    found = explain(finished(tmp_path / "run", check=GOOD, **keys), plain).findings[0]
+    assert found.check == "slower learning"
+    assert found.remedy.startswith(remedy)
+    assert found.remedy.endswith(("--method)", "0.8)"))
+
+
+def test_a_loss_of_which_the_log_shows_no_cause(tmp_path):
+    plain = finished(tmp_path / "plain", lowered(FLAT, 0.02, 0.02, 0.0, 0.0, -0.05), teacher=None)
+    found = explain(finished(tmp_path / "run", check=GOOD), plain)
+    assert "Yet it is below the plain student" in found.findings[0].what
+    assert found.findings[0].remedy
+    assert found.verdict() == "The student is 5.0 AP below the plain one. No fault was found."
+
+
+def test_another_detector_is_not_the_plain_student(tmp_path):
+    plain = finished(tmp_path / "plain", teacher=None, detector={**run_folders.STUDENT, "anchor_scale": 3.0})
+    found = explain(finished(tmp_path / "run", check=GOOD), plain).findings[0]
+    assert "are not the same detector: detector.anchor_scale (null and 3.0)" in found.what
+    assert found.remedy == "train the plain student with detector.anchor_scale=null"
+
+
+def numbers(run: Path, per_class, **coco):
+    """Replace the results of a run by class, and some of COCO's numbers."""
+    result = json.loads((run / "result.json").read_text())
+    result |= {"per_class": per_class, "coco": result["coco"] | coco}
+    (run / "result.json").write_text(json.dumps(result))
+
+
+def test_where_it_was_lost_and_gained_beside_the_teachers_lead(tmp_path):
+    teacher = finished(tmp_path / "teacher", lowered(FLAT, -0.1), teacher=None, detector=run_folders.TEACHER)
+    run = finished(tmp_path / "run", teacher=teacher)
+    plain = finished(tmp_path / "plain", lowered(FLAT, 0.03), teacher=None)
+    numbers(teacher, {"cat": 0.5, "dog": 0.3, "cow": 0.6})
+    numbers(run, {"cat": 0.45, "dog": 0.3, "cow": 0.5}, APs=0.2, APm=0.4)
+    numbers(plain, {"cat": 0.41, "dog": 0.32, "cow": 0.5}, APs=0.25, APm=0.3)
+    found = {each.check: each for each in explain(run, plain).findings}
+    assert found["teacher's AP"].what == "AP 50.0 on the same 7 images, in its own run, the student 40.0"
+    assert found["where"].what == (
+        "AP against the plain student, by class (the lead of the teacher): dog -2.0 (-2.0), cow 0.0 (+10.0), "
+        "cat +4.0 (+9.0); by size: small -5.0, medium +10.0, large +3.0"
+    )
+
+
+def test_a_two_stage_student_without_a_gain_is_sent_to_the_proposals(tmp_path):
+    two_stage = {"name": "faster_rcnn_mobilenet_v2", "neck_channels": 8}
+    teacher, plain = (finished(tmp_path / name, teacher=None, detector=two_stage) for name in ("teacher", "plain"))
+    run = finished(tmp_path / "run", teacher=teacher, detector=two_stage)
+    found = {each.check: each for each in explain(run, plain).findings}
+    assert found["proposals"].remedy == f"understudy analyse proposals {teacher} {plain}"
+
+
+def test_many_classes_are_those_that_lost_and_gained_most(tmp_path):
+    run, plain = finished(tmp_path / "run", check=GOOD), finished(tmp_path / "plain", teacher=None)
+    numbers(run, {f"c{place}": 0.4 + place / 100 for place in range(10)})
+    numbers(plain, {f"c{place}": 0.4 for place in range(10)})
+    what = {each.check: each.what for each in explain(run, plain).findings}["where"]
+    assert "c0 0.0, c1 +1.0, c2 +2.0, c7 +7.0, c8 +8.0, c9 +9.0; by size" in what
 
 
 def test_few_evaluations_show_no_course(tmp_path):

@@ -54,6 +54,13 @@ def test_a_pair_that_is_refused(keys, planted):
     assert not found.ok
 
 
+def test_another_detector_in_place_of_the_plain_student_is_named(keys, teacher, planted):
+    refused = keys | {"teacher": planted(classes=["a", "b", "c", "d"])}  # so that the examination ends here
+    found = {each.check: each for each in understudy.doctor(refused, plain=teacher, images=8).findings}
+    assert f"the plain one ({teacher}) are not the same detector: detector." in found["detector"].what
+    assert found["detector"].remedy.startswith("train the plain student with detector.")
+
+
 def test_images_without_annotations_say_what_cannot_be_known(keys, tmp_path):
     for number in range(3):
         Image.effect_noise((96, 96), 60).convert("RGB").save(tmp_path / f"{number}.png")

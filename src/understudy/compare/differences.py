@@ -1,10 +1,13 @@
 """Differences between two runs: all keys of their configs, and the settings of data and budget in words."""
 
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from understudy.compare.runs import Run, same_images, same_training_images
-from understudy.config import DistillConfig, TrainConfig, flat
+from understudy.config import DetectorConfig, DistillConfig, TrainConfig, flat
 from understudy.data import as_paths, shown_location
+from understudy.text import shown
 
 BUDGET: dict[str, tuple[str, ...]] = {
     "limit of training images": ("data.limit",),
@@ -66,6 +69,18 @@ def config_differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     mine, theirs = _keys(one), _keys(other)
     keys = [key for key in dict.fromkeys([*mine, *theirs]) if key != "run"]
     return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+
+
+def detector_differences(one: DetectorConfig, other: DetectorConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the keys of the config in which two detectors differ, with both values."""
+    mine, theirs = (flat({"detector": each.model_dump(mode="json")}) for each in (one, other))
+    keys = dict.fromkeys([*mine, *theirs])
+    return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+
+
+def as_keys(unequal: Mapping[str, tuple[Any, Any]]) -> str:
+    """Write the first values of differences as arguments of a command."""
+    return shlex.join(f"{key}={mine if isinstance(mine, str) else shown(mine)}" for key, (mine, _) in unequal.items())
 
 
 def unnamed(one: Run, other: Run) -> list[str]:

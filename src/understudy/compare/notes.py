@@ -4,14 +4,14 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from understudy.compare.differences import differences, unnamed
+from understudy.compare.differences import as_keys, detector_differences, differences, unnamed
 from understudy.compare.recipes import recipe_notes
 from understudy.compare.rows import Row, plain_candidates
 from understudy.config import DistillConfig
 from understudy.data import shown_location
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
 from understudy.reading import number_in, read_rows
-from understudy.text import listed, percent
+from understudy.text import listed, percent, shown
 from understudy.training.folder import RunFolder
 
 MOST = 8
@@ -67,7 +67,10 @@ def _checkpoint_notes(rows: Sequence[Row]) -> Iterator[str]:
 def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
     """Explain an undefined gap, and the choice among several plain students."""
     for row in rows:
-        if not isinstance(row.config, DistillConfig) or row.plain is None:
+        if not isinstance(row.config, DistillConfig):
+            continue
+        if row.plain is None:
+            yield from _other_detector_notes(row, rows)
             continue
         if row.teacher is None:
             named = row.config.teacher.resolve()
@@ -86,6 +89,18 @@ def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
             )
         if len(plain_candidates(row, rows)) > 1:
             yield f"{row.name} is compared with {row.plain.name}, the plain student whose training is most similar."
+
+
+def _other_detector_notes(row: Row, rows: Sequence[Row]) -> Iterator[str]:
+    """Say what a plain student of the same name would have to have in common with a distilled one."""
+    for other in rows:
+        if other.role == "plain" and other.config.detector.name == row.config.detector.name:
+            unequal = detector_differences(row.config.detector, other.config.detector)
+            keys = ", ".join(f"{key} ({shown(mine)} and {shown(theirs)})" for key, (mine, theirs) in unequal.items())
+            yield (
+                f"{row.name} and {other.name} are not the same detector: {keys}. Train a plain student with "
+                f"{as_keys(unequal)}."
+            )
 
 
 def _budget_notes(rows: Sequence[Row]) -> Iterator[str]:

@@ -197,16 +197,26 @@ def read_teacher(run: Run, device: torch.device | str | None = None, known: Eval
     """
     assert isinstance(run.config, DistillConfig)
     named = run.config.teacher
-    folder = named.parent if named.name in ("best.ckpt", "last.ckpt") else named
     if not named.exists():
         mark = "weights" if run.teacher_digest else "name"
         raise UserError(
             f"The teacher of {run.folder}, {named}, is not there. If it was moved, give its new path, too; it is "
             f"recognised by its {mark}."
         )
-    if RunFolder(folder).result.is_file() and same_images(found := _read_run(folder), run):
-        return found
-    return _evaluated(named, run, device, known)
+    return recorded_teacher(run) or _evaluated(named, run, device, known)
+
+
+def recorded_teacher(run: Run) -> Run | None:
+    """Return the run that a distilled run names as its teacher; None without a result of it on the same images.
+
+    Raises:
+        UserError: a file of its folder is damaged.
+    """
+    assert isinstance(run.config, DistillConfig)
+    named = run.config.teacher
+    folder = named.parent if named.name in ("best.ckpt", "last.ckpt") else named
+    found = _read_run(folder) if RunFolder(folder).result.is_file() else None
+    return found if found and same_images(found, run) else None
 
 
 def same_images(one: Run, other: Run) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 
 from understudy.checkpoints import read_checkpoint
-from understudy.compare.differences import differences
-from understudy.compare.runs import read_runs
+from understudy.compare.runs import read_runs, recorded_teacher
 from understudy.config import DistillConfig
 from understudy.data import Limits, open_data
 from understudy.detectors import build_detector
+from understudy.diagnosis.beside_plain import gain, outcome, plain_findings, weaker
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
 from understudy.diagnosis.pair import anchor_findings
@@ -48,15 +48,36 @@ def explain(path: Path, plain: Path | None = None, *, tell: Tell | None = None) 
     log, other = Log.of(path), None if plain is None else Log.of(plain)
     found = sorted(_findings(log, other), key=lambda finding: (finding.severity in ("ok", "note"), -finding.likelihood))
     if all(finding.severity in ("ok", "note") for finding in found):
-        what = "the log shows nothing wrong: the terms act, the student learned, and the teacher is better"
-        if not isinstance(log.config, DistillConfig):
-            what = "the log shows nothing wrong: the losses fell, and AP no longer rose at the end"
-        found.insert(0, Finding(check="the whole", severity="ok", what=what))
+        found.insert(0, _nothing_wrong(log, other))
     for finding in found:
         if tell:
             tell(finding)
     return Diagnosis(
-        f"the run {path}", tuple(found), time.monotonic() - started, finished=True, listed=tell is not None
+        f"the run {path}",
+        tuple(found),
+        time.monotonic() - started,
+        finished=True,
+        listed=tell is not None,
+        outcome=outcome(log, other),
+        gained=other is not None and gain(log, other) >= HARDLY,
+    )
+
+
+def _nothing_wrong(log: Log, plain: Log | None) -> Finding:
+    """Say that the log shows no cause, and what to try if the student is worse for it."""
+    if not isinstance(log.config, DistillConfig):
+        return Finding(
+            check="the whole", severity="ok", what="nothing is wrong: the losses fell, and AP no longer rose"
+        )
+    what = "the log shows nothing wrong: the terms act, and the student learned"
+    if plain is None or not gain(log, plain) <= -HARDLY:
+        return Finding(check="the whole", severity="ok", what=what)
+    return Finding(
+        check="the whole",
+        severity="note",
+        what=f"{what}. Yet it is below the plain student",
+        why="What the terms imitate does not help this student, or too much of its gradient is theirs.",
+        remedy=weaker(log.config),
     )
 
 
@@ -71,8 +92,7 @@ def _findings(log: Log, plain: Log | None) -> Iterator[Finding]:
     yield from convergence_findings(log, "this run")
     yield from _peak_findings(log)
     if plain is not None:
-        yield from convergence_findings(plain, f"the plain run {plain.folder.path}")
-        yield from _plain_findings(log, plain)
+        yield from plain_findings(log, plain)
     yield from _anchor_findings(log)
 
 
@@ -118,8 +138,8 @@ def _before(log: Log) -> str:
 def _teacher_findings(log: Log, plain: Log | None) -> Iterator[Finding]:
     """Judge the teacher by the check that the run made of it."""
     assert isinstance(log.config, DistillConfig)
-    teacher = log.check.get("AP")
-    if teacher is None or math.isnan(teacher):
+    teacher, images = _measured(log)
+    if math.isnan(teacher):
         yield Finding(
             check="teacher's AP",
             severity="note",
@@ -127,9 +147,8 @@ def _teacher_findings(log: Log, plain: Log | None) -> Iterator[Finding]:
             remedy=f"understudy evaluate {log.config.teacher} (a run with teacher_check=100 measures it)",
         )
         return
-    images = f"{log.check.get('images', 0)} validation images"
     recorded = _recorded_ap(log.config.teacher)
-    student = log.check.get("student_AP", math.nan)
+    student = log.check.get("student_AP", math.nan) if log.check else log.ap
     if teacher <= NEAR_ZERO:
         yield Finding(
             check="teacher's AP",
@@ -173,6 +192,20 @@ def _teacher_findings(log: Log, plain: Log | None) -> Iterator[Finding]:
             "" if math.isnan(student) else f", the student {percent(student)}"
         )
         yield Finding(check="teacher's AP", severity="ok", what=what)
+
+
+def _measured(log: Log) -> tuple[float, str]:
+    """Return the teacher's AP in the run's check, else in its own run, else nan; and on which images."""
+    if "AP" in log.check:
+        return log.check["AP"], f"{log.check.get('images', 0)} validation images"
+    if not log.finished:
+        return math.nan, ""
+    (run,) = read_runs([log.folder.path])
+    teacher = recorded_teacher(run)
+    sizes = [(each.config.data.shorter_side, each.config.data.longer_side) for each in (run, teacher) if each]
+    if teacher is None or sizes[0] != sizes[1]:
+        return math.nan, ""
+    return teacher.evaluation.coco["AP"], f"the same {teacher.evaluation.images} images, in its own run"
 
 
 def _recorded_ap(path: Path) -> float | None:
@@ -308,37 +341,6 @@ def _peak_findings(log: Log) -> Iterator[Finding]:
             remedy="fewer epochs, schedule.name=cosine, or more images (without labels: data.unlabelled=FOLDER)",
             likelihood=0.5,
         )
-
-
-def _plain_findings(log: Log, plain: Log) -> Iterator[Finding]:
-    """Compare with the plain student: AP, and everything that differs between the two apart from the distillation."""
-    if isinstance(plain.config, DistillConfig):
-        raise UserError(f"{plain.folder.path} is a distilled run; the second one must be a plain student.")
-    if not (log.finished and plain.finished):
-        return
-    run, other = read_runs([log.folder.path, plain.folder.path])
-    unequal = differences(run, other)
-    if unequal:
-        settings = ", ".join(f"{what} ({mine} and {theirs})" for what, (mine, theirs) in unequal.items())
-        yield Finding(
-            check="budget",
-            severity="warning",
-            what=f"the runs differ in {settings}",
-            why="The difference in AP is not due to distillation alone.",
-            remedy="train the plain student with the same settings",
-            likelihood=0.82,
-        )
-    gain = log.ap - plain.ap
-    what = f"AP {percent(log.ap)}, plain {percent(plain.ap)}"
-    if abs(gain) < HARDLY:
-        yield Finding(
-            check="gain",
-            severity="note",
-            what=f"{what}: one seed cannot tell such a difference from noise",
-            remedy="more seeds of both (seed=1, seed=2, ...), then understudy compare",
-        )
-    else:
-        yield Finding(check="gain", severity="ok", what=what, facts={"gain": gain})
 
 
 def _anchor_findings(log: Log) -> Iterator[Finding]:

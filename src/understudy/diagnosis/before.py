@@ -16,6 +16,7 @@ from understudy.config import DistillConfig, with_values
 from understudy.config.values import FilePath
 from understudy.data import DetectionData, Limits, as_paths, check_data, open_unlabelled, shown_location, splits
 from understudy.detectors import build_detector
+from understudy.diagnosis.beside_plain import detector_findings
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
 from understudy.diagnosis.pair import (
@@ -150,7 +151,7 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
         FOR_TEACHER
     )
     yield from accuracy_findings(trial)
-    yield from _plain_findings(trial, plain)
+    yield from _plain_findings(trial, plain, config)
     try:
         student = build_detector(**build_options(config, len(train.classes)))
         fit, finding = anchor_findings(student, train, config)
@@ -201,7 +202,7 @@ def _data_findings(
     )
 
 
-def _plain_findings(trial: Trial, plain: Path | None) -> Iterator[Finding]:
+def _plain_findings(trial: Trial, plain: Path | None, config: DistillConfig) -> Iterator[Finding]:
     """Compare the teacher with a plain student, if there is one; else say what cannot be known."""
     if plain is None:
         yield Finding(
@@ -220,7 +221,9 @@ def _plain_findings(trial: Trial, plain: Path | None) -> Iterator[Finding]:
     yield from lead_findings(trial, student, f"plain student {plain}")
     yield from proposal_findings(trial, student)
     if RunFolder(plain).config.is_file():
-        yield from convergence_findings(Log.of(plain), "the plain student")
+        log = Log.of(plain)
+        yield from detector_findings(config.detector, log.config.detector, plain)
+        yield from convergence_findings(log, "the plain student")
 
 
 def _step_findings(run: AssembledRun, steps: int) -> Iterator[Finding]:

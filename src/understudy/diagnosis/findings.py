@@ -66,6 +66,8 @@ class Diagnosis:
         seconds: time that the examination took.
         finished: whether a finished run was examined.
         listed: whether the findings were shown while they were found, so that only the verdict remains to be shown.
+        outcome: what the distillation of a finished run brought, in a sentence; empty if that is not known.
+        gained: whether the student of a finished run is better than the plain one.
     """
 
     subject: str
@@ -73,6 +75,8 @@ class Diagnosis:
     seconds: float
     finished: bool = False
     listed: bool = False
+    outcome: str = ""
+    gained: bool = False
 
     @property
     def ok(self) -> bool:
@@ -86,14 +90,21 @@ class Diagnosis:
     def verdict(self) -> str:
         """Say in one sentence what follows from the findings."""
         fatal, warnings = ([finding.check for finding in self.of(each)] for each in ("fatal", "warning"))
-        if self.finished and (fatal or warnings):
-            likely = list(dict.fromkeys(each.check for each in self.findings if each.severity in ("fatal", "warning")))
-            return f"Most likely cause: {likely[0]}." + (f" Others: {', '.join(likely[1:])}." if likely[1:] else "")
+        if self.finished:
+            return f"{self.outcome} {self._likely_causes()}".strip()
         if fatal:
             return f"Do not train like this: {_counted(fatal, 'fatal fault')}. {_also(warnings)}".strip()
         if warnings:
             return f"No fatal fault. {_also(warnings)}"
         return "No fault was found."
+
+    def _likely_causes(self) -> str:
+        likely = list(dict.fromkeys(each.check for each in self.findings if each.severity in ("fatal", "warning")))
+        if not likely:
+            return "No fault was found."
+        if self.gained:
+            return f"Warnings: {', '.join(likely)}."
+        return f"Most likely cause: {likely[0]}." + (f" Others: {', '.join(likely[1:])}." if likely[1:] else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return its values for JSON."""

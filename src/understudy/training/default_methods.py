@@ -1,7 +1,7 @@
 """The methods of a run whose config names none: what proved best without tuning, as far as a pair permits it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.methods.frs import FRS
@@ -59,6 +59,17 @@ def in_common(begun: Mapping[str, Any], balance: float | None) -> dict[str, dict
         name: {option: value for option, value in _without_weights(options).items() if option not in of_pair}
         for name, options in filled.items()
     }
+
+
+def are_default(methods: Mapping[str, Mapping[str, Any]], balance: float | Literal["off"]) -> bool:
+    """Return whether the methods of a run, with all their options, are the default ones of some pair.
+
+    Examples:
+        >>> are_default({"hint": {}}, balance=0.8)
+        False
+    """
+    common = in_common(methods, None if balance == "off" else balance)
+    return common.keys() == methods.keys() and all(common[name].items() <= methods[name].items() for name in common)
 
 
 def _unreduced(balance: float | None) -> dict[str, dict[str, Any]]:
