@@ -163,6 +163,7 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
         "data.scale": 1.0,
         "data.unlabelled_batch": None,
         "data.variants": None,
+        "detector.anchor_scale": None,
     }
 
     study.facts["longer"] = 1.4  # two rows of one method take the same time, more or less
@@ -186,3 +187,17 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
     again.prepare(accept_changes=False)
     assert configs(again)["frs"] == found["frs"]
     assert plan.differences(Plan.load(folder.plan)) == []
+
+
+def test_the_plain_student_has_the_anchors_of_the_distilled_ones(tiny, trained, tmp_path, monkeypatch):
+    teacher = {"name": "retinanet_resnet18", "anchor_scale": 3.0}
+    monkeypatch.setattr("understudy.training.defaults.read_metadata", lambda _: {"build": teacher})
+    keys = {key: value for key, value in tiny.items() if key != "detector.anchor_scale"}
+    keys["detector.name"] = "retinanet_mobilenet_v2"
+    folder = StudyFolder(tmp_path / "study")
+    folder.path.mkdir()
+    study = Study(folder, Plan.of(keys, {}, rows=["frs scores=cell"], seeds=[4], teachers=[trained]))
+    study.prepare(accept_changes=False)
+    study.facts["longer"] = 1.4
+    found = {task.row: task.config.detector.anchor_scale for task in study.tasks()}
+    assert found == {"none": 3.0, LONGER: 3.0, "frs scores=cell": "auto"}, "auto is that of its own teacher"

@@ -38,6 +38,9 @@ from understudy.training.trainer import make_trainer
 
 LONGER_ROW = StudyRow(LONGER, "none", (), ())
 
+OF_THE_PLAIN_STUDENT = "detector.anchor_scale"
+"""Distilled students take it from their teacher. The plain one gets it, too: with others, it is another detector."""
+
 
 def run_study(
     path: Path,
@@ -243,7 +246,8 @@ class Study:
         before = self.facts.pop("chosen", None) if epochs else None
         _, row, teacher = list(self._rows())[-1]
         config = self._config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs")
-        if not SHARED_CHOICES.intersection(open_keys(config)):
+        shared = {*SHARED_CHOICES, OF_THE_PLAIN_STUDENT}
+        if not shared.intersection(open_keys(config)):
             return False
         with contextlib.suppress(UserError):  # each row raises it again
             config = resolve_config(config)
@@ -253,13 +257,14 @@ class Study:
                 epochs = max(1, round(self.plan.steps * derived.config.batch_size / len(sources.train)))
             if epochs is not None:  # they decide how often an image is seen
                 derived = derive(with_values(config, {"schedule.epochs": epochs}), sources, trainer, measure=False)
-            self.facts["chosen"] = {key: value_of(derived.config, key) for key in sorted(SHARED_CHOICES)}
+            self.facts["chosen"] = {key: value_of(derived.config, key) for key in sorted(shared)}
         return before is not None and self.facts.get("chosen") != before
 
     def _config_of(self, row: StudyRow, seed: int, teacher: Path, run: Path, epochs: int | None = None) -> TrainConfig:
         """Return the config of a run with what was chosen for all runs."""
         config, chosen = self.plan.config_of(row, seed, teacher, run, epochs), self.facts.get("chosen", {})
-        return with_values(config, {key: chosen[key] for key in open_keys(config) if key in chosen})
+        shared = chosen if not row.methods else chosen.keys() - {OF_THE_PLAIN_STUDENT}
+        return with_values(config, {key: chosen[key] for key in open_keys(config) if key in shared})
 
     def _rows(self) -> Iterator[tuple[str, StudyRow, Path]]:
         """Yield the rows of the results, apart from the one that is added, with their teachers."""
