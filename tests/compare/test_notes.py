@@ -67,3 +67,11 @@ def test_a_plain_student_with_other_anchors_is_named_with_the_keys(tmp_path):
     assert note.endswith("Train a plain student with detector.anchor_scale=3.0.")
     as_well = make_run(tmp_path / "as_well", 0.3, detector={**STUDENT, "anchor_scale": 3.0})
     assert not any("same detector" in note for note in summarise([plain, as_well, frs], measure_speed=False).notes)
+
+
+@pytest.mark.parametrize(("ap", "told"), [(0.29, True), (0.30, True), (0.34, False)])
+def test_the_command_that_says_why_is_named(tmp_path, ap, told):
+    teacher, plain = make_run(tmp_path / "teacher", 0.5, detector=TEACHER), make_run(tmp_path / "plain", 0.3)
+    frs = make_run(tmp_path / "frs", ap, teacher=teacher)
+    notes = summarise([teacher, plain, frs], measure_speed=False).notes
+    assert (f"Why frs is not better: understudy doctor {frs} {plain}" in notes) is told

@@ -1,5 +1,6 @@
 """The notes below the table, which are needed to judge its numbers."""
 
+import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ def notes_on(rows: Sequence[Row]) -> list[str]:
         _early_stop_notes(rows),
         _seed_notes(rows),
         _gradient_notes(rows),
+        _doctor_notes(rows),
         recipes,
     )
     return [note for part in parts for note in part]
@@ -159,6 +161,19 @@ def _gradient_notes(rows: Sequence[Row]) -> Iterator[str]:
             elif share < SMALLEST_SHARE:
                 note += " Distillation had almost no effect: raise its weights."
         yield note
+
+
+def _doctor_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Name the command that says why a student is no better than the plain one."""
+    for row in rows:
+        verdict, run = row.verdict, row.runs[0]
+        if row.plain is None or verdict is None or verdict.gain is None:
+            continue
+        plain = next((each for each in row.plain.runs if each.config.seed == run.config.seed), row.plain.runs[0])
+        no_better = verdict.gain <= 0 or verdict.kind == "no difference"
+        if no_better and {run.kind, plain.kind} == {"run"}:
+            command = shlex.join(["understudy", "doctor", str(run.folder), str(plain.folder)])
+            yield f"Why {row.name} is not better: {command}"
 
 
 def _gradient_shares(folder: Path) -> list[float]:
