@@ -61,6 +61,7 @@ def test_a_log_that_shows_nothing_wrong_says_so(tmp_path):
     [
         ({"share": 0.97}, "weights", "97.0% of the student's gradient"),
         ({"share": 0.001}, "weights", "0.1% of the student's gradient"),
+        ({"share": 0.97, "balance": "off"}, "weights", "97.0% of the student's gradient"),
         ({"term": (1.0, 100.0)}, "terms", "hint_feature grew from 1 to 100"),
         ({"term": (0.0, 0.0)}, "terms", "hint_feature was zero in 10 of 10 rows"),
         ({"own": (1.0, 2.0)}, "own losses", "did not fall: 1 at the start, 2 at the end"),
@@ -82,6 +83,7 @@ def test_each_cause_is_named(tmp_path, changes, check, words):
     assert causes(run) == [check]
     assert words in found[check].what
     assert found[check].remedy
+    assert ("balance=0.8, so that weights follow" in found[check].remedy) is ("balance" in changes)
 
 
 def test_the_most_likely_cause_comes_first(tmp_path):

@@ -243,6 +243,8 @@ def _share_findings(log: Log) -> Iterator[Finding]:
     largest = f"largest term {name}: {last[name]:.3g} x {last[f'{name}_weight']:.3g} = {weighted[name]:.3g}"
     what = f"{share:.1%} of the student's gradient came from the distillation (median; {largest})"
     facts = {"median_share": share, "weighted": weighted}
+    assert isinstance(log.config, DistillConfig)
+    follow = f", or {weaker(log.config)}" if log.config.balance == "off" else ""
     if share > LARGEST_SHARE:
         factor = (share / (1 - share)) / 0.5 if share < 1 else 1000.0
         yield Finding(
@@ -250,7 +252,7 @@ def _share_findings(log: Log) -> Iterator[Finding]:
             severity="fatal" if share > HOPELESS_ABOVE else "warning",
             what=what,
             why="The student's own losses had almost no effect.",
-            remedy=f"divide the weight of {name} by about {factor:.0f} (now {last[f'{name}_weight']:.3g})",
+            remedy=f"divide the weight of {name} by about {factor:.0f} (now {last[f'{name}_weight']:.3g}){follow}",
             likelihood=0.95,
             facts=facts,
         )
@@ -261,7 +263,7 @@ def _share_findings(log: Log) -> Iterator[Finding]:
             severity="fatal" if share < HOPELESS_BELOW else "warning",
             what=what,
             why="The distillation had almost no effect: the student is a plain one.",
-            remedy=f"multiply the weights by about {factor:.0f} ({name}: now {last[f'{name}_weight']:.3g})",
+            remedy=f"multiply the weights by about {factor:.0f} ({name}: now {last[f'{name}_weight']:.3g}){follow}",
             likelihood=0.93,
             facts=facts,
         )
