@@ -16,11 +16,22 @@ from understudy.errors import UserError
 def test_small_boxes_get_small_anchors_and_others_the_family_s_own(side, scale):
     found = best_scale("retinanet_resnet18", squares(side, count=12), 160, 200)
     assert found is not None
-    assert (found.scale, found.usual) == (scale, 4.0)
-    assert found.overlap >= found.usual_overlap
-    assert f"{found.usual_overlap:.2f}" in str(found)
-    assert (found.overlap > found.usual_overlap + 0.02) is (scale is not None)
+    assert (found.scale, found.before) == (scale, 4.0)
+    assert found.overlap >= found.overlap_before
+    assert f"{found.overlap_before:.2f}" in str(found)
+    assert (found.overlap > found.overlap_before + 0.02) is (scale is not None)
     assert "the family's own, 4" in str(found)
+
+
+def test_another_scale_than_the_family_s_own_is_compared_with_the_others():
+    data = squares(16.0, count=12)
+    coarse, fine = (best_scale("retinanet_resnet18", data, 160, 200, before=scale) for scale in (8.0, 2.0))
+    assert coarse is not None
+    assert fine is not None
+    assert (coarse.scale, coarse.before) == (2.0, 8.0)
+    assert str(coarse).endswith(f"{coarse.overlap_before:.2f} with 8")
+    assert (fine.scale, fine.overlap) == (None, fine.overlap_before)
+    assert str(fine).startswith("2, is as good as others")
 
 
 def test_a_rare_class_of_small_objects_counts_as_much_as_a_frequent_one():
@@ -43,7 +54,7 @@ def test_a_rare_class_of_small_objects_counts_as_much_as_a_frequent_one():
 def test_a_level_without_octaves_depends_on_the_size_of_the_boxes():
     found = best_scale("faster_rcnn_resnet18", squares(48.0, count=12), 160, 200)
     assert found is not None
-    assert (found.scale, found.usual) == (6.0, 8.0) or found.scale == 12.0, "48 pixels lie between 32 and 64"
+    assert (found.scale, found.before) == (6.0, 8.0) or found.scale == 12.0, "48 pixels lie between 32 and 64"
 
 
 @pytest.mark.parametrize("name", ["fcos_resnet18", "gfl_resnet18"])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_sets import squares
 from small_detectors import small
 
 from understudy.config import TrainConfig, load_config
@@ -39,6 +40,18 @@ def test_anchors_far_from_the_boxes(pictures):
     _, finding = anchor_findings(small("fcos", classes=4), data, tiny)
     assert finding.severity in ("fatal", "warning")
     assert "smaller than one cell of the finest level (8 pixels)" in finding.what
+
+
+def test_anchors_that_are_clearly_worse_than_others(pictures):
+    keys = {"data.shorter_side": 160, "data.longer_side": 200, "detector": "retinanet_resnet18"}
+    data, found = squares(24.0, count=12), {}
+    for scale in (3.0, 4.0):
+        config = config_of(pictures, **keys, **{"detector.anchor_scale": scale})
+        found[scale] = anchor_findings(small("retinanet", classes=1, anchor_scale=scale), data, config)[1]
+    assert found[3.0].severity == "ok"
+    assert found[4.0].severity == "warning"
+    assert "anchors of 3 strides fit the boxes clearly better: IoU of the boxes with their best" in found[4.0].what
+    assert found[4.0].remedy.startswith("detector.anchor_scale=3, if possible for the teacher, too")
 
 
 def test_levels_that_hold_objects_and_are_not_compared(pictures):

@@ -33,25 +33,28 @@ class ScaleFit:
     """The best of the scales that were compared.
 
     Attributes:
-        scale: None: the family's own.
+        scale: None: the one that the others were compared with.
         overlap: mean of the objects' highest IoU with an anchor, counted up to :data:`ENOUGH`. It is the mean over the
             classes, as of AP: a rare class of small objects counts as much as a frequent one.
-        usual: the family's own scale,
-        usual_overlap: and its overlap.
+        before: the scale that the others were compared with,
+        overlap_before: and its overlap.
+        own: whether that is the family's own.
     """
 
     scale: float | None
     overlap: float
-    usual: float
-    usual_overlap: float
+    before: float
+    overlap_before: float
+    own: bool = True
 
     def __str__(self) -> str:
         """Describe the choice."""
+        before = f"the family's own, {self.before:g}" if self.own else f"{self.before:g}"
         if self.scale is None:
-            return f"the family's own, {self.usual:g}, is as good as others ({self.overlap:.2f})"
+            return f"{before}, is as good as others ({self.overlap:.2f})"
         return (
             f"IoU of the boxes with their best anchors {self.overlap:.2f} on average (up to {ENOUGH}), "
-            f"{self.usual_overlap:.2f} with the family's own, {self.usual:g}"
+            f"{self.overlap_before:.2f} with {before}"
         )
 
 
@@ -62,6 +65,7 @@ def best_scale(
     longer_side: int,
     conventions: Literal["torchvision", "mmdet"] = "torchvision",
     settings: Mapping[str, Any] = MappingProxyType({}),
+    before: float | None = None,
 ) -> ScaleFit | None:
     """Compare a few scales of anchors by the mean IoU of each class's boxes with their best anchors.
 
@@ -75,6 +79,7 @@ def best_scale(
         longer_side: unless its longer side would exceed this.
         conventions: as of :func:`.build_detector`.
         settings: likewise.
+        before: the scale that the others must be better than; None: the family's own.
 
     Returns:
         None if the detector has no anchors, does not assign them by their IoU, or there are no boxes.
@@ -103,15 +108,16 @@ def best_scale(
     own = fit(None)
     if own is None or own.overlaps is None or not own.objects:
         return None
-    scale, before = round(own.anchor_sides[0] / own.strides[0], 1), _mean_over_classes(own)  # anchors are rounded
-    if before + MARGIN > ENOUGH:
-        return ScaleFit(None, before, scale, before)
-    others = {factor * scale: fit(factor * scale) for factor in FACTORS}
-    means = {each: _mean_over_classes(found) for each, found in others.items() if found}
-    best = max(means, key=lambda each: means[each])
-    if means[best] < before + MARGIN:
-        return ScaleFit(None, before, scale, before)
-    return ScaleFit(best, means[best], scale, before)
+    of_family = round(own.anchor_sides[0] / own.strides[0], 1)  # anchors are rounded
+    now, fitted = (of_family, own) if before is None else (before, fit(before))
+    assert fitted is not None  # there are objects, and the assignment is that of the family's own anchors
+    means = {now: _mean_over_classes(fitted)}
+    if means[now] + MARGIN <= ENOUGH:
+        others = {of_family: own} | {factor * of_family: fit(factor * of_family) for factor in FACTORS}
+        means |= {scale: _mean_over_classes(each) for scale, each in others.items() if each and scale != now}
+    best = max(means, key=lambda scale: means[scale])
+    better = means[best] >= means[now] + MARGIN
+    return ScaleFit(best if better else None, means[best if better else now], now, means[now], before is None)
 
 
 @lru_cache(maxsize=8)
