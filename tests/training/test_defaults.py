@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from data_sets import squares
 from training_runs import at_step, ctrl_c
 
 import understudy
-from understudy.config import LEFT_OPEN, TrainConfig, load_config, open_keys, value_of
+from understudy.config import LEFT_OPEN, DistillConfig, TrainConfig, load_config, open_keys, value_of, with_values
 from understudy.data import DetectionData
 from understudy.errors import Stopped, UserError
 from understudy.training import defaults
@@ -283,6 +284,19 @@ def test_a_head_that_starts_with_other_weights_has_their_anchors(chosen, source,
     assert found.config.detector.anchor_scale == scale
     told = "  detector.anchor_scale=3.0: that of other.ckpt, whose weights the head starts with"
     assert (told in found.notes) is (scale == 3.0)
+
+
+@pytest.mark.parametrize(("scale", "remark"), [(None, "; 2 fits better: IoU of the boxes"), (2.0, "")])
+def test_anchors_of_a_teacher_that_fit_clearly_worse_are_remarked(scale, remark, monkeypatch):
+    build = {"name": "retinanet_resnet50", "anchor_scale": scale}
+    monkeypatch.setattr(defaults, "read_metadata", lambda _: {"build": build})
+    data = squares(14.0)
+    config = load_config(DistillConfig, None, ["run=r", "data=d", "teacher=t", "detector=retinanet_resnet18"])
+    config = with_values(config, {"data.shorter_side": [240], "data.longer_side": 400})
+    found = defaults._anchor_scale(config, cast("Any", SimpleNamespace(sources=Sources(data, data, None, ()))))
+    assert found.value == scale
+    assert found.reason.startswith("that of the teacher, which is of the same family" + remark)
+    assert (";" in found.reason) is bool(remark)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -25,10 +25,6 @@ from understudy.training.defaults import Derived
 HOPELESS = 0.5
 """Share of the objects without an anchor from which training is worthless."""
 
-CLEARLY_BETTER = 0.05
-"""Rise of the mean IoU of the boxes with their best anchors that is worth a remark. On BCCD it is 0.08 from RetinaNet's
-own anchors to the best, and the plain student's AP rises from 46 to 52.8; 0.01 on a subset of VOC."""
-
 SMALLER = 2.0
 """Quotient of the multiply-adds of teacher and student, below which the student is hardly faster."""
 
@@ -84,7 +80,7 @@ def _better_anchors(fit: BoxFit, data: DetectionData, config: TrainConfig) -> Fi
     detector, size = config.detector, (config.data.shorter_side[-1], config.data.longer_side)
     now = round(fit.anchor_sides[0] / fit.strides[0], 1)
     found = best_scale(detector.name, data, *size, detector.conventions, detector.settings, now)
-    if found is None or found.scale is None or found.overlap - found.overlap_before < CLEARLY_BETTER:
+    if found is None or found.scale is None or not found.clearly:
         return None
     return Finding(
         check="anchors",

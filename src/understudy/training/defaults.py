@@ -16,7 +16,7 @@ from understudy.config import DistillConfig, TrainConfig, open_keys, with_values
 from understudy.data import as_paths
 from understudy.data.batching import groups_of
 from understudy.data.loading import check_batch_size
-from understudy.detectors.anchor_scale import best_scale
+from understudy.detectors.anchor_scale import ScaleFit, best_scale
 from understudy.detectors.backbone_weights import describe_download, published_weights
 from understudy.detectors.families import family_of
 from understudy.errors import UserError
@@ -277,13 +277,21 @@ def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
             return started
         build = read_metadata(config.teacher)["build"] if isinstance(config, DistillConfig) else None
         if build and family_of(build["name"]) is family:
-            return Choice(key, build.get("anchor_scale"), "that of the teacher, which is of the same family")
-    size = (config.data.shorter_side[-1], config.data.longer_side)
-    try:
-        found = best_scale(detector.name, facts.sources.train, *size, detector.conventions, detector.settings)
-    except UserError:  # which the detector itself raises, too, unless its settings suit its own width only
-        found = None
+            theirs, told = build.get("anchor_scale"), "that of the teacher, which is of the same family"
+            found = _best_scale(config, facts, theirs)
+            return Choice(
+                key, theirs, told + (f"; {found.scale:g} fits better: {found}" if found and found.clearly else "")
+            )
+    found = _best_scale(config, facts)
     return Choice(key, found.scale, str(found)) if found else Choice(key, None, "")
+
+
+def _best_scale(config: TrainConfig, facts: _Facts, before: float | None = None) -> ScaleFit | None:
+    detector, size = config.detector, (config.data.shorter_side[-1], config.data.longer_side)
+    try:
+        return best_scale(detector.name, facts.sources.train, *size, detector.conventions, detector.settings, before)
+    except UserError:  # which the detector itself raises, too, unless its settings suit its own width only
+        return None
 
 
 def _workers(config: TrainConfig, facts: _Facts) -> Choice:
