@@ -189,15 +189,24 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
     assert plan.differences(Plan.load(folder.plan)) == []
 
 
-def test_the_plain_student_has_the_anchors_of_the_distilled_ones(tiny, trained, tmp_path, monkeypatch):
-    teacher = {"name": "retinanet_resnet18", "anchor_scale": 3.0}
-    monkeypatch.setattr("understudy.training.defaults.read_metadata", lambda _: {"build": teacher})
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["default"], {"none": 2.0, LONGER: 2.0, "default": 2.0}),
+        (["frs scores=cell", "default"], {"none": 9.0, LONGER: 9.0, "frs scores=cell": "auto", "default": 9.0}),
+    ],
+)
+def test_all_rows_have_the_anchors_of_a_row_that_needs_its_teachers(
+    rows, expected, tiny, trained, tmp_path, monkeypatch
+):
+    """The default methods alone do without those of a teacher that fit clearly worse."""
+    build = {"name": "retinanet_resnet18", "anchor_scale": 9.0}
+    monkeypatch.setattr("understudy.training.defaults.read_metadata", lambda _: {"build": build})
     keys = {key: value for key, value in tiny.items() if key != "detector.anchor_scale"}
     keys["detector.name"] = "retinanet_mobilenet_v2"
     folder = StudyFolder(tmp_path / "study")
     folder.path.mkdir()
-    study = Study(folder, Plan.of(keys, {}, rows=["frs scores=cell"], seeds=[4], teachers=[trained]))
+    study = Study(folder, Plan.of(keys, {}, rows=rows, seeds=[4], teachers=[trained]))
     study.prepare(accept_changes=False)
     study.facts["longer"] = 1.4
-    found = {task.row: task.config.detector.anchor_scale for task in study.tasks()}
-    assert found == {"none": 3.0, LONGER: 3.0, "frs scores=cell": "auto"}, "auto is that of its own teacher"
+    assert {task.row: task.config.detector.anchor_scale for task in study.tasks()} == expected

@@ -286,17 +286,27 @@ def test_a_head_that_starts_with_other_weights_has_their_anchors(chosen, source,
     assert (told in found.notes) is (scale == 3.0)
 
 
-@pytest.mark.parametrize(("scale", "remark"), [(None, "; 2 fits better: IoU of the boxes"), (2.0, "")])
-def test_anchors_of_a_teacher_that_fit_clearly_worse_are_remarked(scale, remark, monkeypatch):
+@pytest.mark.parametrize(
+    ("scale", "method", "chosen", "reason"),
+    [
+        (None, "frs", None, "that of the teacher, which is of the same family; 2 fits better: IoU of the boxes"),
+        (2.0, "frs", 2.0, "that of the teacher, which is of the same family"),
+        (3.0, "", 3.0, "that of the teacher, which is of the same family"),
+        (None, "", 2.0, "0.43 with the family's own, 4, the scale of the teacher; scores are compared by cells"),
+        (6.0, "", 2.0, "0.19 with 6, the scale of the teacher; scores are compared by cells"),
+    ],
+)
+def test_anchors_of_a_teacher_that_fit_clearly_worse(scale, method, chosen, reason, monkeypatch):
+    """The default methods do without them, others are told."""
     build = {"name": "retinanet_resnet50", "anchor_scale": scale}
     monkeypatch.setattr(defaults, "read_metadata", lambda _: {"build": build})
-    data = squares(14.0)
-    config = load_config(DistillConfig, None, ["run=r", "data=d", "teacher=t", "detector=retinanet_resnet18"])
+    data, keys = squares(14.0), ["run=r", "data=d", "teacher=t", "detector=retinanet_resnet18"]
+    config = load_config(DistillConfig, None, keys, [method] if method else [])
     config = with_values(config, {"data.shorter_side": [240], "data.longer_side": 400})
     found = defaults._anchor_scale(config, cast("Any", SimpleNamespace(sources=Sources(data, data, None, ()))))
-    assert found.value == scale
-    assert found.reason.startswith("that of the teacher, which is of the same family" + remark)
-    assert (";" in found.reason) is bool(remark)
+    assert found.value == chosen
+    assert reason in found.reason
+    assert ("cells" in found.reason, "fits better" in found.reason) == ("cells" in reason, "fits better" in reason)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ class StudyRow:
         """The name as a part of a file name."""
         return re.sub(r"[^A-Za-z0-9.=]+", "_", self.name).strip("_.") or "row"
 
+    @property
+    def any_anchors(self) -> bool:
+        """Whether it can have other anchors than its teacher: the plain student, and the default methods."""
+        return set(self.methods) <= {DEFAULT}
+
 
 def read_row(text: str, *, named: bool = True) -> StudyRow:
     """Read a row: ``[NAME:] METHOD [OPTION=VALUE]... [+ METHOD [OPTION=VALUE]...]... [KEY=VALUE]...``.

@@ -38,8 +38,7 @@ from understudy.training.trainer import make_trainer
 
 LONGER_ROW = StudyRow(LONGER, "none", (), ())
 
-OF_THE_PLAIN_STUDENT = "detector.anchor_scale"
-"""Distilled students take it from their teacher. The plain one gets it, too: with others, it is another detector."""
+ANCHORS = "detector.anchor_scale"  # most methods need their teacher's; other rows have the same, as one detector
 
 
 def run_study(
@@ -235,7 +234,7 @@ class Study:
             )
 
     def _choose(self, epochs: int | None = None) -> bool:
-        """Choose what the plan leaves open and all runs share, as its last row would; it is kept in the facts.
+        """Choose what the plan leaves open and all runs share, as its last row would that needs its teacher's anchors.
 
         Args:
             epochs: of a budget in time; None: those of the plan.
@@ -244,9 +243,10 @@ class Study:
             Whether other values were chosen than before.
         """
         before = self.facts.pop("chosen", None) if epochs else None
-        _, row, teacher = list(self._rows())[-1]
+        bound = [each for each in self._rows() if not each[1].any_anchors]
+        _, row, teacher = (bound or list(self._rows()))[-1]
         config = self._config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs")
-        shared = {*SHARED_CHOICES, OF_THE_PLAIN_STUDENT}
+        shared = {*SHARED_CHOICES, ANCHORS}
         if not shared.intersection(open_keys(config)):
             return False
         with contextlib.suppress(UserError):  # each row raises it again
@@ -263,7 +263,7 @@ class Study:
     def _config_of(self, row: StudyRow, seed: int, teacher: Path, run: Path, epochs: int | None = None) -> TrainConfig:
         """Return the config of a run with what was chosen for all runs."""
         config, chosen = self.plan.config_of(row, seed, teacher, run, epochs), self.facts.get("chosen", {})
-        shared = chosen if not row.methods else chosen.keys() - {OF_THE_PLAIN_STUDENT}
+        shared = chosen if row.any_anchors else chosen.keys() - {ANCHORS}
         return with_values(config, {key: chosen[key] for key in open_keys(config) if key in shared})
 
     def _rows(self) -> Iterator[tuple[str, StudyRow, Path]]:

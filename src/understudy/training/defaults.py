@@ -13,6 +13,7 @@ import lightning.pytorch as L
 
 from understudy.checkpoints import read_metadata
 from understudy.config import DistillConfig, TrainConfig, open_keys, with_values
+from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import as_paths
 from understudy.data.batching import groups_of
 from understudy.data.loading import check_batch_size
@@ -276,12 +277,14 @@ def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
         if started := _as_head_starts(config, key):  # with other anchors, its weights would not be taken
             return started
         build = read_metadata(config.teacher)["build"] if isinstance(config, DistillConfig) else None
-        if build and family_of(build["name"]) is family:
+        if isinstance(config, DistillConfig) and build and family_of(build["name"]) is family:
             theirs, told = build.get("anchor_scale"), "that of the teacher, which is of the same family"
             found = _best_scale(config, facts, theirs)
-            return Choice(
-                key, theirs, told + (f"; {found.scale:g} fits better: {found}" if found and found.clearly else "")
-            )
+            if found is None or not found.clearly:
+                return Choice(key, theirs, told)
+            if config.methods == DEFAULT_METHODS:  # they can do without the same anchors
+                return Choice(key, found.scale, f"{found}, the scale of the teacher; scores are compared by cells")
+            return Choice(key, theirs, f"{told}; {found.scale:g} fits better: {found}")
     found = _best_scale(config, facts)
     return Choice(key, found.scale, str(found)) if found else Choice(key, None, "")
 
