@@ -179,7 +179,6 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
         "evaluate_every",  # by the epochs of a run
         "detector.backbone_weights",
         "detector.head_norm",
-        "detector.anchor_scale",
         "detector.norm",
     }
     monkeypatch.setattr("understudy.training.defaults.IMAGES_PER_STEP", 2)
@@ -189,24 +188,38 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
     assert plan.differences(Plan.load(folder.plan)) == []
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        (["default"], {"none": 2.0, LONGER: 2.0, "default": 2.0}),
-        (["frs scores=cell", "default"], {"none": 9.0, LONGER: 9.0, "frs scores=cell": "auto", "default": 9.0}),
-    ],
-)
-def test_all_rows_have_the_anchors_of_a_row_that_needs_its_teachers(
-    rows, expected, tiny, trained, tmp_path, monkeypatch
-):
-    """The default methods alone do without those of a teacher that fit clearly worse."""
+@pytest.fixture
+def anchors_of(tiny, trained, tmp_path, monkeypatch):
+    """Returns the anchors of the runs of a RetinaNet's study, whose teacher has anchors that fit clearly worse."""
     build = {"name": "retinanet_resnet18", "anchor_scale": 9.0}
     monkeypatch.setattr("understudy.training.defaults.read_metadata", lambda _: {"build": build})
     keys = {key: value for key, value in tiny.items() if key != "detector.anchor_scale"}
     keys["detector.name"] = "retinanet_mobilenet_v2"
     folder = StudyFolder(tmp_path / "study")
     folder.path.mkdir()
-    study = Study(folder, Plan.of(keys, {}, rows=rows, seeds=[4], teachers=[trained]))
-    study.prepare(accept_changes=False)
-    study.facts["longer"] = 1.4
-    assert {task.row: task.config.detector.anchor_scale for task in study.tasks()} == expected
+
+    def prepare(*rows: str, facts: dict | None = None) -> dict[str, float | str | None]:
+        study = Study(folder, Plan.of(keys, {}, rows=rows, seeds=[4], teachers=[trained]))
+        study.facts |= facts or {}
+        study.prepare(accept_changes=False)
+        study.facts["longer"] = 1.4
+        return {task.row: task.config.detector.anchor_scale for task in study.tasks() if task.row != LONGER}
+
+    return prepare
+
+
+def test_all_rows_have_the_same_anchors(anchors_of):
+    """The default methods alone do without those of the teacher; a study keeps what it began with."""
+    assert anchors_of("default") == {"none": 2.0, "default": 2.0}
+    assert anchors_of("default", "frs scores=cell") == {"none": 2.0, "default": 2.0, "frs scores=cell": 2.0}
+
+
+def test_a_row_that_needs_its_teachers_anchors_decides(anchors_of):
+    rows = ["frs scores=cell", "default", "fcos: none detector.name=fcos_mobilenet_v2", "i: default inherit=true"]
+    expected = {"none": 9.0, "frs scores=cell": 9.0, "default": 9.0, "fcos": "auto", "i": "auto"}
+    assert anchors_of(*rows) == expected
+
+
+def test_a_study_of_an_earlier_version_keeps_the_anchors_of_each_row(anchors_of):
+    chosen = {"chosen": {"batch_size": 2}}
+    assert anchors_of("default", facts=chosen) == {"none": "auto", "default": "auto"}

@@ -44,6 +44,11 @@ class StudyRow:
         """Whether it can have other anchors than its teacher: the plain student, and the default methods."""
         return set(self.methods) <= {DEFAULT}
 
+    @property
+    def own_detector(self) -> bool:
+        """Whether its detector, or the weights that it starts with, are not those of the study."""
+        return any(re.split("[.=]", word)[0] in ("detector", "inherit", "init") for word in self.overrides)
+
 
 def read_row(text: str, *, named: bool = True) -> StudyRow:
     """Read a row: ``[NAME:] METHOD [OPTION=VALUE]... [+ METHOD [OPTION=VALUE]...]... [KEY=VALUE]...``.

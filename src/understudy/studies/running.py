@@ -1,6 +1,5 @@
 """Run a study: train what is missing, go on with what was interrupted, and summarise."""
 
-import contextlib
 import itertools
 import json
 import math
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from understudy.compare.runs import Run, read_runs, read_teacher
-from understudy.config import DistillConfig, TrainConfig, open_keys, value_of, with_values
+from understudy.config import DistillConfig, TrainConfig, open_keys, with_values
 from understudy.errors import RunError, Stopped, UserError
 from understudy.evaluation import Evaluation
 from understudy.files import write_atomically
+from understudy.studies.choices import chosen_for, deciding_row, shared_with
 from understudy.studies.folder import StudyFolder
 from understudy.studies.jobs import in_processes
 from understudy.studies.page import write_page
@@ -27,18 +27,14 @@ from understudy.studies.tasks import Task, one_by_one, outcomes
 from understudy.studies.timing import StepCost, step_costs
 from understudy.training import console
 from understudy.training.assembly import AssembledRun, resolve_config
-from understudy.training.defaults import SHARED_CHOICES, derive
 from understudy.training.environment import version_of
 from understudy.training.folder import RunFolder, lock
 from understudy.training.run import completed, using_threads
-from understudy.training.sources import Sources
 from understudy.training.teacher_cache import TeacherCache, share_of_passes
 from understudy.training.together import can_share
 from understudy.training.trainer import make_trainer
 
 LONGER_ROW = StudyRow(LONGER, "none", (), ())
-
-ANCHORS = "detector.anchor_scale"  # most methods need their teacher's; other rows have the same, as one detector
 
 
 def run_study(
@@ -181,7 +177,7 @@ class Study:
 
     def _choose_by_time(self, runs: Mapping[str, AssembledRun], measured: Mapping[str, StepCost]) -> None:
         """Choose again what follows from the epochs, now that a budget in time gives them."""
-        last = list(runs)[-1]
+        last, *_ = deciding_row(list(self._rows()))
         self.facts["costs"][last]["seconds"] = measured[last].seconds  # not yet those of too many variants
         for _ in range(3):  # the choice changes the time of a step, and so the epochs
             if not self._choose(self._epochs(last)):
@@ -234,7 +230,7 @@ class Study:
             )
 
     def _choose(self, epochs: int | None = None) -> bool:
-        """Choose what the plan leaves open and all runs share, as its last row would that needs its teacher's anchors.
+        """Choose what the plan leaves open and all runs share, and keep it in the facts.
 
         Args:
             epochs: of a budget in time; None: those of the plan.
@@ -242,29 +238,20 @@ class Study:
         Returns:
             Whether other values were chosen than before.
         """
-        before = self.facts.pop("chosen", None) if epochs else None
-        bound = [each for each in self._rows() if not each[1].any_anchors]
-        _, row, teacher = (bound or list(self._rows()))[-1]
+        before = self.facts.get("chosen")
+        if epochs:
+            self.facts.pop("chosen", None)
+        _, row, teacher = deciding_row(list(self._rows()))
         config = self._config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs")
-        shared = {*SHARED_CHOICES, ANCHORS}
-        if not shared.intersection(open_keys(config)):
-            return False
-        with contextlib.suppress(UserError):  # each row raises it again
-            config = resolve_config(config)
-            sources, trainer = Sources.of(config), make_trainer(config, config.run)
-            derived = derive(config, sources, trainer, measure=False)
-            if self.plan.steps is not None:
-                epochs = max(1, round(self.plan.steps * derived.config.batch_size / len(sources.train)))
-            if epochs is not None:  # they decide how often an image is seen
-                derived = derive(with_values(config, {"schedule.epochs": epochs}), sources, trainer, measure=False)
-            self.facts["chosen"] = {key: value_of(derived.config, key) for key in sorted(shared)}
-        return before is not None and self.facts.get("chosen") != before
+        if (found := chosen_for(config, self.plan.steps, epochs, before)) is not None:
+            self.facts["chosen"] = found
+        return bool(epochs) and before is not None and self.facts.get("chosen") != before
 
     def _config_of(self, row: StudyRow, seed: int, teacher: Path, run: Path, epochs: int | None = None) -> TrainConfig:
         """Return the config of a run with what was chosen for all runs."""
-        config, chosen = self.plan.config_of(row, seed, teacher, run, epochs), self.facts.get("chosen", {})
-        shared = chosen if row.any_anchors else chosen.keys() - {ANCHORS}
-        return with_values(config, {key: chosen[key] for key in open_keys(config) if key in shared})
+        config = self.plan.config_of(row, seed, teacher, run, epochs)
+        chosen = shared_with(row, self.facts.get("chosen", {}), len(self.plan.teachers))
+        return with_values(config, {key: chosen[key] for key in open_keys(config) if key in chosen})
 
     def _rows(self) -> Iterator[tuple[str, StudyRow, Path]]:
         """Yield the rows of the results, apart from the one that is added, with their teachers."""
