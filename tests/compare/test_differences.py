@@ -8,7 +8,7 @@ import pytest
 from run_folders import TEACHER, make_run
 
 from understudy.cli import main
-from understudy.compare.differences import differences
+from understudy.compare.differences import as_arguments, differences
 from understudy.compare.runs import read_runs, same_data, same_images
 from understudy.compare.table import summarise
 
@@ -92,3 +92,17 @@ def test_json_and_csv(three, tmp_path, capsys):
         main(["compare", *map(str, three), "--csv", str(file)])
     assert stop.value.code == 2
     assert "is not overwritten" in capsys.readouterr().err
+
+
+def test_differences_of_detectors_as_arguments():
+    long = [0.123456789] * 9
+    unequal = {
+        "detector.image_mean": (long, None),
+        "detector.settings.octaves": (None, 2),
+        "detector.norm": (None, "batch"),
+    }
+    assert (
+        as_arguments(unequal)
+        == f"'detector.image_mean={long}' detector.norm=null and without detector.settings.octaves"
+    )
+    assert as_arguments({"detector.settings.octaves": (None, 2)}) == "without detector.settings.octaves"

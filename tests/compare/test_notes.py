@@ -74,4 +74,4 @@ def test_the_command_that_says_why_is_named(tmp_path, ap, told):
     teacher, plain = make_run(tmp_path / "teacher", 0.5, detector=TEACHER), make_run(tmp_path / "plain", 0.3)
     frs = make_run(tmp_path / "frs", ap, teacher=teacher)
     notes = summarise([teacher, plain, frs], measure_speed=False).notes
-    assert (f"Why frs is not better: understudy doctor {frs} {plain}" in notes) is told
+    assert (f"To find out why frs is no better than plain: understudy doctor {frs} {plain}" in notes) is told

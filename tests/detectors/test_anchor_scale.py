@@ -31,7 +31,7 @@ def test_another_scale_than_the_family_s_own_is_compared_with_the_others():
     assert (coarse.scale, coarse.before) == (2.0, 8.0)
     assert str(coarse).endswith(f"{coarse.overlap_before:.2f} with 8")
     assert (fine.scale, fine.overlap) == (None, fine.overlap_before)
-    assert str(fine).startswith("2, is as good as others")
+    assert str(fine).startswith("2 is as good as others")
 
 
 def test_a_rare_class_of_small_objects_counts_as_much_as_a_frequent_one():

@@ -51,7 +51,7 @@ def test_a_log_that_shows_nothing_wrong_says_so(tmp_path):
     assert found.ok
     assert causes(tmp_path / "run", plain) == []
     assert "the log shows nothing wrong" in found.findings[0].what
-    verdict = "No difference from the plain student that one seed can tell (0.0 AP). No fault was found."
+    verdict = "The difference from the plain student (0.0 AP) is within the noise of one seed. No fault was found."
     assert found.verdict() == verdict
     assert explain(tmp_path / "run").verdict() == "No fault was found."
 
@@ -125,7 +125,7 @@ def lowered(aps, *by):
         (
             lowered(FLAT, -0.06, -0.05, -0.04),
             "slower learning",
-            "by 4.6 AP on average; in the end -4.0",
+            "below the plain student by 4.6 AP on average in the first half; in the end -4.0",
             "The student is 4.0 AP below the plain one. Most likely cause: slower learning.",
         ),
         (
@@ -133,7 +133,8 @@ def lowered(aps, *by):
             "caught up",
             "by 6.6 AP on average in the first half; in the end 0.0; it had the plain student's best AP (40.0) "
             "after 90 of 100 steps",
-            "No difference from the plain student that one seed can tell (0.0 AP). Most likely cause: caught up.",
+            "The difference from the plain student (0.0 AP) is within the noise of one seed. Most likely cause: caught "
+            "up.",
         ),
         (
             lowered(FLAT, 0.12, 0.1, 0.06, 0.03),
@@ -171,9 +172,29 @@ def test_what_may_mend_a_loss(tmp_path, keys, remedy):
 def test_a_loss_of_which_the_log_shows_no_cause(tmp_path):
     plain = finished(tmp_path / "plain", lowered(FLAT, 0.02, 0.02, 0.0, 0.0, -0.05), teacher=None)
     found = explain(finished(tmp_path / "run", check=GOOD), plain)
-    assert "Yet it is below the plain student" in found.findings[0].what
+    assert "but it is below the plain student" in found.findings[0].what
     assert found.findings[0].remedy
-    assert found.verdict() == "The student is 5.0 AP below the plain one. No fault was found."
+    assert found.verdict() == "The student is 5.0 AP below the plain one. The log shows no cause."
+
+
+@pytest.mark.parametrize(("plain", "verdict"), [(0.38, "above"), (0.42, "below")])
+def test_two_ap_are_more_than_noise(tmp_path, plain, verdict):
+    run = finished(tmp_path / "run", FLAT, check=GOOD | {"AP": 0.6})
+    other = finished(tmp_path / "plain", [ap * plain / 0.4 for ap in FLAT], teacher=None)
+    assert explain(run, other).outcome == f"The student is 2.0 AP {verdict} the plain one."
+
+
+@pytest.mark.parametrize(
+    ("methods", "remedy"),
+    [
+        ({"frs": {"share": 0.6}, "pkd": {"share": 0.2}}, "lower shares of the methods, or"),
+        ({"frs": {"feature_weight": 0.1, "class_weight": 0.1}}, "no weights, so that they follow from the gradient"),
+    ],
+)
+def test_a_remedy_does_not_contradict_what_is_given(tmp_path, methods, remedy):
+    plain = finished(tmp_path / "plain", lowered(FLAT, -0.06, -0.05, -0.04), teacher=None)
+    found = explain(finished(tmp_path / "run", check=GOOD, methods=methods), plain).findings[0]
+    assert (found.check, found.remedy[: len(remedy)]) == ("slower learning", remedy)
 
 
 def test_another_detector_is_not_the_plain_student(tmp_path):
@@ -205,12 +226,40 @@ def test_where_it_was_lost_and_gained_beside_the_teachers_lead(tmp_path):
     )
 
 
+@pytest.mark.parametrize("content", ["{}", "{", '{"coco": {"AP": 0.5}}'])
+def test_the_teachers_own_run_counts_only_if_it_is_whole_and_of_the_same_size(tmp_path, content):
+    teacher = finished(tmp_path / "teacher", lowered(FLAT, -0.1), teacher=None, detector=run_folders.TEACHER)
+    run, plain = finished(tmp_path / "run", teacher=teacher), finished(tmp_path / "plain", teacher=None)
+    assert {each.check: each for each in explain(run, plain).findings}["teacher's AP"].severity == "ok"
+    (teacher / "result.json").write_text(content)
+    assert {each.check: each for each in explain(run, plain).findings}["teacher's AP"].what.startswith("unknown")
+    other = finished(tmp_path / "other", teacher=None, detector=run_folders.TEACHER)
+    keys = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(keys.replace("longer_side: 96", "longer_side: 900"))
+    run = finished(tmp_path / "run2", teacher=other)
+    assert {each.check: each for each in explain(run).findings}["teacher's AP"].what.startswith("unknown")
+
+
+def test_damaged_numbers_are_no_traceback(tmp_path):
+    run, plain = finished(tmp_path / "run", check={"AP": None}), finished(tmp_path / "plain", teacher=None)
+    assert {each.check: each for each in explain(run).findings}["teacher's AP"].what.startswith("unknown")
+    lines = (plain / "metrics.csv").read_text().splitlines()
+    (plain / "metrics.csv").write_text(
+        "\n".join([lines[0], *(f"{row},{10 * row},nan,nan,nan,1" for row in range(1, 11))])
+    )
+    assert not any("nan" in each.what for each in explain(run, plain).findings if each.check == "course")
+    (plain / "metrics.csv").write_text("\n".join([lines[0], *lines[7:]]))
+    assert "course" not in {each.check for each in explain(run, plain).findings}
+
+
 def test_a_two_stage_student_without_a_gain_is_sent_to_the_proposals(tmp_path):
     two_stage = {"name": "faster_rcnn_mobilenet_v2", "neck_channels": 8}
     teacher, plain = (finished(tmp_path / name, teacher=None, detector=two_stage) for name in ("teacher", "plain"))
     run = finished(tmp_path / "run", teacher=teacher, detector=two_stage)
     found = {each.check: each for each in explain(run, plain).findings}
     assert found["proposals"].remedy == f"understudy analyse proposals {teacher} {plain}"
+    features = finished(tmp_path / "features", teacher=teacher, detector=two_stage, methods={"hint": {}})
+    assert "proposals" not in {each.check for each in explain(features, plain).findings}
 
 
 def test_many_classes_are_those_that_lost_and_gained_most(tmp_path):
@@ -269,6 +318,9 @@ def test_wrong_folders_are_one_message_each(tmp_path):
     other = finished(tmp_path / "other")
     with pytest.raises(UserError, match="is a distilled run; the second one must be a plain student"):
         explain(run, other)
+    plains = [finished(tmp_path / name, teacher=None) for name in ("plain", "plain2")]
+    with pytest.raises(UserError, match="plain is a plain run; the first of two must be distilled"):
+        explain(*plains)
     (other / "result.json").write_text('{"coco": 3}')
     with pytest.raises(UserError, match=r"result\.json is damaged: it has no AP"):
         explain(other)

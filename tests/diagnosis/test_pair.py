@@ -7,8 +7,9 @@ from typing import Any
 from data_sets import squares
 from small_detectors import small
 
-from understudy.config import TrainConfig, load_config
+from understudy.config import DistillConfig, TrainConfig, load_config, with_values
 from understudy.data import open_data
+from understudy.detectors import build_detector
 from understudy.diagnosis.pair import (
     anchor_findings,
     cost_finding,
@@ -51,7 +52,20 @@ def test_anchors_that_are_clearly_worse_than_others(pictures):
     assert found[3.0].severity == "ok"
     assert found[4.0].severity == "warning"
     assert "anchors of 3 strides fit the boxes clearly better: IoU of the boxes with their best" in found[4.0].what
-    assert found[4.0].remedy.startswith("detector.anchor_scale=3, if possible for the teacher, too")
+    assert found[4.0].remedy == "detector.anchor_scale=3"
+    distilled = load_config(DistillConfig, {"data": str(pictures), "run": "r", "teacher": "t"}, keys)
+    _, finding = anchor_findings(small("retinanet", classes=1, anchor_scale=4.0), data, distilled)
+    assert finding.remedy.startswith("detector.anchor_scale=3, also for the plain student, and for a teacher of")
+
+
+def test_anchors_of_settings_that_suit_no_other_width():
+    settings = {"groups": 32}
+    config = load_config(
+        TrainConfig, {"data": "d", "run": "r", "detector": {"name": "gfl_resnet18", "conventions": "mmdet"}}
+    )
+    config = with_values(config, {"data.shorter_side": [160], "data.longer_side": 200, "detector.settings": settings})
+    student = build_detector("gfl_resnet18", num_classes=1, conventions="mmdet", neck_channels=64, settings=settings)
+    assert anchor_findings(student, squares(40.0, count=12), config)[1].check == "anchors"
 
 
 def test_levels_that_hold_objects_and_are_not_compared(pictures):

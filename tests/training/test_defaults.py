@@ -286,14 +286,17 @@ def test_a_head_that_starts_with_other_weights_has_their_anchors(chosen, source,
     assert (told in found.notes) is (scale == 3.0)
 
 
+SIZE = {"data.shorter_side": [240], "data.longer_side": 400}
+
+
 @pytest.mark.parametrize(
     ("scale", "method", "chosen", "reason"),
     [
         (None, "frs", None, "that of the teacher, which is of the same family; 2 fits better: IoU of the boxes"),
         (2.0, "frs", 2.0, "that of the teacher, which is of the same family"),
         (3.0, "", 3.0, "that of the teacher, which is of the same family"),
-        (None, "", 2.0, "0.43 with the family's own, 4, the scale of the teacher; scores are compared by cells"),
-        (6.0, "", 2.0, "0.19 with 6, the scale of the teacher; scores are compared by cells"),
+        (None, "", 2.0, "whose anchors fit the boxes worse; scores are compared by cells; IoU of the boxes"),
+        (6.0, "", 2.0, "whose anchors fit the boxes worse; scores are compared by cells; IoU of the boxes"),
     ],
 )
 def test_anchors_of_a_teacher_that_fit_clearly_worse(scale, method, chosen, reason, monkeypatch):
@@ -302,10 +305,13 @@ def test_anchors_of_a_teacher_that_fit_clearly_worse(scale, method, chosen, reas
     monkeypatch.setattr(defaults, "read_metadata", lambda _: {"build": build})
     data, keys = squares(14.0), ["run=r", "data=d", "teacher=t", "detector=retinanet_resnet18"]
     config = load_config(DistillConfig, None, keys, [method] if method else [])
-    config = with_values(config, {"data.shorter_side": [240], "data.longer_side": 400})
-    found = defaults._anchor_scale(config, cast("Any", SimpleNamespace(sources=Sources(data, data, None, ()))))
+    facts = cast("Any", SimpleNamespace(sources=Sources(data, data, None, ())))
+    found = defaults._anchor_scale(with_values(config, SIZE), facts)
     assert found.value == chosen
     assert reason in found.reason
+    alone = load_config(TrainConfig, None, ["run=r", "data=d", "detector=retinanet_resnet18"])
+    if "cells" in reason:
+        assert chosen == defaults._anchor_scale(with_values(alone, SIZE), facts).value, "as the plain student has them"
     assert ("cells" in found.reason, "fits better" in found.reason) == ("cells" in reason, "fits better" in reason)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from understudy.compare.runs import Run, same_images, same_training_images
 from understudy.config import DetectorConfig, DistillConfig, TrainConfig, flat
 from understudy.data import as_paths, shown_location
-from understudy.text import shown
+from understudy.text import as_yaml, listed, shown
 
 BUDGET: dict[str, tuple[str, ...]] = {
     "limit of training images": ("data.limit",),
@@ -66,21 +66,30 @@ def differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
 
 def config_differences(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     """Return all keys of the configs in which two runs differ, except ``run``; None for a key that one lacks."""
-    mine, theirs = _keys(one), _keys(other)
-    keys = [key for key in dict.fromkeys([*mine, *theirs]) if key != "run"]
-    return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+    return {key: values for key, values in _unequal(_keys(one), _keys(other)).items() if key != "run"}
 
 
 def detector_differences(one: DetectorConfig, other: DetectorConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the keys of the config in which two detectors differ, with both values."""
-    mine, theirs = (flat({"detector": each.model_dump(mode="json")}) for each in (one, other))
+    """Return the keys of the config in which two detectors differ, with both values; None for one that one lacks."""
+    return _unequal(*(flat({"detector": each.model_dump(mode="json")}) for each in (one, other)))
+
+
+def told_apart(unequal: Mapping[str, tuple[Any, Any]]) -> str:
+    """Write differences of :func:`detector_differences` in a line."""
+    return listed([f"{key} ({shown(mine)} and {shown(theirs)})" for key, (mine, theirs) in unequal.items()], 6)
+
+
+def as_arguments(unequal: Mapping[str, tuple[Any, Any]]) -> str:
+    """Write the first values of differences as arguments of a command, and say which are to be left out."""
+    mine = {key: value for key, (value, _) in unequal.items()}
+    lacking = [key for key, value in mine.items() if value is None and key.startswith("detector.settings.")]
+    given = shlex.join(f"{key}={as_yaml(value)}" for key, value in mine.items() if key not in lacking)
+    return " and ".join([*([given] if given else []), *([f"without {listed(lacking)}"] if lacking else [])])
+
+
+def _unequal(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     keys = dict.fromkeys([*mine, *theirs])
     return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
-
-
-def as_keys(unequal: Mapping[str, tuple[Any, Any]]) -> str:
-    """Write the first values of differences as arguments of a command."""
-    return shlex.join(f"{key}={mine if isinstance(mine, str) else shown(mine)}" for key, (mine, _) in unequal.items())
 
 
 def unnamed(one: Run, other: Run) -> list[str]:

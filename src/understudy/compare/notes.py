@@ -5,14 +5,14 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from understudy.compare.differences import as_keys, detector_differences, differences, unnamed
+from understudy.compare.differences import as_arguments, detector_differences, differences, told_apart, unnamed
 from understudy.compare.recipes import recipe_notes
 from understudy.compare.rows import Row, plain_candidates
 from understudy.config import DistillConfig
 from understudy.data import shown_location
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
 from understudy.reading import number_in, read_rows
-from understudy.text import listed, percent, shown
+from understudy.text import listed, percent
 from understudy.training.folder import RunFolder
 
 MOST = 8
@@ -94,15 +94,15 @@ def _partner_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _other_detector_notes(row: Row, rows: Sequence[Row]) -> Iterator[str]:
-    """Say what a plain student of the same name would have to have in common with a distilled one."""
-    for other in rows:
-        if other.role == "plain" and other.config.detector.name == row.config.detector.name:
-            unequal = detector_differences(row.config.detector, other.config.detector)
-            keys = ", ".join(f"{key} ({shown(mine)} and {shown(theirs)})" for key, (mine, theirs) in unequal.items())
-            yield (
-                f"{row.name} and {other.name} are not the same detector: {keys}. Train a plain student with "
-                f"{as_keys(unequal)}."
-            )
+    """Say in what the plain student of the same name that is most like a distilled one differs from it."""
+    detector = row.config.detector
+    others = [other for other in rows if other.role == "plain" and other.config.detector.name == detector.name]
+    unequal = {other.name: detector_differences(detector, other.config.detector) for other in others}
+    if unequal and (found := unequal[name := min(unequal, key=lambda each: len(unequal[each]))]):
+        yield (
+            f"{row.name} and {name} are not the same detector: {told_apart(found)}. Train a plain student with "
+            f"{as_arguments(found)}."
+        )
 
 
 def _budget_notes(rows: Sequence[Row]) -> Iterator[str]:
@@ -164,16 +164,21 @@ def _gradient_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _doctor_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Name the command that says why a student is no better than the plain one."""
+    """Name the command that looks for the reason why a student is no better than the plain one."""
     for row in rows:
-        verdict, run = row.verdict, row.runs[0]
+        verdict = row.verdict
         if row.plain is None or verdict is None or verdict.gain is None:
             continue
-        plain = next((each for each in row.plain.runs if each.config.seed == run.config.seed), row.plain.runs[0])
-        no_better = verdict.gain <= 0 or verdict.kind == "no difference"
-        if no_better and {run.kind, plain.kind} == {"run"}:
+        pairs = [
+            (run, plain)
+            for run in row.runs
+            for plain in row.plain.runs
+            if run.config.seed == plain.config.seed and {run.kind, plain.kind} == {"run"}
+        ]
+        if pairs and (verdict.gain <= 0 or verdict.kind == "no difference"):
+            run, plain = min(pairs, key=lambda pair: pair[0].evaluation.coco["AP"] - pair[1].evaluation.coco["AP"])
             command = shlex.join(["understudy", "doctor", str(run.folder), str(plain.folder)])
-            yield f"Why {row.name} is not better: {command}"
+            yield f"To find out why {row.name} is no better than {row.plain.name}: {command}"
 
 
 def _gradient_shares(folder: Path) -> list[float]:

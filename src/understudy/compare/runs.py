@@ -209,6 +209,8 @@ def read_teacher(run: Run, device: torch.device | str | None = None, known: Eval
 def recorded_teacher(run: Run) -> Run | None:
     """Return the run that a distilled run names as its teacher; None without a result of it on the same images.
 
+    A result is that of the best checkpoint, so its weights must be those that the distilled run recorded.
+
     Raises:
         UserError: a file of its folder is damaged.
     """
@@ -216,7 +218,10 @@ def recorded_teacher(run: Run) -> Run | None:
     named = run.config.teacher
     folder = named.parent if named.name in ("best.ckpt", "last.ckpt") else named
     found = _read_run(folder) if RunFolder(folder).result.is_file() else None
-    return found if found and same_images(found, run) else None
+    if found is None or not same_images(found, run):
+        return None
+    is_it = _weights_of(folder) == run.teacher_digest if run.teacher_digest else named.name != "last.ckpt"
+    return found if is_it else None
 
 
 def same_images(one: Run, other: Run) -> bool:

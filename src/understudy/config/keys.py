@@ -181,8 +181,8 @@ class DetectorConfig(Section):
         "auto",
         description="Side of a level's smallest anchor in strides of the level, lower for small objects; null: the "
         "family's default (RetinaNet 4, GFL and Faster R-CNN 8); auto: that of init or of a teacher, if they are of "
-        "the same family, else the default; with the default methods or without a teacher, another one that fits the "
-        "boxes better.",
+        "the same family (with the default methods unless it fits the boxes clearly worse than another one), else the "
+        "default unless another one fits better.",
     )
     image_mean: ThreeFractions = Field(
         (0.485, 0.456, 0.406), description="Mean of red, green and blue (0 to 1), subtracted from each image."

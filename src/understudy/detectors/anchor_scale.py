@@ -1,4 +1,4 @@
-"""The scale of anchors that fits the boxes of a data set: the family's own if it does, else the best of a few."""
+"""The scale of anchors that fits the boxes of a data set: the family's own, or a given one, or the best of a few."""
 
 import json
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from understudy.detectors.build import build_detector
 from understudy.detectors.families import family_of
 
 FACTORS = (0.5, 0.75, 1.5, 2.0)
-"""Scales that are compared with the family's own, relative to it."""
+"""Scales that are compared with the family's own and with a given one, relative to the first."""
 
 ENOUGH = 0.7
 """IoU from which an anchor fits: every assignment by IoU makes it a positive, so a better one is of no use."""
 
 MARGIN = 0.02
-"""Mean IoU by which another scale must be better than the family's own: less lies within the choice of the images."""
+"""Mean IoU by which another scale must be better than the one before: less lies within the choice of the images."""
 
 CLEARLY_BETTER = 0.05
 """Rise of the mean IoU of the boxes with their best anchors that is worth a remark. On BCCD it is 0.08 from RetinaNet's
@@ -60,7 +60,7 @@ class ScaleFit:
         """Describe the choice."""
         before = f"the family's own, {self.before:g}" if self.own else f"{self.before:g}"
         if self.scale is None:
-            return f"{before}, is as good as others ({self.overlap:.2f})"
+            return f"{before}{',' * self.own} is as good as others ({self.overlap:.2f})"
         return (
             f"IoU of the boxes with their best anchors {self.overlap:.2f} on average (up to {ENOUGH}), "
             f"{self.overlap_before:.2f} with {before}"

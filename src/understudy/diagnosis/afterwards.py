@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 
 from understudy.checkpoints import read_checkpoint
-from understudy.compare.runs import read_runs, recorded_teacher
+from understudy.compare.runs import Run
 from understudy.config import DistillConfig
 from understudy.data import Limits, open_data
 from understudy.detectors import build_detector
-from understudy.diagnosis.beside_plain import gain, outcome, plain_findings, weaker
+from understudy.diagnosis.beside_plain import check_pair, gain, other_terms, outcome, plain_findings, teacher_of
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
 from understudy.diagnosis.pair import anchor_findings
@@ -40,26 +40,30 @@ def explain(path: Path, plain: Path | None = None, *, tell: Tell | None = None) 
         tell: is called with each finding, in order of likelihood.
 
     Raises:
-        UserError: a folder is not a run folder, is given twice, or a file of it is damaged.
+        UserError: a folder is not a run folder, is given twice, or a file of it is damaged; or the first of two runs is
+            a plain one, or the second is distilled.
     """
     started = time.monotonic()
     if plain is not None and plain.resolve() == path.resolve():
         raise UserError(f"{path} is given twice: give the distilled run, then the plain one.")
     log, other = Log.of(path), None if plain is None else Log.of(plain)
+    if other is not None:
+        check_pair(log, other)
     found = sorted(_findings(log, other), key=lambda finding: (finding.severity in ("ok", "note"), -finding.likelihood))
     if all(finding.severity in ("ok", "note") for finding in found):
         found.insert(0, _nothing_wrong(log, other))
     for finding in found:
         if tell:
             tell(finding)
+    result, said = outcome(log, other)
     return Diagnosis(
         f"the run {path}",
         tuple(found),
         time.monotonic() - started,
         finished=True,
         listed=tell is not None,
-        outcome=outcome(log, other),
-        gained=other is not None and gain(log, other) >= HARDLY,
+        outcome=said,
+        result=result,
     )
 
 
@@ -75,16 +79,17 @@ def _nothing_wrong(log: Log, plain: Log | None) -> Finding:
     return Finding(
         check="the whole",
         severity="note",
-        what=f"{what}. Yet it is below the plain student",
+        what=f"{what}, but it is below the plain student",
         why="What the terms imitate does not help this student, or too much of its gradient is theirs.",
-        remedy=weaker(log.config),
+        remedy=other_terms(log.config),
     )
 
 
 def _findings(log: Log, plain: Log | None) -> Iterator[Finding]:
+    teacher = teacher_of(log)
     yield from _end_findings(log)
     if isinstance(log.config, DistillConfig):
-        yield from _teacher_findings(log, plain)
+        yield from _teacher_findings(log, plain, teacher)
         yield from _class_findings(log)
         yield from _share_findings(log)
         yield from _term_findings(log)
@@ -92,7 +97,7 @@ def _findings(log: Log, plain: Log | None) -> Iterator[Finding]:
     yield from convergence_findings(log, "this run")
     yield from _peak_findings(log)
     if plain is not None:
-        yield from plain_findings(log, plain)
+        yield from plain_findings(log, plain, teacher)
     yield from _anchor_findings(log)
 
 
@@ -135,20 +140,29 @@ def _before(log: Log) -> str:
     return f"examine the pair: understudy doctor --config {log.folder.config}"
 
 
-def _teacher_findings(log: Log, plain: Log | None) -> Iterator[Finding]:
-    """Judge the teacher by the check that the run made of it."""
+def _teacher_findings(log: Log, plain: Log | None, run: Run | None) -> Iterator[Finding]:
+    """Judge the teacher by the check that the run made of it, or else by its own run."""
     assert isinstance(log.config, DistillConfig)
-    teacher, images = _measured(log)
-    if math.isnan(teacher):
+    checked = log.check.get("AP")
+    if checked is not None and not math.isnan(checked):
+        teacher, student, images = (
+            checked,
+            log.check.get("student_AP") or math.nan,
+            f"{log.check.get('images', 0)} validation images",
+        )
+    elif run is not None:
+        teacher, student = run.evaluation.coco["AP"], log.ap
+        images = f"the same {run.evaluation.images} images, in its own run"
+    else:
         yield Finding(
             check="teacher's AP",
             severity="note",
-            what="unknown: the run did not evaluate its teacher, or is not finished",
+            what="unknown: the run did not evaluate its teacher or is not finished, and the teacher's own run is not "
+            "there, or is of other images or another size",
             remedy=f"understudy evaluate {log.config.teacher} (a run with teacher_check=100 measures it)",
         )
         return
     recorded = _recorded_ap(log.config.teacher)
-    student = log.check.get("student_AP", math.nan) if log.check else log.ap
     if teacher <= NEAR_ZERO:
         yield Finding(
             check="teacher's AP",
@@ -194,20 +208,6 @@ def _teacher_findings(log: Log, plain: Log | None) -> Iterator[Finding]:
         yield Finding(check="teacher's AP", severity="ok", what=what)
 
 
-def _measured(log: Log) -> tuple[float, str]:
-    """Return the teacher's AP in the run's check, else in its own run, else nan; and on which images."""
-    if "AP" in log.check:
-        return log.check["AP"], f"{log.check.get('images', 0)} validation images"
-    if not log.finished:
-        return math.nan, ""
-    (run,) = read_runs([log.folder.path])
-    teacher = recorded_teacher(run)
-    sizes = [(each.config.data.shorter_side, each.config.data.longer_side) for each in (run, teacher) if each]
-    if teacher is None or sizes[0] != sizes[1]:
-        return math.nan, ""
-    return teacher.evaluation.coco["AP"], f"the same {teacher.evaluation.images} images, in its own run"
-
-
 def _recorded_ap(path: Path) -> float | None:
     """Return the AP in the teacher's checkpoint; None if it is not there, or records none."""
     try:
@@ -244,7 +244,7 @@ def _share_findings(log: Log) -> Iterator[Finding]:
     what = f"{share:.1%} of the student's gradient came from the distillation (median; {largest})"
     facts = {"median_share": share, "weighted": weighted}
     assert isinstance(log.config, DistillConfig)
-    follow = f", or {weaker(log.config)}" if log.config.balance == "off" else ""
+    follow = ", or balance=0.8, so that weights follow from the gradient" if log.config.balance == "off" else ""
     if share > LARGEST_SHARE:
         factor = (share / (1 - share)) / 0.5 if share < 1 else 1000.0
         yield Finding(

@@ -67,7 +67,7 @@ class Diagnosis:
         finished: whether a finished run was examined.
         listed: whether the findings were shown while they were found, so that only the verdict remains to be shown.
         outcome: what the distillation of a finished run brought, in a sentence; empty if that is not known.
-        gained: whether the student of a finished run is better than the plain one.
+        result: whether the student of a finished run is better than the plain one; empty if that is not known.
     """
 
     subject: str
@@ -76,7 +76,7 @@ class Diagnosis:
     finished: bool = False
     listed: bool = False
     outcome: str = ""
-    gained: bool = False
+    result: Literal["", "better", "alike", "worse"] = ""
 
     @property
     def ok(self) -> bool:
@@ -101,8 +101,8 @@ class Diagnosis:
     def _likely_causes(self) -> str:
         likely = list(dict.fromkeys(each.check for each in self.findings if each.severity in ("fatal", "warning")))
         if not likely:
-            return "No fault was found."
-        if self.gained:
+            return "The log shows no cause." if self.result == "worse" else "No fault was found."
+        if self.result == "better":
             return f"Warnings: {', '.join(likely)}."
         return f"Most likely cause: {likely[0]}." + (f" Others: {', '.join(likely[1:])}." if likely[1:] else "")
 

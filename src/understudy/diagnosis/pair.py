@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from understudy.config import TrainConfig
+from understudy.config import DistillConfig, TrainConfig
 from understudy.data import DetectionData
 from understudy.detectors import Detector
 from understudy.detectors.anchor_fit import MANY, BoxFit, fit_of_boxes
@@ -14,6 +14,7 @@ from understudy.detectors.anchor_scale import best_scale
 from understudy.detectors.base import evaluating
 from understudy.detectors.sizes import multiply_adds
 from understudy.diagnosis.findings import Finding
+from understudy.errors import UserError
 from understudy.evaluation.runtimes import TorchRuntime
 from understudy.methods import METHODS
 from understudy.methods.loading import serving
@@ -78,17 +79,27 @@ def anchor_findings(student: Detector, data: DetectionData, config: TrainConfig)
 def _better_anchors(fit: BoxFit, data: DetectionData, config: TrainConfig) -> Finding | None:
     """Say if anchors of another scale fit the boxes clearly better, for example than those of an imported teacher."""
     detector, size = config.detector, (config.data.shorter_side[-1], config.data.longer_side)
+    if fit.overlaps is None:
+        return None
     now = round(fit.anchor_sides[0] / fit.strides[0], 1)
-    found = best_scale(detector.name, data, *size, detector.conventions, detector.settings, now)
+    try:
+        found = best_scale(detector.name, data, *size, detector.conventions, detector.settings, now)
+    except UserError:  # its settings suit its own width only
+        return None
     if found is None or found.scale is None or not found.clearly:
         return None
+    remedy = f"detector.anchor_scale={found.scale:g}"
+    if isinstance(config, DistillConfig):
+        remedy += (
+            ", also for the plain student, and for a teacher of the same family if possible: with other anchors than "
+            "its own, scores and boxes are compared by cells, or not at all"
+        )
     return Finding(
         check="anchors",
         severity="warning",
         what=f"anchors of {found.scale:g} strides fit the boxes clearly better: {found}",
         why="Objects that no anchor fits well are learned late.",
-        remedy=f"detector.anchor_scale={found.scale:g}, if possible for the teacher, too: with other anchors than its "
-        "own, scores and boxes are compared by cells, or not at all",
+        remedy=remedy,
         facts={"best": found.scale, "overlap": found.overlap, "now": now, "overlap_now": found.overlap_before},
     )
 

@@ -282,9 +282,11 @@ def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
             found = _best_scale(config, facts, theirs)
             if found is None or not found.clearly:
                 return Choice(key, theirs, told)
-            if config.methods == DEFAULT_METHODS:  # they can do without the same anchors
-                return Choice(key, found.scale, f"{found}, the scale of the teacher; scores are compared by cells")
-            return Choice(key, theirs, f"{told}; {found.scale:g} fits better: {found}")
+            if config.methods != DEFAULT_METHODS:  # they may need the same anchors
+                return Choice(key, theirs, f"{told}; {found.scale:g} fits better: {found}")
+            alone = _best_scale(config, facts)  # as the plain student's, so that both are the same detector
+            reason = f"as without a teacher, whose anchors fit the boxes worse; scores are compared by cells; {alone}"
+            return Choice(key, alone.scale if alone else None, reason)
     found = _best_scale(config, facts)
     return Choice(key, found.scale, str(found)) if found else Choice(key, None, "")
 
