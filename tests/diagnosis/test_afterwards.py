@@ -240,6 +240,19 @@ def test_the_teachers_own_run_counts_only_if_it_is_whole_and_of_the_same_size(tm
     assert {each.check: each for each in explain(run).findings}["teacher's AP"].what.startswith("unknown")
 
 
+def test_the_teachers_own_run_counts_only_with_the_weights_that_were_used(distilled, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(distilled, run)
+    result = json.loads((run / "result.json").read_text())
+    result.pop("teacher_check")
+    (run / "result.json").write_text(json.dumps(result))
+    assert "in its own run" in {each.check: each for each in explain(run).findings}["teacher's AP"].what
+    environment = json.loads((run / "environment.json").read_text())
+    environment["fingerprints"]["weights of the teacher"] = "0"
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert {each.check: each for each in explain(run).findings}["teacher's AP"].what.startswith("unknown")
+
+
 def test_damaged_numbers_are_no_traceback(tmp_path):
     run, plain = finished(tmp_path / "run", check={"AP": None}), finished(tmp_path / "plain", teacher=None)
     assert {each.check: each for each in explain(run).findings}["teacher's AP"].what.startswith("unknown")
