@@ -285,7 +285,7 @@ def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
             if config.methods != DEFAULT_METHODS:  # they may need the same anchors
                 return Choice(key, theirs, f"{told}; {found.scale:g} fits better: {found}")
             alone = _best_scale(config, facts)  # as the plain student's, so that both are the same detector
-            reason = f"as without a teacher, whose anchors fit the boxes worse; scores are compared by cells; {alone}"
+            reason = f"as without the teacher, whose anchors fit the boxes worse; scores are compared by cells; {alone}"
             return Choice(key, alone.scale if alone else None, reason)
     found = _best_scale(config, facts)
     return Choice(key, found.scale, str(found)) if found else Choice(key, None, "")
