@@ -3,7 +3,10 @@
 import pytest
 from run_folders import STUDENT, TEACHER, make_run
 
+from understudy.compare.differences import unnamed
+from understudy.compare.runs import read_runs
 from understudy.compare.table import summarise
+from understudy.config import DataConfig, DistillConfig, dump_config, load_config
 
 
 @pytest.mark.parametrize(
@@ -75,3 +78,18 @@ def test_the_command_that_says_why_is_named(tmp_path, ap, told):
     frs = make_run(tmp_path / "frs", ap, teacher=teacher)
     notes = summarise([teacher, plain, frs], measure_speed=False).notes
     assert (f"To find out why frs is no better than plain: understudy doctor {frs} {plain}" in notes) is told
+
+
+def test_variants_for_the_teachers_cache_are_no_difference_to_a_plain_student(tmp_path):
+    teacher = make_run(tmp_path / "teacher", 0.5, detector=TEACHER)
+    plain = make_run(tmp_path / "plain", 0.3)
+    runs = {}
+    for variants in (4, 8):
+        data = {"path": "unused", "shorter_side": [64], "longer_side": 96, "workers": 2, "variants": variants}
+        runs[variants] = make_run(tmp_path / f"frs{variants}", 0.4, teacher=teacher)
+        config = load_config(DistillConfig, runs[variants] / "config.yaml")
+        (runs[variants] / "config.yaml").write_text(dump_config(config.model_copy(update={"data": DataConfig(**data)})))
+    notes = summarise([teacher, plain, *runs.values()], measure_speed=False).notes
+    assert not [note for note in notes if "keys of the config" in note or "1 key of" in note]
+    (name,) = [key for key in unnamed(*read_runs(list(runs.values()))) if key.startswith("data.")]
+    assert name == "data.variants"

@@ -95,17 +95,19 @@ def _unequal(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tu
 def unnamed(one: Run, other: Run) -> list[str]:
     """Return the keys in which two runs differ, and which neither the table nor :func:`differences` shows.
 
-    The table shows the detectors and the methods, so their keys count only between runs that share them.
+    The table shows the detectors and the methods, so their keys count only between runs that share them. A plain
+    student has no cache that needs a fixed number of variants of an image, so it sees more of them.
     """
     if not (one.training_is_known and other.training_is_known):
         return []
     named = {key for keys in BUDGET.values() for key in keys} | _EXPECTED
-    both = all(isinstance(run.config, DistillConfig) for run in (one, other))
+    distilled = [isinstance(run.config, DistillConfig) for run in (one, other)]
     return [
         key
         for key in config_differences(one, other)
         if key not in named
-        and (both or key.partition(".")[0] in TrainConfig.model_fields)
+        and (all(distilled) or key.partition(".")[0] in TrainConfig.model_fields)
+        and not (key == "data.variants" and any(distilled) and not all(distilled))
         and not (key.startswith("detector.") and one.config.detector.name != other.config.detector.name)
     ]
 
