@@ -223,3 +223,19 @@ def test_a_row_that_needs_its_teachers_anchors_decides(anchors_of):
 def test_a_study_of_an_earlier_version_keeps_the_anchors_of_each_row(anchors_of):
     chosen = {"chosen": {"batch_size": 2}}
     assert anchors_of("default", facts=chosen) == {"none": "auto", "default": "auto"}
+
+
+def test_a_budget_in_time_keeps_the_anchors(tiny, trained, tmp_path, monkeypatch):
+    """They are kept if nothing else is left open, too."""
+    monkeypatch.setattr("understudy.training.defaults.read_metadata", lambda _: {"build": {"name": "x"}})
+    given = {"data.variants": None, "data.unlabelled_batch": None, "data.group_by_aspect": False}
+    keys = {key: value for key, value in tiny.items() if key != "detector.anchor_scale"} | given
+    keys["detector.name"] = "retinanet_mobilenet_v2"
+    folder = StudyFolder(tmp_path / "study")
+    folder.path.mkdir()
+    study = Study(folder, Plan.of(keys, {}, rows=["default"], seeds=[4], teachers=[trained]))
+    study._choose()
+    before = study.facts["chosen"]
+    assert before["detector.anchor_scale"] == 2.0
+    assert not study._choose(epochs=5)
+    assert study.facts["chosen"] == before

@@ -70,9 +70,7 @@ def explain(path: Path, plain: Path | None = None, *, tell: Tell | None = None) 
 def _nothing_wrong(log: Log, plain: Log | None) -> Finding:
     """Say that the log shows no cause, and what to try if the student is worse for it."""
     if not isinstance(log.config, DistillConfig):
-        return Finding(
-            check="the whole", severity="ok", what="nothing is wrong: the losses fell, and AP no longer rose"
-        )
+        return Finding(check="the whole", severity="ok", what="the log shows nothing wrong")
     what = "the log shows nothing wrong: the terms act, and the student learned"
     if plain is None or not gain(log, plain) <= -HARDLY:
         return Finding(check="the whole", severity="ok", what=what)
@@ -158,7 +156,7 @@ def _teacher_findings(log: Log, plain: Log | None, run: Run | None) -> Iterator[
             check="teacher's AP",
             severity="note",
             what="unknown: the run did not evaluate its teacher or is not finished, and the teacher's own run is not "
-            "there, or is of other images or another size",
+            "there, cannot be read, or has other weights, images or another size",
             remedy=f"understudy evaluate {log.config.teacher} (a run with teacher_check=100 measures it)",
         )
         return

@@ -243,8 +243,9 @@ class Study:
             self.facts.pop("chosen", None)
         _, row, teacher = deciding_row(list(self._rows()))
         config = self._config_of(row, self.plan.seeds[0], teacher, self.folder.path / "runs")
-        if (found := chosen_for(config, self.plan.steps, epochs, before)) is not None:
-            self.facts["chosen"] = found
+        found = chosen_for(config, self.plan.steps, epochs, before)
+        if (chosen := before if found is None else found) is not None:
+            self.facts["chosen"] = chosen
         return bool(epochs) and before is not None and self.facts.get("chosen") != before
 
     def _config_of(self, row: StudyRow, seed: int, teacher: Path, run: Path, epochs: int | None = None) -> TrainConfig:

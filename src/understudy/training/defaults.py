@@ -276,19 +276,25 @@ def _anchor_scale(config: TrainConfig, facts: _Facts) -> Choice:
     if family and "anchor_scale" not in family.refused:
         if started := _as_head_starts(config, key):  # with other anchors, its weights would not be taken
             return started
-        build = read_metadata(config.teacher)["build"] if isinstance(config, DistillConfig) else None
-        if isinstance(config, DistillConfig) and build and family_of(build["name"]) is family:
-            theirs, told = build.get("anchor_scale"), "that of the teacher, which is of the same family"
-            found = _best_scale(config, facts, theirs)
-            if found is None or not found.clearly:
-                return Choice(key, theirs, told)
-            if config.methods != DEFAULT_METHODS:  # they may need the same anchors
-                return Choice(key, theirs, f"{told}; {found.scale:g} fits better: {found}")
-            alone = _best_scale(config, facts)  # as the plain student's, so that both are the same detector
-            reason = f"as without the teacher, whose anchors fit the boxes worse; scores are compared by cells; {alone}"
-            return Choice(key, alone.scale if alone else None, reason)
+        if isinstance(config, DistillConfig):
+            build = read_metadata(config.teacher)["build"]
+            if family_of(build["name"]) is family:
+                return _beside_teacher(config, facts, build.get("anchor_scale"))
     found = _best_scale(config, facts)
     return Choice(key, found.scale, str(found)) if found else Choice(key, None, "")
+
+
+def _beside_teacher(config: DistillConfig, facts: _Facts, theirs: float | None) -> Choice:
+    """Choose the scale of the anchors of a student, given that of a teacher of the same family."""
+    key, told = "detector.anchor_scale", "that of the teacher, which is of the same family"
+    found = _best_scale(config, facts, theirs)
+    if found is None or not found.clearly:
+        return Choice(key, theirs, told)
+    if config.methods != DEFAULT_METHODS:  # they may need the same anchors
+        return Choice(key, theirs, f"{told}; {found.scale:g} fits better: {found}")
+    alone = _best_scale(config, facts)  # as the plain student's, so that both are the same detector
+    reason = f"as without the teacher, whose anchors fit the boxes worse; scores are compared by cells; {alone}"
+    return Choice(key, alone.scale if alone else None, reason)
 
 
 def _best_scale(config: TrainConfig, facts: _Facts, before: float | None = None) -> ScaleFit | None:
