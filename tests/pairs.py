@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from understudy.detectors import Detector, build_detector, families
 from understudy.methods import METHODS, Method
 from understudy.methods.base import Layers
+from understudy.methods.compatibility import OF_DETECTORS
 from understudy.outputs import Outputs, Spec, Target, Truth
 
 CLASSES = 3
@@ -251,7 +252,7 @@ class Pair:
 
 def runs_layers(method: type[Method]) -> bool:
     """Whether a method needs the detectors themselves."""
-    return any("layers" in reads for reads in method.reads.values())
+    return any(not set(OF_DETECTORS).isdisjoint(reads) for reads in method.reads.values())
 
 
 def pairs_of(name: str) -> list[Pair]:

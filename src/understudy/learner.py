@@ -18,7 +18,7 @@ from understudy.learner_checks import (
     check_values,
 )
 from understudy.methods.base import Layers, Method
-from understudy.methods.compatibility import OF_TRUTH
+from understudy.methods.compatibility import OF_DETECTORS, OF_TRUTH
 from understudy.outputs import Needs, Outputs, Spec, Target, Truth
 from understudy.pairing import Pairing
 from understudy.text import listed
@@ -100,7 +100,7 @@ class Learner(nn.Module):
             if method.needs is None:
                 return Needs(convolutions=self.keeps)
             parts |= method.needs
-        if self.pairing and not self.pairing.whole_teacher and self._readers_of_layers:
+        if self.pairing and not self.pairing.whole_teacher and self._readers_of("layers"):
             parts |= {"stages", "features"}  # the teacher's layers run on all of its levels
         levels = self.pairing.teacher_part.levels if self.pairing else None
         return Needs(frozenset(parts), levels, self.keeps)
@@ -169,9 +169,9 @@ class Learner(nn.Module):
             losses |= _terms_of(method, _called(method, outputs, teacher_outputs, truth, layers))
         return losses
 
-    @property
-    def _readers_of_layers(self) -> list[str]:
-        return [method.name for method in self.methods if any("layers" in reads for reads in method.reads.values())]
+    def _readers_of(self, *names: str) -> list[str]:
+        """Return the methods with a term that reads one of these inputs."""
+        return [each.name for each in self.methods if any(set(names) & set(reads) for reads in each.reads.values())]
 
     @property
     def _names(self) -> tuple[str, str]:
@@ -187,7 +187,7 @@ class Learner(nn.Module):
             )
 
     def _check_teacher(self, teacher: Detector | None) -> None:
-        names = self._readers_of_layers
+        names = self._readers_of(*OF_DETECTORS)
         if teacher and names and (teacher.training or any(weight.requires_grad for weight in teacher.parameters())):
             raise UserError(
                 f"{', '.join(names)} runs the teacher's layers, but the teacher is not frozen. Freeze it first: "

@@ -114,6 +114,11 @@ class Pairing:
     whole_teacher: bool
     renamed: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def student_labels(self) -> tuple[int, ...]:
+        """For each common class the student's own label."""
+        return tuple(label for label, place in enumerate(self.label_of) if place >= 0)
+
     def student_record(self, outputs: Outputs) -> Outputs:
         """Reduce the student's record to the common ground."""
         return self.student_part.record(outputs)

@@ -86,3 +86,9 @@ def test_a_refusal_names_the_option_that_helps():
     with pytest.raises(UserError, match="9 anchors per cell") as failure:
         build_methods({"soft_labels": {"boxes": "raw"}}, student, replace(teacher, num_anchors=9))
     assert "boxes=decoded" not in str(failure.value)  # it would not help
+
+
+def test_first_stages_which_score_no_classes_are_refused():
+    student, teacher = (replace(spec(name), num_classes=1, objectness=True) for name in ("little", "big"))
+    with pytest.raises(UserError, match="first stages of little and big score no classes; use the method second_stage"):
+        build_methods({"soft_labels": {}}, student, teacher)

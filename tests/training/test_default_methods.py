@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 from pairs import made_up_specs
+from training_runs import assert_same, at_step, crash
 
 import understudy
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.files import read_rows
-from understudy.methods.loading import build_methods
-from understudy.training.default_methods import default_methods
+from understudy.methods.loading import build_methods, resolve_options
+from understudy.training.default_methods import are_default, default_methods
 
 
 @pytest.mark.parametrize("family", ["retinanet", "fcos", "gfl", "faster_rcnn"])
@@ -39,6 +40,18 @@ def test_terms_that_cannot_be_computed_are_left_out():
     assert default_methods(student, teacher, None) == {"frs": {"scores": "cell", "class_weight": 0.0}}
 
 
+@pytest.mark.parametrize("family", ["retinanet", "fcos", "gfl"])
+def test_a_one_stage_student_learns_from_the_second_stage_of_its_teacher(family):
+    student, teacher = made_up_specs(family)[0], made_up_specs("faster_rcnn")[1]
+    methods = default_methods(student, teacher, 0.6)
+    assert methods == {"second_stage": {}}
+    _, weights = build_methods(methods, student, teacher, balance=0.6)
+    assert {name: each.share for name, each in weights.items()} == {"second_stage_class": 0.3, "second_stage_box": 0.3}
+    assert are_default(resolve_options(methods, student, 0.6), 0.6)
+    queries = replace(student, dense=False, queries=10)  # which has no anchors with an object
+    assert "second_stage" not in default_methods(queries, teacher, 0.6)
+
+
 def test_a_teacher_without_scores_leaves_features():
     student, teacher = made_up_specs("fcos")
     methods = default_methods(student, replace(teacher, dense=False, queries=True), 0.6)
@@ -56,3 +69,15 @@ def test_a_run_without_methods(tiny, trained, tmp_path):
     row = read_rows(run / "losses.csv")[0]
     assert {"pkd_feature_weight", "frs_feature_weight", "frs_class_weight", "frs_box_weight"} <= row.keys()
     assert "boxes: decoded" in (run / "config.yaml").read_text()
+
+
+def test_a_two_stage_teacher_runs_once_for_each_image_and_a_resumed_run_is_the_same(tiny, tmp_path, capsys):
+    two_stage = {"detector.name": "faster_rcnn_mobilenet_v2", "detector.settings": {"fc_channels": 16}}
+    teacher = understudy.train(tiny, run=tmp_path / "teacher", **two_stage, **{"schedule.epochs": 1})
+    capsys.readouterr()
+    keys = {"teacher": teacher, "teacher_cache": "memory", "methods": DEFAULT_METHODS}
+    whole = understudy.distill(tiny, run=tmp_path / "whole", **keys)
+    assert "default methods for this pair: {second_stage: {}}" in capsys.readouterr().err
+    with at_step(7, crash), pytest.raises(ZeroDivisionError):
+        understudy.distill(tiny, run=tmp_path / "part", **keys)
+    assert_same(whole, understudy.resume(tmp_path / "part"))

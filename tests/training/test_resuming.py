@@ -231,7 +231,11 @@ def test_a_requeued_job_continues_its_run(stopped, distilled, tiny, trained, tmp
 
 
 @pytest.mark.parametrize("balance", [0.8, "off"])
-@pytest.mark.parametrize("change", [{}, {"num_anchors": 2}, {"num_classes": 7}, {"dense": False, "queries": True}])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"num_anchors": 2}, {"num_classes": 7}, {"dense": False, "queries": True}, {"two_stage": True}],
+    ids=str,
+)
 def test_a_requeued_job_has_the_default_methods_that_its_pair_permits(change, balance, tmp_path):
     keys = {"run": tmp_path, "data": "photos", "teacher": "teacher", "methods": DEFAULT_METHODS, "balance": balance}
     config = load_config(DistillConfig, keys)

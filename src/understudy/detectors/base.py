@@ -137,6 +137,40 @@ class Detector(nn.Module, ABC):
             Per image ``boxes`` (M, 4) xyxy in pixels of the padded batch, ``scores`` (M,), ``labels`` (M,) in 0..K-1.
         """
 
+    def proposals(
+        self, outputs: Outputs, image_sizes: Sequence[tuple[int, int]] | None = None, *, training: bool = False
+    ) -> list[Tensor]:
+        """Choose the boxes that the second stage classifies, of each image (P, 4), the best first.
+
+        Args:
+            outputs: the record of the batch.
+            image_sizes: unpadded height and width of each image, to which boxes are clipped; None: the record's.
+            training: choose as many as in training.
+
+        Raises:
+            UserError: the detector has no second stage.
+        """
+        raise self._without_second_stage()
+
+    def score_boxes(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Classify and correct boxes with the second stage. Gradients reach the features, not the boxes.
+
+        Args:
+            features: one (N, C, H, W) per level; this detector's own.
+            boxes: per image (P_i, 4), xyxy in pixels of the padded batch.
+
+        Returns:
+            For the P boxes of all images the class logits (P, K + 1), the background first, and the corrected boxes for
+            each class (P, K + 1, 4); those of the background have no meaning.
+
+        Raises:
+            UserError: the detector has no second stage.
+        """
+        raise self._without_second_stage()
+
+    def _without_second_stage(self) -> UserError:
+        return UserError(f"{self.spec.name} has no second stage.")
+
     def compile_layers(self) -> None:
         """Compile the layers that take most of the time, in place: modules and names of weights stay as they are.
 

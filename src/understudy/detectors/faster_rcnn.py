@@ -178,6 +178,12 @@ class FasterRCNNDetector(DenseDetector):
         class_logits, deltas = heads.box_predictor(hidden)
         return RoIOutputs(list(proposals), hidden, class_logits, deltas.unflatten(-1, (-1, 4)))
 
+    def score_boxes(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Classify and correct boxes; see :meth:`.Detector.score_boxes`."""
+        found = self.roi(features, boxes)
+        coder, deltas = self.network.roi_heads.box_coder, found.box_raw.flatten(1).float()
+        return found.class_logits, coder.decode_single(deltas, torch.cat(list(boxes)).float()).unflatten(1, (-1, 4))
+
     @torch.no_grad()
     def detect(self, outputs: Outputs, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Choose the detections of each image from its proposals; see :meth:`Detector.detect`."""

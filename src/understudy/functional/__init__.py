@@ -85,6 +85,7 @@ from understudy.functional.scores import (
     rank_loss,
     score_gap,
     soft_label_loss,
+    softmax_label_loss,
 )
 from understudy.networks.processes import averaged_over_processes
 
@@ -148,6 +149,7 @@ __all__ = [
     "soft_detection_loss",
     "soft_label_loss",
     "softened_divergence",
+    "softmax_label_loss",
     "spatial_attention",
     "squared_loss_per_image",
     "standardised",

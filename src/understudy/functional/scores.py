@@ -161,6 +161,32 @@ def soft_label_loss(
     return F.binary_cross_entropy_with_logits(own, target, reduction="none").sum(-1) * temperature**2
 
 
+def softmax_label_loss(student: Tensor, teacher: Tensor, background: float = 1.5) -> Tensor:
+    """Compare class scores of a softmax with the teacher's as soft labels, with a weight of the background.
+
+    Chen et al. (NeurIPS 2017), the class scores of a second stage: cross-entropy with the teacher's scores, in which
+    each class has a weight, 1.5 for the background and 1 for the others. Its minimum is not zero.
+
+    Args:
+        student: (..., K + 1) logits, the background first.
+        teacher: (..., K + 1) scores, which add up to 1; constants.
+        background: weight of the background.
+
+    Returns:
+        (...), the sum over classes; not reduced further.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Examples:
+        >>> softmax_label_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.5]]))
+        tensor([0.8664])
+    """
+    own, theirs = comparable(student, teacher, "class scores")
+    entropy = -theirs * own.log_softmax(-1)
+    return background * entropy[..., 0] + entropy[..., 1:].sum(-1)
+
+
 def gap_weighted_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Compare class scores with the teacher's, weighted by their difference.
 

@@ -21,6 +21,7 @@ from understudy.methods.pfi import PFI
 from understudy.methods.pkd import PKD
 from understudy.methods.rank_mimicking import RankMimicking
 from understudy.methods.score_l2 import ScoreL2
+from understudy.methods.second_stage import SecondStage
 from understudy.methods.soft_labels import SoftLabels
 from understudy.plugins import load_plugins
 
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     "fine_grained": FineGrained,
     "defeat": DeFeat,
     "soft_labels": SoftLabels,
+    "second_stage": SecondStage,
     # Later methods.
     "ld": LD,
     "cwd": CWD,

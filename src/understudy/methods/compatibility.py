@@ -138,6 +138,10 @@ def _no_centerness(student: Spec, teacher: Spec) -> Reasons:
     return [] if teacher.centerness else [f"the teacher {teacher.name} has no centre-ness"]
 
 
+def _no_second_stage(student: Spec, teacher: Spec) -> Reasons:
+    return [] if teacher.two_stage else [f"the teacher {teacher.name} has no second stage"]
+
+
 READS: dict[str, Readable] = {
     "features": Readable("neck features", ("features",), level_differences),
     "stages": Readable("backbone stages", ("stages",), stage_differences),
@@ -161,9 +165,13 @@ READS: dict[str, Readable] = {
     "assignment": Readable(
         "ground truth and the student's assignment", (), lambda student, teacher: not_dense("student", student)
     ),
+    "second_stage": Readable("the second stages of both detectors, or the teacher's", ("features",), _no_second_stage),
     "layers": Readable("the layers of both detectors", None),
 }
 """Every input that a term can read, by its name in :attr:`.Method.reads`."""
+
+OF_DETECTORS = ("second_stage", "layers")
+"""Names in :data:`READS` for which recorded outputs are not enough: the detectors themselves run."""
 
 OF_TRUTH = ("objects", "assignment")
 """Names in :data:`READS` of the ground truth. In a batch without suitable objects, terms that read it may be zero."""

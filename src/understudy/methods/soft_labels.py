@@ -43,8 +43,9 @@ class SoftLabels(Method):
             student's must not be worse.
         ours: No form for one-stage detectors is canonical. Ours are the cross-entropy of sigmoids, because one-stage
             detectors score each class separately and have no background class; the choice of anchors; the divisor; and
-            boxes that imitate the teacher's without a bound. The options cover the forms in use. For a Faster R-CNN,
-            scores and boxes are those of its RPN.
+            boxes that imitate the teacher's without a bound. The options cover the forms in use. A pair of Faster
+            R-CNNs, whose dense scores are those of objects of any class, is refused: ``second_stage`` compares their
+            classes.
         weight: 1 and 1 are our choice.
     """
 
@@ -82,15 +83,19 @@ class SoftLabels(Method):
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Refuse a softmax over a single class; if only raw boxes differ, name the option that helps."""
+        """Refuse objectness and a softmax over a single class; if only raw boxes differ, name the option that helps."""
+        first = f"the first stages of {student.name} and {teacher.name} score no classes; use the method second_stage"
+        both_two_stage = [first] if student.objectness and teacher.objectness else []
         single = options.loss == "kl" and student.num_classes == 1
-        only_raw = raw_box_differences(student, teacher) and not prediction_differences(student, teacher)
+        raw = (
+            options.boxes == "raw"
+            and raw_box_differences(student, teacher)
+            and not prediction_differences(student, teacher)
+        )
         softmax = f"a softmax over the one class of {student.name} and {teacher.name} is constant; use"
         return {
-            "class": [f"{softmax} methods.soft_labels.loss=bce"] if single else [],
-            "box": ["methods.soft_labels.boxes=decoded compares boxes of any code"]
-            if options.boxes == "raw" and only_raw
-            else [],
+            "class": both_two_stage or ([f"{softmax} methods.soft_labels.loss=bce"] if single else []),
+            "box": both_two_stage or (["methods.soft_labels.boxes=decoded compares boxes of any code"] if raw else []),
         }
 
     def forward(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.methods.frs import FRS
 from understudy.methods.loading import method_options
+from understudy.methods.second_stage import SecondStage
 from understudy.outputs import Spec
 
 
@@ -13,6 +14,8 @@ def default_methods(student: Spec, teacher: Spec, balance: float | None) -> dict
     """Return the default methods for a pair, with their options.
 
     If the anchors differ, cells are compared. Terms that cannot be computed are left out. The others have equal shares.
+    A one-stage student of a two-stage teacher learns from its second stage alone, since the features of such a teacher
+    slow it down.
 
     Args:
         student: the student's Spec; for detectors with other levels or classes, the reduced one of their pairing.
@@ -26,6 +29,8 @@ def default_methods(student: Spec, teacher: Spec, balance: float | None) -> dict
         >>> default_methods(spec, spec, balance=0.8)["pkd"]
         {'adapt': True, 'share': 0.2}
     """
+    if balance and not student.two_stage and not SecondStage.obstacles(student, teacher):
+        return {"second_stage": {}}
     methods = _unreduced(balance)
     frs, terms = methods["frs"], ["feature", "class", *(["box"] if balance else [])]
     if "class" in FRS.obstacles(student, teacher, **_without_weights(frs)):
@@ -51,8 +56,9 @@ def in_common(begun: Mapping[str, Any], balance: float | None) -> dict[str, dict
         >>> in_common({"pkd": {"adapt": True, "share": 0.8}}, balance=0.8)["pkd"]["adapt"]
         True
     """
-    kept = {"pkd", *begun}  # under a balance, PKD is a default method of every pair
-    found = {name: given for name, given in _unreduced(balance).items() if name in kept}
+    alone = set(begun) == {"second_stage"}
+    kept = {"pkd", *begun}  # under a balance, PKD is a default method of every other pair
+    found = {"second_stage": {}} if alone else {k: v for k, v in _unreduced(balance).items() if k in kept}
     filled = {name: method_options(name)(**given).model_dump(mode="json") for name, given in found.items()}
     of_pair = {"scores", "share", "ramp_steps"}
     return {

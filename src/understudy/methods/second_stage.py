@@ -1,0 +1,109 @@
+"""The scores and boxes that the teacher's second stage gives to the student's boxes (Chen et al., NeurIPS 2017)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from understudy.errors import UserError
+from understudy.functional import soft_label_loss, softmax_label_loss
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
+from understudy.methods.second_stage_boxes import at_objects, by_second_stage, of_proposals
+from understudy.networks.geometry import paired_giou
+from understudy.networks.processes import averaged_over_processes
+from understudy.outputs import Outputs, Spec, Truth
+
+SMALLEST_SCORE = 1e-6
+
+
+class SecondStage(Method):
+    r"""The second stage of a two-stage teacher scores and corrects the student's boxes, and the student learns from it.
+
+    The second stage classifies any box and corrects its sides. The teacher's runs on the teacher's features, on boxes
+    :math:`R` of the student. Of a two-stage student these are its best proposals, and its own second stage is compared.
+    Of a one-stage student they are the boxes that it predicts at the anchors assigned to an object, and its scores and
+    boxes there are compared.
+
+    .. math::
+        L_\text{class} = -\frac{1}{|R|} \sum_{r \in R} \sum_{k=0}^K w_k \, q_{r k} \log p_{r k} \qquad
+        L_\text{class} = \frac{1}{|R|} \sum_{r \in R} \sum_{k=1}^K \operatorname{BCE}(p_{r k}, q_{r k})
+
+    .. math::
+        L_\text{box} = \frac{\sum_{r \in R} v_r \left(1 - \operatorname{GIoU}(b^S_r, b^T_r)\right)}{\sum_{r \in R} v_r}
+        \qquad v_r = \max_{k > 0} q_{r k}
+
+    The first :math:`L_\text{class}` is that of two-stage students, the second that of others. :math:`q` is the softmax
+    of the teacher's class logits, :math:`p` the softmax of the student's, or the sigmoid of a one-stage student's.
+    Class 0 is the background: :math:`w_0` is ``background``, every other weight is 1. :math:`b` are the corrected boxes
+    of the class to which the teacher gives its highest score, :math:`v_r`. The minimum of the class loss is the entropy
+    of :math:`q`, not zero.
+
+    Evidence:
+        paper: Chen et al. (NeurIPS 2017), the class scores of the second stage, with the background's weight. The
+            authors published no code. They keep the student's boxes from being worse than the teacher's; ours imitate
+            them.
+        ours: One-stage students. The boxes that are compared, their number and the divisors. The weight of a box by
+            the teacher's score: where it sees background, its corrected box means nothing.
+        weight: 1 and 1 are our choice.
+        caution: Classes of the teacher that the student lacks count as background.
+    """
+
+    name = "second_stage"
+    aliases = ("rcn",)
+    terms = ("class", "box")
+    weights = {EVERY_FAMILY: {"class": 1.0, "box": 1.0}}
+    source = (
+        "Chen et al., NeurIPS 2017, class scores of the second stage; one-stage students, boxes and weights are ours"
+    )
+    checked = (
+        "other implementations, HqWei/Distillation-of-Faster-rcnn @2bcdefa: run, class scores without a weight of the "
+        "background, to 1e-6"
+    )
+    reads = {"class": ("second_stage", "assignment"), "box": ("second_stage", "assignment")}
+
+    class Options(Method.Options):
+        """The options of the second stage."""
+
+        count: PositiveInt = 128
+        """Most boxes of an image that are compared: a two-stage student's best proposals, or a one-stage student's
+        anchors with an object, evenly spaced among all of them."""
+        background: Annotated[float, Field(ge=0)] = 1.5
+        """Weight of the background among the classes of a two-stage student (1.5 in the paper)."""
+
+    options: Options
+
+    @classmethod
+    def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
+        """Refuse a weight of the background that no score of the student's is for."""
+        changed = options.background != cls.Options.model_fields["background"].default
+        unused = f"the student {student.name} scores no background: leave out methods.second_stage.background"
+        return {"class": [unused] if changed and not student.two_stage else []}
+
+    def forward(
+        self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
+    ) -> dict[str, Tensor]:
+        """Compute ``second_stage_class`` and ``second_stage_box``, over the boxes of all images."""
+        layers, count = self.both_detectors(layers), self.options.count
+        own = of_proposals(layers, count) if self.student.two_stage else at_objects(student, self.student, truth, count)
+        scores, boxes = by_second_stage(layers, own.regions)
+        if own.boxes.shape != boxes.shape:
+            raise UserError(
+                f"The student {self.student.name} has {own.boxes.shape[1]} classes, the second stage of the teacher "
+                f"{self.teacher.name} {boxes.shape[1]}: match them by name, Learner(student, methods, pair(...))."
+            )
+        sure, label = scores[:, 1:].max(1)
+        rows = torch.arange(len(label), device=label.device)
+        apart = sure * (1 - paired_giou(own.boxes[rows, label], boxes[rows, label]))
+        terms = {
+            "second_stage_class": self._class(own.logits, scores).sum()
+            / averaged_over_processes(rows.new_tensor(len(rows))),
+            "second_stage_box": apart.sum() / averaged_over_processes(sure.sum(), SMALLEST_SCORE),
+        }
+        return {name: terms[name] for name in (f"second_stage_{term}" for term in self.terms)}
+
+    def _class(self, own: Tensor, scores: Tensor) -> Tensor:
+        if self.student.two_stage:
+            return softmax_label_loss(own, scores, self.options.background)
+        return soft_label_loss(own, scores[:, 1:].logit(SMALLEST_SCORE))
