@@ -13,7 +13,7 @@ from understudy.methods.loading import build_methods, resolve_options
 from understudy.training.default_methods import are_default, default_methods
 
 
-@pytest.mark.parametrize("family", ["retinanet", "fcos", "gfl", "faster_rcnn"])
+@pytest.mark.parametrize("family", ["retinanet", "fcos", "gfl"])
 def test_a_pair_of_one_family_has_all_terms(family):
     student, teacher = made_up_specs(family)
     methods = default_methods(student, teacher, 0.6)
@@ -22,6 +22,18 @@ def test_a_pair_of_one_family_has_all_terms(family):
     assert {name: weight.share for name, weight in weights.items()} == pytest.approx(
         dict.fromkeys(["pkd_feature", "frs_feature", "frs_class", "frs_box"], 0.15)
     )
+
+
+def test_a_two_stage_pair_has_features_and_the_second_stage():
+    student, teacher = made_up_specs("faster_rcnn")
+    methods = default_methods(student, teacher, 0.6)
+    _, weights = build_methods(methods, student, teacher, balance=0.6)
+    assert {name: weight.share for name, weight in weights.items()} == pytest.approx(
+        dict.fromkeys(["pkd_feature", "frs_feature", "second_stage_class", "second_stage_box"], 0.15)
+    )
+    assert are_default(resolve_options(methods, student, 0.6), 0.6)
+    elsewhere = replace(student, strides=(4, 8))  # no level is the same
+    assert default_methods(elsewhere, teacher, 0.6) == {"second_stage": {}}
 
 
 def test_cells_are_compared_if_anchors_differ():

@@ -295,8 +295,18 @@ SIZE = {"data.shorter_side": [240], "data.longer_side": 400}
         (None, "frs", None, "that of the teacher, which is of the same family; 2 fits better: IoU of the boxes"),
         (2.0, "frs", 2.0, "that of the teacher, which is of the same family"),
         (3.0, "", 3.0, "that of the teacher, which is of the same family"),
-        (None, "", 2.0, "whose anchors fit the boxes worse; scores are compared by cells; IoU of the boxes"),
-        (6.0, "", 2.0, "whose anchors fit the boxes worse; scores are compared by cells; IoU of the boxes"),
+        (
+            None,
+            "",
+            2.0,
+            "whose anchors fit the boxes worse, and the default methods do not need them; IoU of the boxes",
+        ),
+        (
+            6.0,
+            "",
+            2.0,
+            "whose anchors fit the boxes worse, and the default methods do not need them; IoU of the boxes",
+        ),
     ],
 )
 def test_anchors_of_a_teacher_that_fit_clearly_worse(scale, method, chosen, reason, monkeypatch):

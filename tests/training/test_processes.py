@@ -42,6 +42,7 @@ COUNTING: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the case: meth
     "fine_grained": ("fine_grained", {}),
     "defeat": ("defeat", {}),
     "soft_labels": ("soft_labels", {}),
+    "second_stage": ("second_stage", {}),
     "ld": ("ld", {}),
     "ld by positives": ("ld", {"normaliser": "positives"}),
     "crosskd": ("crosskd", {}),

@@ -245,6 +245,8 @@ def test_a_requeued_job_has_the_default_methods_that_its_pair_permits(change, ba
     begun = config.model_copy(update={"methods": resolve_options(own, student, share)})
     assert same_run(config, begun)
     assert not same_run(config.model_copy(update={"balance": 0.5}), begun)
+    both = default_methods(replace(student, two_stage=True), replace(teacher, two_stage=True), share)
+    assert same_run(config, config.model_copy(update={"methods": resolve_options(both, student, share)}))
     others = resolve_options({"frs": {"normaliser": "image"}, "pkd": {}}, student, share)
     for methods in (others, {"frs": others["frs"]}, {"pkd": others["pkd"]}, {**begun.methods, "hint": {}}):
         assert not same_run(config, begun.model_copy(update={"methods": methods}))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.methods.frs import FRS
 from understudy.methods.loading import method_options
+from understudy.methods.pkd import PKD
 from understudy.methods.second_stage import SecondStage
 from understudy.outputs import Spec
 
@@ -14,8 +15,8 @@ def default_methods(student: Spec, teacher: Spec, balance: float | None) -> dict
     """Return the default methods for a pair, with their options.
 
     If the anchors differ, cells are compared. Terms that cannot be computed are left out. The others have equal shares.
-    A one-stage student of a two-stage teacher learns from its second stage alone, since the features of such a teacher
-    slow it down.
+    The second stage of a two-stage teacher replaces its dense scores and boxes, which are those of its first stage. A
+    one-stage student learns from it alone, since the features of such a teacher slow it down.
 
     Args:
         student: the student's Spec; for detectors with other levels or classes, the reduced one of their pairing.
@@ -29,9 +30,9 @@ def default_methods(student: Spec, teacher: Spec, balance: float | None) -> dict
         >>> default_methods(spec, spec, balance=0.8)["pkd"]
         {'adapt': True, 'share': 0.2}
     """
-    if balance and not student.two_stage and not SecondStage.obstacles(student, teacher):
-        return {"second_stage": {}}
     methods = _unreduced(balance)
+    if balance and not SecondStage.obstacles(student, teacher):
+        return _with_second_stage(methods, student, teacher, balance)
     frs, terms = methods["frs"], ["feature", "class", *(["box"] if balance else [])]
     if "class" in FRS.obstacles(student, teacher, **_without_weights(frs)):
         frs["scores"] = "cell"
@@ -43,6 +44,18 @@ def default_methods(student: Spec, teacher: Spec, balance: float | None) -> dict
     if balance:
         methods["pkd"]["share"] = balance / (1 + len(set(terms) - set(obstacles)))
     return methods
+
+
+def _with_second_stage(
+    methods: dict[str, dict[str, Any]], student: Spec, teacher: Spec, balance: float
+) -> dict[str, dict[str, Any]]:
+    """Give features and second stage half of the balance each; a one-stage student has the second stage alone."""
+    without_features = "feature" in FRS.obstacles(student, teacher) or PKD.obstacles(student, teacher, **methods["pkd"])
+    if without_features or not student.two_stage:
+        return {"second_stage": {}}
+    quarter = {"share": balance / 4}
+    frs = methods["frs"] | quarter | {"class_weight": 0.0, "box_weight": 0.0}
+    return {"pkd": methods["pkd"] | quarter, "frs": frs, "second_stage": {}}
 
 
 def in_common(begun: Mapping[str, Any], balance: float | None) -> dict[str, dict[str, Any]]:
@@ -57,8 +70,9 @@ def in_common(begun: Mapping[str, Any], balance: float | None) -> dict[str, dict
         True
     """
     alone = set(begun) == {"second_stage"}
-    kept = {"pkd", *begun}  # under a balance, PKD is a default method of every other pair
-    found = {"second_stage": {}} if alone else {k: v for k, v in _unreduced(balance).items() if k in kept}
+    kept = {*begun} if alone else {"pkd", *begun}  # under a balance, PKD is a default method of every other pair
+    every = _unreduced(balance) | {"second_stage": {}}
+    found = {name: given for name, given in every.items() if name in kept}
     filled = {name: method_options(name)(**given).model_dump(mode="json") for name, given in found.items()}
     of_pair = {"scores", "share", "ramp_steps"}
     return {

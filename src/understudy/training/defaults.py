@@ -293,7 +293,9 @@ def _beside_teacher(config: DistillConfig, facts: _Facts, theirs: float | None) 
     if config.methods != DEFAULT_METHODS:  # they may need the same anchors
         return Choice(key, theirs, f"{told}; {found.scale:g} fits better: {found}")
     alone = _best_scale(config, facts)  # as the plain student's, so that both are the same detector
-    reason = f"as without the teacher, whose anchors fit the boxes worse; scores are compared by cells; {alone}"
+    reason = (
+        f"as without the teacher, whose anchors fit the boxes worse, and the default methods do not need them; {alone}"
+    )
     return Choice(key, alone.scale if alone else None, reason)
 
 
