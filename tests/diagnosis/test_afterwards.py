@@ -273,6 +273,9 @@ def test_a_two_stage_student_without_a_gain_is_sent_to_the_proposals(tmp_path):
     assert found["proposals"].remedy == f"understudy analyse proposals {teacher} {plain}"
     features = finished(tmp_path / "features", teacher=teacher, detector=two_stage, methods={"hint": {}})
     assert "proposals" not in {each.check for each in explain(features, plain).findings}
+    without = {"frs": {"class_weight": 0.0, "box_weight": 0.0}}  # as by default; its features remain
+    default = finished(tmp_path / "default", teacher=teacher, detector=two_stage, methods=without)
+    assert "proposals" not in {each.check for each in explain(default, plain).findings}
 
 
 def test_many_classes_are_those_that_lost_and_gained_most(tmp_path):

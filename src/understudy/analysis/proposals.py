@@ -152,7 +152,7 @@ def _remarks(models: Mapping[str, Recall]) -> list[str]:
     return [
         f"The proposals of {name} find more objects than those of {teacher} (AR{COUNTS[-1]} {_percent(each.best)} and "
         f"{_percent(theirs.best)}). Terms on predictions imitate the teacher's proposals, and may do harm: use methods "
-        "on features, or a teacher whose proposals are better."
+        "on features or the second stage, as by default, or a teacher whose proposals are better."
         for name, each in students
         if each.leads(theirs)
     ]

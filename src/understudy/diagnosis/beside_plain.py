@@ -217,8 +217,11 @@ def _proposal_findings(teacher: Run, run: Run, plain: Run) -> Iterator[Finding]:
     """Name the command that compares proposals, which terms on predictions imitate."""
     assert isinstance(run.config, DistillConfig)
     families = [family_of(each.config.detector.name) for each in (teacher, run, plain)]
-    methods = [METHODS[name] for name in run.config.methods if name in METHODS]
-    reads = {name for method in methods for term in method.reads.values() for name in term}
+    chosen = [(METHODS[name], options) for name, options in run.config.methods.items() if name in METHODS]
+    terms = [
+        read for method, options in chosen for term, read in method.reads.items() if options.get(f"{term}_weight") != 0
+    ]
+    reads = {name for term in terms for name in term}
     if reads & PREDICTIONS and all(family and family.facts.get("two_stage") for family in families):
         yield Finding(
             check="proposals",

@@ -139,7 +139,8 @@ def proposal_findings(trial: Trial, student: Trial) -> Iterator[Finding]:
         what=f"average recall of the best {COUNTS[-1]}: teacher {percent(theirs.best)}, plain student "
         f"{percent(own.best)}, on the same images",
         why="Terms on predictions imitate the teacher's, which find fewer objects, and may do harm." if behind else "",
-        remedy="methods on features, or a teacher whose proposals are better (understudy analyse proposals)"
+        remedy="methods on features or the second stage (as by default), or a teacher whose proposals are better "
+        "(understudy analyse proposals)"
         if behind
         else "",
         facts={"teacher_AR1000": theirs.best, "student_AR1000": own.best},
