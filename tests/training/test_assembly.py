@@ -1,6 +1,7 @@
 """What a config names is opened and built before anything is written: every mistake leaves no run folder."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -147,6 +148,18 @@ def test_a_smaller_limit_uses_a_part_of_the_images_of_a_larger_one(scenes):
     assert used[0] < used[1] < used[2]
     records = _used(DataConfig(path="unused", limit=5), data)[0].records
     assert records.image_ids() == sorted(used[1])  # in the order of the file
+
+
+def test_unlabelled_images_that_no_term_reads_are_said(tiny, trained, unlabelled, tmp_path, capsys):
+    keys = {"teacher": trained, "data.unlabelled": unlabelled, "schedule.epochs": 1}
+    for number, (methods, said) in enumerate(
+        {
+            "soft_labels": "have little or no effect, .* pseudo_labels=0.5",
+            "hint": "take part in the distillation",
+        }.items()
+    ):
+        understudy.distill(tiny, run=tmp_path / str(number), methods=methods, **keys)
+        assert re.search(f"unlabelled images of .* {said}", capsys.readouterr().err)
 
 
 def test_a_run_with_a_limit_says_and_records_it(tiny, trained, some_empty, unlabelled, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """The scores and boxes that the teacher's second stage gives to the student's boxes (Chen et al., NeurIPS 2017)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PositiveInt
@@ -73,6 +73,11 @@ class SecondStage(Method):
         """Weight of the background among the classes of a two-stage student (1.5 in the paper)."""
 
     options: Options
+
+    def __init__(self, student: Spec, teacher: Spec, **options: Any):
+        super().__init__(student, teacher, **options)
+        if student.two_stage:  # whose proposals need no ground truth
+            self.reads = dict.fromkeys(self.terms, ("second_stage",))
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:

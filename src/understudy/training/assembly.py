@@ -121,7 +121,7 @@ def assemble(
     teacher_pass = open_teacher(config, [parts.learner], teacher, train_data, count) if distilled else None
     of_teacher = teacher_pass, _pseudo_labels(config, parts) if distilled else None
     engine = Engine(config, train_data, parts.learner, parts.weights, teacher, len(loader), count, saved, *of_teacher)
-    facts, notes = _facts_and_notes(parts, unlabelled)
+    facts, notes = _facts_and_notes(parts, unlabelled, pseudo=of_teacher[1] is not None)
     facts["training_images"] = len(train_data)
     if is_first_process():
         facts["fingerprints"] = fingerprints(train_data, val_data, unlabelled, teacher)
@@ -315,7 +315,9 @@ def _balance(config: DistillConfig) -> float | None:
     return None if config.balance == "off" else config.balance
 
 
-def _facts_and_notes(parts: Networks, unlabelled: DetectionData | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _facts_and_notes(
+    parts: Networks, unlabelled: DetectionData | None, *, pseudo: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What student and teacher share, what was inherited, and the unlabelled images: for the folder and the user."""
     facts: dict[str, Any] = {}
     notes: list[str] = []
@@ -330,7 +332,14 @@ def _facts_and_notes(parts: Networks, unlabelled: DetectionData | None) -> tuple
         notes.append(parts.inheritance.note)
     if unlabelled:
         facts["unlabelled_images"] = len(unlabelled)
-        notes.append(f"{len(unlabelled)} unlabelled images of {unlabelled.source} take part in the distillation")
+        what, learner = f"{len(unlabelled)} unlabelled images of {unlabelled.source}", parts.learner
+        if pseudo or set(learner.distillation_terms) - set(learner.terms_with_truth):
+            notes.append(f"{what} take part in the distillation")
+        else:
+            notes.append(
+                f"{what} have little or no effect, since all terms read the ground truth, which these images lack. "
+                "Give them the teacher's detections as labels (pseudo_labels=0.5), or leave out data.unlabelled"
+            )
     return facts, tuple(notes)
 
 
