@@ -154,7 +154,7 @@ def test_unlabelled_images_that_no_term_reads_are_said(tiny, trained, unlabelled
     keys = {"teacher": trained, "data.unlabelled": unlabelled, "schedule.epochs": 1}
     for number, (methods, said) in enumerate(
         {
-            "soft_labels": "have little or no effect, .* pseudo_labels=0.5",
+            "soft_labels": "have little or no effect, .*pseudo_labels=0.5",
             "hint": "take part in the distillation",
         }.items()
     ):
