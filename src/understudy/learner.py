@@ -197,7 +197,8 @@ class Learner(nn.Module):
             raise UserError(
                 f"{', '.join(names)} reads the layers of the student {self._names[0]} and the teacher "
                 f"{self._names[1]}, so recorded outputs are not enough: pass the teacher, learner(..., "
-                "teacher=teacher), or use a method without layers in the line `reads` of `understudy methods`."
+                "teacher=teacher), or use a method without layers or second stage in the line `reads` of `understudy "
+                "methods`."
             )
 
     def _task(

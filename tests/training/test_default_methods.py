@@ -83,7 +83,7 @@ def test_a_run_without_methods(tiny, trained, tmp_path):
     assert "boxes: decoded" in (run / "config.yaml").read_text()
 
 
-def test_a_two_stage_teacher_runs_once_for_each_image_and_a_resumed_run_is_the_same(tiny, tmp_path, capsys):
+def test_the_features_of_a_two_stage_teacher_are_kept_and_a_resumed_run_is_the_same(tiny, tmp_path, capsys):
     two_stage = {"detector.name": "faster_rcnn_mobilenet_v2", "detector.settings": {"fc_channels": 16}}
     teacher = understudy.train(tiny, run=tmp_path / "teacher", **two_stage, **{"schedule.epochs": 1})
     capsys.readouterr()

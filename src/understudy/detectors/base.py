@@ -140,12 +140,15 @@ class Detector(nn.Module, ABC):
     def proposals(
         self, outputs: Outputs, image_sizes: Sequence[tuple[int, int]] | None = None, *, training: bool = False
     ) -> list[Tensor]:
-        """Choose the boxes that the second stage classifies, of each image (P, 4), the best first.
+        """Choose the boxes that the second stage classifies.
 
         Args:
             outputs: the record of the batch.
             image_sizes: unpadded height and width of each image, to which boxes are clipped; None: the record's.
-            training: choose as many as in training.
+            training: choose as many as in training, not as in detection.
+
+        Returns:
+            Per image (P, 4), xyxy in pixels of the padded batch, the best first.
 
         Raises:
             UserError: the detector has no second stage.

@@ -145,15 +145,9 @@ class FasterRCNNDetector(DenseDetector):
     def proposals(
         self, outputs: Outputs, image_sizes: Sequence[tuple[int, int]] | None = None, *, training: bool = False
     ) -> list[Tensor]:
-        """Choose the proposals for the second stage: the best anchors of each level, NMS, the best overall.
+        """Choose proposals by objectness: the best anchors of each level, NMS, the best overall.
 
-        Args:
-            outputs: the record of the batch.
-            image_sizes: unpadded height and width of each image, to which boxes are clipped; None: the record's.
-            training: choose as many as in training, not as in detection, regardless of the mode of the network.
-
-        Returns:
-            Per image (P, 4), xyxy in pixels of the padded batch, from the highest objectness to the lowest.
+        See :meth:`.Detector.proposals`; their number does not depend on the mode of the network.
         """
         rpn = self.network.rpn
         boxes = flatten_levels(self.decode(outputs))

@@ -218,10 +218,13 @@ def _proposal_findings(teacher: Run, run: Run, plain: Run) -> Iterator[Finding]:
     assert isinstance(run.config, DistillConfig)
     families = [family_of(each.config.detector.name) for each in (teacher, run, plain)]
     chosen = [(METHODS[name], options) for name, options in run.config.methods.items() if name in METHODS]
-    terms = [
-        read for method, options in chosen for term, read in method.reads.items() if options.get(f"{term}_weight") != 0
-    ]
-    reads = {name for term in terms for name in term}
+    reads = {
+        name
+        for method, options in chosen
+        for term, read in method.reads.items()
+        if options.get(f"{term}_weight") != 0
+        for name in read
+    }
     if reads & PREDICTIONS and all(family and family.facts.get("two_stage") for family in families):
         yield Finding(
             check="proposals",

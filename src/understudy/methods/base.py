@@ -27,7 +27,7 @@ CHECKS = {"authors' code": True, "the paper": True, "other implementations": Fal
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The two detectors, for methods that run their layers or ask for an assignment (Dist2, CrossKD, GID).
+    """The two detectors, for methods that run their layers or second stages, or ask for an assignment.
 
     Attributes:
         student: the detector in training.
@@ -230,7 +230,7 @@ class Method(nn.Module, ABC):
             student: the student's record, with gradient.
             teacher: the teacher's record of the same batch, without gradient.
             truth: ground truth and the student's assignment.
-            layers: both detectors, for methods that read ``"layers"``; others ignore it.
+            layers: both detectors, for methods that read ``"layers"`` or ``"second_stage"``; others ignore it.
         """
 
     def both_detectors(self, layers: Layers | None) -> Layers:
