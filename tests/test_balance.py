@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -249,6 +250,14 @@ def test_shares_of_methods_and_terms(methods, shares):
     assert {name: weight.share for name, weight in weights.items()} == pytest.approx(shares)
     assert all((weight.weight > 0) == (weight.share is None) for weight in weights.values())
     assert not any(weight.ramp_steps for weight in weights.values())
+
+
+@pytest.mark.parametrize(("family", "share"), [("faster_rcnn", 0.4), ("retinanet", 0.8)])
+def test_the_largest_share_of_a_method_may_depend_on_the_family(family, share):
+    spec = replace(SPEC, family=family)
+    for options, expected in (({}, share), ({"share": 0.7}, 0.7)):
+        _, weights = build_methods({"pairwise": options}, spec, spec, balance=0.8)
+        assert weights["pairwise_relation"].share == pytest.approx(expected)
 
 
 SUMMED = "methods.frs.share={} contradicts feature_share={} + class_share=0.1 = {}: leave out share, or let"

@@ -11,15 +11,12 @@ from torch import Tensor, nn
 
 from understudy.errors import UserError
 from understudy.methods.compatibility import parts_read, unreadable
-from understudy.methods.options import read_options
+from understudy.methods.options import EVERY_FAMILY, read_options
 from understudy.outputs import Outputs, Spec, Truth
 
 if TYPE_CHECKING:
     from understudy.detectors import Detector
     from understudy.pairing import Pairing
-
-EVERY_FAMILY = "*"
-"""Key of ``weights`` for default weights that hold for every family without an entry of its own."""
 
 CHECKS = {"authors' code": True, "the paper": True, "other implementations": False, "our reading": False}
 """How :attr:`Method.checked` begins, and whether this verifies the arithmetic against the paper or its authors."""
@@ -86,7 +83,8 @@ class Method(nn.Module, ABC):
         optional_terms: further terms, which are off unless a weight is given.
         weights: default weight of each term by the student's family, or by :data:`EVERY_FAMILY`.
         ramp_steps: steps over which the weights grow linearly from zero.
-        largest_share: of the student's gradient that the method takes under ``balance`` unless its options say so.
+        largest_share: of the student's gradient that the method takes under ``balance`` unless its options say so, by
+            the student's family, or by :data:`EVERY_FAMILY`.
         source: the paper, and the origin of the weights.
         checked: what its arithmetic was compared with, and how far; begins with a key of :data:`CHECKS`. Empty: not
             stated.
@@ -104,7 +102,7 @@ class Method(nn.Module, ABC):
     optional_terms: ClassVar[tuple[str, ...]] = ()
     weights: ClassVar[Mapping[str, Mapping[str, float]]]
     ramp_steps: ClassVar[int] = 0
-    largest_share: ClassVar[float] = 1.0
+    largest_share: ClassVar[Mapping[str, float]] = {}
     source: ClassVar[str]
     checked: ClassVar[str] = ""
     reads: Mapping[str, tuple[str, ...]]
@@ -170,6 +168,11 @@ class Method(nn.Module, ABC):
         """
         own = cls.weights.get(student.family, cls.weights.get(EVERY_FAMILY, {}))
         return student.default_weights.get(cls.name, own)
+
+    @classmethod
+    def largest_share_of(cls, student: Spec) -> float:
+        """Return the largest share of a student's gradient that the method takes unless its options say so."""
+        return cls.largest_share.get(student.family, cls.largest_share.get(EVERY_FAMILY, 1.0))
 
     @classmethod
     def reads_with(cls, options: Any) -> Mapping[str, tuple[str, ...]]:

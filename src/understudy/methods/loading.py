@@ -139,7 +139,7 @@ def build_methods(
     misfits: list[str] = []
     resolved, faults = _checked(entries, student, balance)
     chosen = {name: (method_class(name), options) for name, options in resolved.items()}
-    shares, unshared = shares_of(chosen, balance) if balance is not None else ({}, [])
+    shares, unshared = shares_of(chosen, student, balance) if balance is not None else ({}, [])
     faults += unshared
     for name, (method, given) in chosen.items():
         wanted, own = terms_on(method, given), shares.get(name, {})

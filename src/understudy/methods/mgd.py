@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from understudy.functional import shown_cells, squared_loss_per_image
 from understudy.methods.adapters import channel_adapters
-from understudy.methods.base import Layers, Method
+from understudy.methods.base import EVERY_FAMILY, Layers, Method
 from understudy.methods.compatibility import levels_of_objects, missing_levels
 from understudy.outputs import Outputs, Spec, Truth
 
@@ -46,7 +46,7 @@ class MGD(Method):
         "gfl": {"feature": 2e-5},
         "faster_rcnn": {"feature": 5e-7},
     }
-    largest_share = 0.2
+    largest_share = {EVERY_FAMILY: 0.2}
     source = "Yang et al., ECCV 2022; weights from the authors' configurations of one-stage and two-stage detectors"
     checked = "authors' code, yzd-v/MGD @2c9da0b: run on the same tensors, values to 1e-10"
     reads = {"feature": ("features",)}

@@ -10,6 +10,9 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Validat
 from understudy.methods.compatibility import READS
 from understudy.text import closest, expected, mismatch
 
+EVERY_FAMILY = "*"
+"""Key of ``weights`` and ``largest_share`` for what holds for every family without an entry of its own."""
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 OPTIONAL = "0: off, unless it has a share; None: as `balance` says."
 
@@ -24,7 +27,9 @@ class _Facts(BaseModel):
         examples=['{"*": {"feature": 1.0}}']
     )
     ramp_steps: NonNegativeInt = Field(0, strict=True, examples=["500"])
-    largest_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(1.0, examples=["0.1"])
+    largest_share: dict[str, Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]] = Field(
+        {}, examples=['{"*": 0.1}']
+    )
     source: str = Field(examples=['"a paper, and the origin of the weights"'])
     checked: str = Field("", examples=['"authors\' code, owner/name @commit"'])
     reads: dict[str, tuple[str, ...]] = Field(examples=['{"feature": ("features",)}'])
@@ -43,7 +48,9 @@ def options_model(method: type[Any]) -> type[BaseModel]:
         meaning = "Share of the gradient (`balance`); None: an equal part of the method's."
         fields[f"{term}_share"] = Share | None, Field(None, description=meaning)
     meaning = "Share of the gradient of all terms (`balance`); None: an equal part of what other methods leave"
-    meaning += f", at most {method.largest_share:g}." if method.largest_share < 1 else "."
+    where = {EVERY_FAMILY: ""}
+    limits = [f"{most:g}{where.get(family, f' ({family})')}" for family, most in method.largest_share.items()]
+    meaning += f", at most {', '.join(limits)}." if limits else "."
     fields["share"] = Share | None, Field(None, description=meaning)
     meaning = f"Steps over which the weights increase linearly from zero; None: {method.ramp_steps}"
     meaning += ", and 0 with `balance`." if method.ramp_steps else "."

@@ -52,7 +52,7 @@ class RankMimicking(Method):
     terms = ("class",)
     optional_terms = ("location",)
     weights = {EVERY_FAMILY: {"class": 4.0}, "faster_rcnn": {}}
-    largest_share = 0.1
+    largest_share = {EVERY_FAMILY: 0.1}
     source = (
         "Li et al., AAAI 2022 (RM), from second-hand sources; the class weight is that of two other implementations "
         "for RetinaNet, our choice for other one-stage detectors"

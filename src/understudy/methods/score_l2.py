@@ -36,7 +36,7 @@ class ScoreL2(Method):
     aliases = ("ultralytics",)
     terms = ("feature",)
     weights = {EVERY_FAMILY: {"feature": 6.0}}
-    largest_share = 0.2
+    largest_share = {EVERY_FAMILY: 0.2}
     source = (
         "the feature term of the distillation in Ultralytics' YOLO, from its formula; the weight is their default, "
         "combined with their own losses, and our choice for these detectors"

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from understudy.methods.base import Method
+from understudy.outputs import Spec
 
 Options = Mapping[str, Any]
 
@@ -72,7 +73,7 @@ def differs(total: float, whole: float) -> bool:
 
 
 def shares_of(
-    chosen: Mapping[str, tuple[type[Method], Options]], balance: float
+    chosen: Mapping[str, tuple[type[Method], Options]], student: Spec, balance: float
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Divide the distillation's share of the gradient among methods and terms.
 
@@ -81,6 +82,7 @@ def shares_of(
 
     Args:
         chosen: class and options of each method by its name in the config.
+        student: the student's Spec.
         balance: share of all of them together.
 
     Returns:
@@ -91,7 +93,7 @@ def shares_of(
         >>> from understudy.outputs import Spec
         >>> spec = Spec(channels=(64,) * 5, strides=(8, 16, 32, 64, 128), num_anchors=1, num_classes=3)
         >>> options = resolve_options({"frs": {}, "hint": {"share": 0.1}}, spec, balance=0.5)
-        >>> shares_of({name: (method_class(name), options[name]) for name in options}, 0.5)[0]
+        >>> shares_of({name: (method_class(name), options[name]) for name in options}, spec, 0.5)[0]
         {'frs': {'feature': 0.2, 'class': 0.2}, 'hint': {'feature': 0.1}}
     """
     wholes: dict[str, float | None] = {}
@@ -99,7 +101,7 @@ def shares_of(
     for name, (method, options) in chosen.items():
         if balanced := shares_of_terms(method, options):
             terms[name], wholes[name] = balanced, share_of_method(method, options)
-    _limit(wholes, {name: method.largest_share for name, (method, _) in chosen.items()}, balance)
+    _limit(wholes, {name: method.largest_share_of(student) for name, (method, _) in chosen.items()}, balance)
     faults: list[str] = []
     whole = _divided(wholes, balance, f"balance={balance:g}", "methods", faults)
     return {
