@@ -11,6 +11,7 @@ from references import sigmoid, wave
 
 from understudy.functional import (
     balanced_over_classes,
+    class_factors,
     feature_richness,
     richness_mask,
     richness_masks,
@@ -135,6 +136,14 @@ def test_rare_classes_by_hand():
     torch.testing.assert_close(balanced_over_classes(weights, alone), weights)
     empty = [level * 0 for level in weights]
     torch.testing.assert_close(balanced_over_classes(empty, logits), empty)
+
+
+def test_a_class_without_influence_has_the_largest_factor_and_none_has_a_gradient():
+    masses = torch.tensor([6.0, 2.0, 0.0], requires_grad=True)
+    factors = class_factors(masses)
+    expected = [(1 / 3 + 0.05) / (part + 0.05) for part in (0.75, 0.25, 0.0)]
+    torch.testing.assert_close(factors, torch.tensor(expected))
+    assert not factors.requires_grad
 
 
 @pytest.mark.parametrize(("classes", "parts", "ratio"), [(3, (0.93, 0.02, 0.05), 3.32), (80, (0.2, 0.0025), 16.8)])

@@ -45,17 +45,19 @@ def giou(one, other) -> float:
     return generalized_box_iou(one[None], other[None]).item()
 
 
-def slow(rows, entropy) -> dict[str, float]:
+def slow(rows, entropy, counts=None, of_objects=None) -> dict[str, float]:
     """Both terms from (own scores, own boxes, teacher's logits, teacher's boxes) of each compared box."""
     classes = distance = mass = 0.0
-    for own_logits, own_boxes, logits, boxes in rows:
+    counts = counts or [1.0] * len(rows)
+    of_objects = of_objects or [[0.0] * 4] * len(rows)
+    for (own_logits, own_boxes, logits, boxes), count, others in zip(rows, counts, of_objects, strict=True):
         scores = softmax(logits.tolist())
-        classes += entropy(own_logits.tolist(), scores)
+        classes += count * entropy(own_logits.tolist(), list(map(max, scores, others)))
         sure = max(scores[1:])
         label = scores[1:].index(sure)
-        distance += sure * (1 - giou(own_boxes[label], boxes[label]))
-        mass += sure
-    return {"second_stage_class": classes / len(rows), "second_stage_box": distance / mass}
+        distance += count * sure * (1 - giou(own_boxes[label], boxes[label]))
+        mass += count * sure
+    return {"second_stage_class": classes / sum(counts), "second_stage_box": distance / mass}
 
 
 @pytest.mark.parametrize(("count", "background"), [(128, 1.5), (5, 1.0)])
@@ -77,8 +79,9 @@ def test_a_two_stage_student_against_a_slow_loop(count, background):
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("family", ONE_STAGE)
-def test_a_one_stage_student_against_a_slow_loop(family):
+def test_a_one_stage_student_against_a_slow_loop(family, balance):
     student, teacher = tiny_detector(family, 16, seed=5), opinionated_teacher()
     own, theirs = student(IMAGES), teacher(IMAGES)
     gt_index = student.assign(own, OBJECTS)
@@ -88,13 +91,22 @@ def test_a_one_stage_student_against_a_slow_loop(family):
     logits, boxes = teacher.score_boxes(theirs.features, regions)
     own_logits = torch.cat([scores[image][gt_index[image] >= 0] for image in range(2)])
     own_boxes = torch.cat(regions)[:, None].expand(-1, 3, -1)
+    logits_of_objects, _ = teacher.score_boxes(theirs.features, [target["boxes"] for target in OBJECTS])
+    first = (0, len(OBJECTS[0]["boxes"]))
+    numbers = [first[image] + each for image in range(2) for each in gt_index[image].tolist() if each >= 0]
+    of_objects = [softmax(logits_of_objects[number].tolist()) for number in numbers]
+    labels = [torch.cat([target["labels"] for target in OBJECTS])[number].item() for number in numbers]
+    parts = [labels.count(label) / len(labels) for label in range(3)]
+    assert len({*labels}) > 1
+    counts = [(1 / 3 + 0.05) / (parts[label] + 0.05) for label in labels]
 
     def entropy(one: list[float], soft: list[float]) -> float:
         pairs = zip(map(sigmoid, one), soft[1:], strict=True)
         return -sum(q * math.log(p) + (1 - q) * math.log(1 - p) for p, q in pairs)
 
-    expected = slow(list(zip(own_logits, own_boxes, logits, boxes[:, 1:], strict=True)), entropy)
-    found = terms(student, teacher, pair(student.spec, teacher.spec))
+    rows = list(zip(own_logits, own_boxes, logits, boxes[:, 1:], strict=True))
+    expected = slow(rows, entropy, counts if balance else None, of_objects)
+    found = terms(student, teacher, pair(student.spec, teacher.spec), class_balance=balance)
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
 
 
@@ -115,7 +127,7 @@ def test_anchors_are_chosen_evenly_from_all_of_an_image():
         patch.setattr(type(teacher), "score_boxes", lambda self, *args: seen.append(args[1]) or score(self, *args))
         for count in (1000, 3):
             terms(student, teacher, common, count=count)
-    every, some = seen
+    every, _, some, _ = seen  # its boxes, and the objects'
     assert all(len(each) > 3 for each in every)
     for whole, part in zip(every, some, strict=True):
         assert torch.equal(part, whole[[0, (len(whole) - 1) // 2, len(whole) - 1]])
@@ -162,11 +174,13 @@ def test_a_teacher_without_a_second_stage_is_refused():
         teacher.proposals(teacher(IMAGES))
 
 
-def test_a_weight_of_the_background_is_for_students_that_score_it():
+def test_options_for_students_of_the_other_kind_are_refused():
     student, teacher = tiny_detector("fcos", 16, seed=5).spec, tiny_teacher("faster_rcnn").spec
     common = pair(student, teacher)
     with pytest.raises(UserError, match=r"scores no background: leave out methods\.second_stage\.background"):
         build_methods({"second_stage": {"background": 1.0}}, common.student, common.teacher)
+    with pytest.raises(UserError, match=r"have no object: leave out methods\.second_stage\.class_balance"):
+        build_methods({"second_stage": {"class_balance": False}}, teacher, teacher)
 
 
 def test_an_unlabelled_image_takes_part_if_the_student_has_proposals_of_its_own():

@@ -163,15 +163,35 @@ def total_mass(weights: Sequence[Tensor]) -> Tensor:
     return averaged_over_processes(torch.stack(masses).sum(), SMALLEST_MASS)
 
 
+def class_factors(masses: Tensor) -> Tensor:
+    """Return factors for classes, so that none has most of the influence because it is frequent (ours).
+
+    A class k that has the part p_k of all gets the factor (1/K + s) / (p_k + s), where K is the number of classes and
+    s is :data:`RARE`. Classes far below this part have nearly the same factor, so many classes are balanced less than
+    few. Of 3 classes, parts of 93 % and 2 % (46:1) become 3.3:1; of 80 classes, parts of 20 % and 0.25 % (80:1) become
+    16.8:1.
+
+    Args:
+        masses: (K,), not negative: the weights or the number of what belongs to each class in the batch; several
+            processes count theirs together.
+
+    Returns:
+        (K,), constants.
+
+    Examples:
+        >>> class_factors(torch.tensor([3.0, 1.0])).round(decimals=2)
+        tensor([0.6900, 1.8300])
+    """
+    masses = averaged_over_processes(at_least_float32(masses.detach()), SMALLEST_MASS)
+    return (1 / len(masses) + RARE) / (masses / masses.sum() + RARE)
+
+
 @torch.no_grad()
 def balanced_over_classes(weights: Sequence[Tensor], class_logits: Sequence[Tensor]) -> list[Tensor]:
     """Multiply weight maps by a factor per class, so that no class has most of their sum because it is frequent.
 
-    An option for FRS (ours, in no paper). A cell belongs to the class with the teacher's highest score there. A class k
-    whose cells have the part p_k of the sum over all levels gets the factor (1/K + s) / (p_k + s), where K is the
-    number of classes and s is :data:`RARE`. Classes far below this part have nearly the same factor, so many classes
-    are balanced less than few. Of 3 classes, parts of 93 % and 2 % (46:1) become 3.3:1; of 80 classes, parts of 20 %
-    and 0.25 % (80:1) become 16.8:1.
+    An option for FRS (ours, in no paper). A cell belongs to the class with the teacher's highest score there, and is
+    multiplied by the factor of this class (:func:`class_factors`).
 
     Args:
         weights: per level (N, H, W), not negative.
@@ -189,8 +209,7 @@ def balanced_over_classes(weights: Sequence[Tensor], class_logits: Sequence[Tens
     of_cells = [level.amax(-2).argmax(-1) for level in class_logits]
     pairs = list(zip(of_cells, map(at_least_float32, weights), strict=True))
     sums = [torch.zeros(classes, device=w.device).index_add(0, of.flatten(), w.flatten()) for of, w in pairs]
-    masses = averaged_over_processes(torch.stack(sums).sum(0), SMALLEST_MASS)
-    factors = (1 / classes + RARE) / (masses / masses.sum() + RARE)
+    factors = class_factors(torch.stack(sums).sum(0))
     return [weight * factors[of] for of, weight in pairs]
 
 

@@ -8,9 +8,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from understudy.errors import UserError
-from understudy.functional import soft_label_loss, softmax_label_loss
+from understudy.functional import class_factors, soft_label_loss, softmax_label_loss
 from understudy.methods.base import EVERY_FAMILY, Layers, Method
-from understudy.methods.second_stage_boxes import at_objects, by_second_stage, of_proposals
+from understudy.methods.second_stage_boxes import Scored, at_objects, by_second_stage, of_proposals
 from understudy.networks.geometry import paired_giou
 from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, Truth
@@ -28,11 +28,12 @@ class SecondStage(Method):
 
     .. math::
         L_\text{class} = -\frac{1}{|R|} \sum_{r \in R} \sum_{k=0}^K w_k \, q_{r k} \log p_{r k} \qquad
-        L_\text{class} = \frac{1}{|R|} \sum_{r \in R} \sum_{k=1}^K \operatorname{BCE}(p_{r k}, q_{r k})
+        L_\text{class} = \frac{\sum_{r \in R} f_r \sum_{k=1}^K \operatorname{BCE}(p_{r k}, \max(q_{r k}, q_{o_r k}))}
+        {\sum_{r \in R} f_r}
 
     .. math::
-        L_\text{box} = \frac{\sum_{r \in R} v_r \left(1 - \operatorname{GIoU}(b^S_r, b^T_r)\right)}{\sum_{r \in R} v_r}
-        \qquad v_r = \max_{k > 0} q_{r k}
+        L_\text{box} = \frac{\sum_{r \in R} f_r v_r \left(1 - \operatorname{GIoU}(b^S_r, b^T_r)\right)}
+        {\sum_{r \in R} f_r v_r} \qquad v_r = \max_{k > 0} q_{r k} \qquad f_r = \frac{1 / K + 0.05}{n_{k_r} + 0.05}
 
     The first :math:`L_\text{class}` is that of two-stage students, the second that of others. :math:`q` is the softmax
     of the teacher's class logits, :math:`p` the softmax of the student's, or the sigmoid of a one-stage student's.
@@ -40,12 +41,19 @@ class SecondStage(Method):
     of the class to which the teacher gives its highest score, :math:`v_r`. The minimum of the class loss is the entropy
     of :math:`q`, not zero.
 
+    :math:`o_r` is the true box of the object of :math:`r`. While the student's box does not fit, the teacher rightly
+    calls it background, and this would keep the student from scoring the object at all. :math:`f_r` balances the
+    classes, so that both terms are not mostly those of the most frequent one (``class_balance``): :math:`n_k` is the
+    part of :math:`R` whose objects are of class :math:`k`, :math:`k_r` the class of the object of :math:`r`. For
+    proposals, which have no object, :math:`f_r` is 1.
+
     Evidence:
         paper: Chen et al. (NeurIPS 2017), the class scores of the second stage, with the background's weight. The
             authors published no code. They keep the student's boxes from being worse than the teacher's; ours imitate
             them.
-        ours: One-stage students. The boxes that are compared, their number and the divisors. The weight of a box by
-            the teacher's score: where it sees background, its corrected box means nothing.
+        ours: One-stage students, with the scores of their objects and balanced classes. The boxes that are compared,
+            their number and the divisors. The weight of a box by the teacher's score: where it sees background, its
+            corrected box means nothing.
         weight: 1 and 1 are our choice.
         caution: Classes of the teacher that the student lacks count as background.
     """
@@ -71,6 +79,8 @@ class SecondStage(Method):
         anchors with an object, evenly spaced among all of them."""
         background: Annotated[float, Field(ge=0)] = 1.5
         """Weight of the background among the classes of a two-stage student (1.5 in the paper)."""
+        class_balance: bool = True
+        """A one-stage student's boxes of objects of frequent classes count less, those of rare ones more (ours)."""
 
     options: Options
 
@@ -81,10 +91,13 @@ class SecondStage(Method):
 
     @classmethod
     def misfits(cls, student: Spec, teacher: Spec, options: Options) -> Mapping[str, Sequence[str]]:
-        """Refuse a weight of the background that no score of the student's is for."""
-        changed = options.background != cls.Options.model_fields["background"].default
-        unused = f"the student {student.name} scores no background: leave out methods.second_stage.background"
-        return {"class": [unused] if changed and not student.two_stage else []}
+        """Refuse an option that is for students of the other kind."""
+        option, why = ("class_balance", "compares proposals, which have no object")
+        if not student.two_stage:
+            option, why = ("background", "scores no background")
+        changed = getattr(options, option) != cls.Options.model_fields[option].default
+        unused = f"the student {student.name} {why}: leave out methods.second_stage.{option}"
+        return {"class": [unused] if changed else []}
 
     def forward(
         self, student: Outputs, teacher: Outputs, truth: Truth, layers: Layers | None = None
@@ -100,13 +113,25 @@ class SecondStage(Method):
             )
         sure, label = scores[:, 1:].max(1)
         rows = torch.arange(len(label), device=label.device)
+        counts = self._counts(own, sure)
+        sure = sure * counts
         apart = sure * (1 - paired_giou(own.boxes[rows, label], boxes[rows, label]))
+        if own.objects is not None:  # a box that does not fit yet is no reason to doubt its object
+            true_boxes = [target["boxes"] for target in truth.targets]
+            scores = torch.maximum(scores, by_second_stage(layers, true_boxes)[0][own.objects])
+        scored = counts * self._class(own.logits, scores)
         terms = {
-            "second_stage_class": self._class(own.logits, scores).sum()
-            / averaged_over_processes(rows.new_tensor(len(rows))),
+            "second_stage_class": scored.sum() / averaged_over_processes(counts.sum(), SMALLEST_SCORE),
             "second_stage_box": apart.sum() / averaged_over_processes(sure.sum(), SMALLEST_SCORE),
         }
         return {name: terms[name] for name in (f"second_stage_{term}" for term in self.terms)}
+
+    def _counts(self, own: Scored, sure: Tensor) -> Tensor:
+        """Return how much each box counts, (P,)."""
+        if own.labels is None or not self.options.class_balance:
+            return torch.ones_like(sure)
+        classes = torch.arange(own.boxes.shape[1], device=sure.device)
+        return class_factors((own.labels[:, None] == classes).sum(0))[own.labels]
 
     def _class(self, own: Tensor, scores: Tensor) -> Tensor:
         if self.student.two_stage:

@@ -23,11 +23,15 @@ class Scored:
         regions: per image (P_i, 4), xyxy in pixels of the padded batch; constants.
         logits: (P, K + 1) with the background first, or (P, K) of a one-stage student.
         boxes: (P, K, 4), the corrected box for each class.
+        objects: (P,), the number of each one's object among those of the whole batch; of proposals None.
+        labels: (P,), the class of that object; of proposals None.
     """
 
     regions: list[Tensor]
     logits: Tensor
     boxes: Tensor
+    objects: Tensor | None = None
+    labels: Tensor | None = None
 
 
 def of_proposals(layers: Layers, count: int) -> Scored:
@@ -47,7 +51,8 @@ def at_objects(student: Outputs, spec: Spec, truth: Truth, count: int) -> Scored
     logits, boxes = found.of(student.class_logits), found.boxes(student, spec)
     order = torch.cat(chosen)
     regions = [boxes.detach()[rows] for rows in chosen]
-    return Scored(regions, logits[order], boxes[order][:, None].expand(-1, logits.shape[1], -1))
+    repeated = boxes[order][:, None].expand(-1, logits.shape[1], -1)
+    return Scored(regions, logits[order], repeated, found.objects[order], found.labels[order])
 
 
 @torch.no_grad()
