@@ -28,8 +28,7 @@ class SecondStage(Method):
 
     .. math::
         L_\text{class} = -\frac{1}{|R|} \sum_{r \in R} \sum_{k=0}^K w_k \, q_{r k} \log p_{r k} \qquad
-        L_\text{class} = \frac{\sum_{r \in R} f_r \sum_{k=1}^K \operatorname{BCE}(p_{r k}, \max(q_{r k}, q_{o_r k}))}
-        {\sum_{r \in R} f_r}
+        L_\text{class} = \frac{\sum_{r \in R} f_r \sum_{k=1}^K \operatorname{BCE}(p_{r k}, q_{r k})}{\sum_{r \in R} f_r}
 
     .. math::
         L_\text{box} = \frac{\sum_{r \in R} f_r v_r \left(1 - \operatorname{GIoU}(b^S_r, b^T_r)\right)}
@@ -41,19 +40,20 @@ class SecondStage(Method):
     of the class to which the teacher gives its highest score, :math:`v_r`. The minimum of the class loss is the entropy
     of :math:`q`, not zero.
 
-    :math:`o_r` is the true box of the object of :math:`r`. While the student's box does not fit, the teacher rightly
-    calls it background, and this would keep the student from scoring the object at all. :math:`f_r` balances the
-    classes, so that both terms are not mostly those of the most frequent one (``class_balance``): :math:`n_k` is the
-    part of :math:`R` whose objects are of class :math:`k`, :math:`k_r` the class of the object of :math:`r`. For
-    proposals, which have no object, :math:`f_r` is 1.
+    While the box of a one-stage student does not fit its object, the teacher rightly calls it background, which would
+    keep the student from scoring and fitting the object at all. So :math:`q_r` and :math:`b^T_r` are those of the
+    student's box or of the object's true box, whichever has the higher :math:`v_r`. :math:`f_r` balances the classes,
+    so that both terms are not mostly those of the most frequent one (``class_balance``): :math:`n_k` is the part of
+    :math:`R` whose objects are of class :math:`k`, :math:`k_r` the class of the object of :math:`r`. For proposals,
+    which have no object, :math:`f_r` is 1.
 
     Evidence:
         paper: Chen et al. (NeurIPS 2017), the class scores of the second stage, with the background's weight. The
             authors published no code. They keep the student's boxes from being worse than the teacher's; ours imitate
             them.
-        ours: One-stage students, with the scores of their objects and balanced classes. The boxes that are compared,
-            their number and the divisors. The weight of a box by the teacher's score: where it sees background, its
-            corrected box means nothing.
+        ours: One-stage students, with the true boxes of their objects and balanced classes. The boxes that are
+            compared, their number and the divisors. The weight of a box by the teacher's score: where it sees
+            background, its corrected box means nothing.
         weight: 1 and 1 are our choice.
         caution: Classes of the teacher that the student lacks count as background.
     """
@@ -105,7 +105,7 @@ class SecondStage(Method):
         """Compute ``second_stage_class`` and ``second_stage_box``, over the boxes of all images."""
         layers, count = self.both_detectors(layers), self.options.count
         own = of_proposals(layers, count) if self.student.two_stage else at_objects(student, self.student, truth, count)
-        scores, boxes = by_second_stage(layers, own.regions)
+        scores, boxes = by_second_stage(layers, own, truth)
         if own.boxes.shape != boxes.shape:
             raise UserError(
                 f"The student {self.student.name} has {own.boxes.shape[1]} classes, the second stage of the teacher "
@@ -116,9 +116,6 @@ class SecondStage(Method):
         counts = self._counts(own, sure)
         sure = sure * counts
         apart = sure * (1 - paired_giou(own.boxes[rows, label], boxes[rows, label]))
-        if own.objects is not None:  # a box that does not fit yet is no reason to doubt its object
-            true_boxes = [target["boxes"] for target in truth.targets]
-            scores = torch.maximum(scores, by_second_stage(layers, true_boxes)[0][own.objects])
         scored = counts * self._class(own.logits, scores)
         terms = {
             "second_stage_class": scored.sum() / averaged_over_processes(counts.sum(), SMALLEST_SCORE),

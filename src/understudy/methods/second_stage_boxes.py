@@ -56,8 +56,22 @@ def at_objects(student: Outputs, spec: Spec, truth: Truth, count: int) -> Scored
 
 
 @torch.no_grad()
-def by_second_stage(layers: Layers, regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the scores (P, K + 1) that the teacher's second stage gives to boxes, and the corrected ones (P, K, 4)."""
+def by_second_stage(layers: Layers, own: Scored, truth: Truth) -> tuple[Tensor, Tensor]:
+    """Return the scores (P, K + 1) that the teacher's second stage gives to boxes, and the corrected ones (P, K, 4).
+
+    In place of a box that belongs to an object, the object's true box is used if its score is higher.
+    """
+    scores, boxes = _answers(layers, own.regions)
+    if own.objects is None:
+        return scores, boxes
+    of_objects = _answers(layers, [target["boxes"] for target in truth.targets])
+    true_scores, true_boxes = (each[own.objects] for each in of_objects)
+    higher = true_scores[:, 1:].amax(1) > scores[:, 1:].amax(1)
+    scores = torch.where(higher[:, None], true_scores, scores)
+    return scores, torch.where(higher[:, None, None], true_boxes, boxes)
+
+
+def _answers(layers: Layers, regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     logits, boxes = layers.teacher.score_boxes(layers.teacher_outputs.features, regions)
     columns = _common_labels(layers, boxes.shape[1] - 1)[1] + 1
     scores = at_least_float32(logits).softmax(1)[:, columns]
