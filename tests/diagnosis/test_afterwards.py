@@ -226,6 +226,24 @@ def test_where_it_was_lost_and_gained_beside_the_teachers_lead(tmp_path):
     )
 
 
+def test_classes_that_are_hardly_detected(tmp_path):
+    teacher = finished(tmp_path / "teacher", lowered(FLAT, -0.1), teacher=None, detector=run_folders.TEACHER)
+    run = finished(tmp_path / "run", teacher=teacher)
+    numbers(teacher, {"cat": 0.5, "dog": 0.3, "cow": 0.6})
+    numbers(run, {"cat": 0.45, "dog": 0.004, "cow": 0.5, "sheep": float("nan")})
+    (found,) = [each for each in explain(run).findings if each.check == "classes"]
+    assert found.what == "it hardly detects 1 of 4 classes: AP of dog 0.4 (the teacher 30.0)"
+    assert found.remedy.startswith("a longer run (schedule.epochs, now 10)")
+    assert "GFL" not in found.why
+    gfl = finished(tmp_path / "gfl", teacher=None, detector=run_folders.TEACHER | {"name": "gfl_resnet18"})
+    numbers(gfl, {"cat": 0.45, "dog": 0.0})
+    (found,) = [each for each in explain(gfl).findings if each.check == "classes"]
+    assert "A GFL fits boxes only as far as it scores them" in found.why
+    for even in ({"cat": 0.45, "dog": 0.02}, {"cat": 0.05, "dog": 0.0}):  # learnt little, or nothing as yet
+        numbers(run, even)
+        assert "classes" not in [each.check for each in explain(run).findings]
+
+
 @pytest.mark.parametrize("content", ["{}", "{", '{"coco": {"AP": 0.5}}'])
 def test_the_teachers_own_run_counts_only_if_it_is_whole_and_of_the_same_size(tmp_path, content):
     teacher = finished(tmp_path / "teacher", lowered(FLAT, -0.1), teacher=None, detector=run_folders.TEACHER)
@@ -303,7 +321,9 @@ def test_a_run_that_is_not_finished(tmp_path):
 
 def test_a_real_run(distilled, trained):
     found = explain(distilled, trained)
-    assert {finding.check for finding in found.findings} >= {"convergence", "teacher's AP"}
+    checks = {finding.check for finding in found.findings}
+    assert "convergence" in checks
+    assert checks & {"teacher's AP", "teacher's lead"}  # a tiny student may end above its teacher
 
 
 def test_an_interrupted_run_keeps_what_it_found_of_its_teacher(distilled, tmp_path):

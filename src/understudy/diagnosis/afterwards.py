@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import median
 
 from understudy.checkpoints import read_checkpoint
-from understudy.compare.runs import Run
+from understudy.compare.runs import Run, read_runs
 from understudy.config import DistillConfig
 from understudy.data import Limits, open_data
 from understudy.detectors import build_detector
+from understudy.detectors.families import family_of
 from understudy.diagnosis.beside_plain import check_pair, gain, other_terms, outcome, plain_findings, teacher_of
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
@@ -23,6 +24,9 @@ from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE
 from understudy.text import listed, percent, shown
 from understudy.training.folder import RunFolder
 from understudy.training.teacher_check import NEAR_ZERO
+
+DETECTS = 0.1
+"""AP of a class above which it is detected, so that a class near zero is worth a remark."""
 
 FALLEN = 0.05
 """Fall of AP after its peak, relative to the peak, from which it is worth a remark; at least one AP."""
@@ -92,6 +96,7 @@ def _findings(log: Log, plain: Log | None) -> Iterator[Finding]:
         yield from _share_findings(log)
         yield from _term_findings(log)
     yield from _own_loss_findings(log)
+    yield from _undetected_findings(log, teacher)
     yield from convergence_findings(log, "this run")
     yield from _peak_findings(log)
     if plain is not None:
@@ -324,6 +329,35 @@ def _own_loss_findings(log: Log) -> Iterator[Finding]:
             "weights of the distillation terms",
             likelihood=0.86,
         )
+
+
+def _undetected_findings(log: Log, teacher: Run | None) -> Iterator[Finding]:
+    """Name classes that a student which detects others hardly detects at all."""
+    try:
+        (run,) = read_runs([log.folder.path]) if log.finished else (None,)
+    except UserError:
+        return
+    per_class = run.evaluation.per_class if run else {}
+    gone = [name for name, ap in per_class.items() if ap <= NEAR_ZERO]
+    if not gone or not any(ap > DETECTS for ap in per_class.values()):
+        return
+    theirs = teacher.evaluation.per_class if teacher else {}
+    beside = [f"{name} {percent(per_class[name])}{_of_teacher(theirs.get(name))}" for name in gone]
+    family = family_of(log.config.detector.name)
+    of_gfl = " A GFL fits boxes only as far as it scores them." if family and family.name == "gfl" else ""
+    yield Finding(
+        check="classes",
+        severity="warning",
+        what=f"it hardly detects {len(gone)} of {len(per_class)} classes: AP of {listed(beside, 4)}",
+        why=f"Rare and small objects are learnt last: most of each loss is that of the others.{of_gfl}",
+        remedy=f"a longer run (schedule.epochs, now {log.config.schedule.epochs}), more pixels, or more photos of them",
+        likelihood=0.81,
+        facts={"classes": gone},
+    )
+
+
+def _of_teacher(ap: float | None) -> str:
+    return "" if ap is None or math.isnan(ap) else f" (the teacher {percent(ap)})"
 
 
 def _peak_findings(log: Log) -> Iterator[Finding]:
