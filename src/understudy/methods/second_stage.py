@@ -55,7 +55,8 @@ class SecondStage(Method):
             compared, their number and the divisors. The weight of a box by the teacher's score: where it sees
             background, its corrected box means nothing.
         weight: 1 and 1 are our choice.
-        caution: Classes of the teacher that the student lacks count as background.
+        caution: Classes of the teacher that the student lacks count as background. Where some classes are rare, much of
+            a one-stage student's gain is that of balanced classes, which need no teacher: on BCCD 3.0 of 4.7 AP.
     """
 
     name = "second_stage"
