@@ -86,7 +86,7 @@ def test_networks_are_copied_into_exports_and_need_nothing_of_ours():
 
 
 def text_constants(file: Path) -> Iterator[tuple[int, str]]:
-    """Strings of a file with their lines, without docstrings and without the default weights of methods."""
+    """Strings of a file with their lines, without docstrings and without the default weights and shares of methods."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     skipped = set()
     for node in ast.walk(tree):
@@ -95,7 +95,8 @@ def text_constants(file: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.ClassDef) and file.parent.name == "methods":
             for statement in node.body:
                 if isinstance(statement, ast.Assign) and any(
-                    isinstance(target, ast.Name) and target.id == "weights" for target in statement.targets
+                    isinstance(target, ast.Name) and target.id in ("weights", "largest_share")
+                    for target in statement.targets
                 ):
                     skipped |= {id(part) for part in ast.walk(statement)}
     for node in ast.walk(tree):

@@ -234,11 +234,10 @@ def test_classes_that_are_hardly_detected(tmp_path):
     (found,) = [each for each in explain(run).findings if each.check == "classes"]
     assert found.what == "it hardly detects 1 of 4 classes: AP of dog 0.4 (the teacher 30.0)"
     assert found.remedy.startswith("a longer run (schedule.epochs, now 10)")
-    assert "GFL" not in found.why
-    gfl = finished(tmp_path / "gfl", teacher=None, detector=run_folders.TEACHER | {"name": "gfl_resnet18"})
-    numbers(gfl, {"cat": 0.45, "dog": 0.0})
-    (found,) = [each for each in explain(gfl).findings if each.check == "classes"]
-    assert "A GFL fits boxes only as far as it scores them" in found.why
+    plain = finished(tmp_path / "plain", teacher=None)
+    numbers(plain, {"cat": 0.45, "dog": 0.0})
+    (found,) = [each for each in explain(plain).findings if each.check == "classes"]
+    assert found.what == "it hardly detects 1 of 2 classes: AP of dog 0.0"
     for even in ({"cat": 0.45, "dog": 0.02}, {"cat": 0.05, "dog": 0.0}):  # learnt little, or nothing as yet
         numbers(run, even)
         assert "classes" not in [each.check for each in explain(run).findings]

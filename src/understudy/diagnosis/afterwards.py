@@ -12,7 +12,6 @@ from understudy.compare.runs import Run, read_runs
 from understudy.config import DistillConfig
 from understudy.data import Limits, open_data
 from understudy.detectors import build_detector
-from understudy.detectors.families import family_of
 from understudy.diagnosis.beside_plain import check_pair, gain, other_terms, outcome, plain_findings, teacher_of
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
@@ -343,13 +342,11 @@ def _undetected_findings(log: Log, teacher: Run | None) -> Iterator[Finding]:
         return
     theirs = teacher.evaluation.per_class if teacher else {}
     beside = [f"{name} {percent(per_class[name])}{_of_teacher(theirs.get(name))}" for name in gone]
-    family = family_of(log.config.detector.name)
-    of_gfl = " A GFL fits boxes only as far as it scores them." if family and family.name == "gfl" else ""
     yield Finding(
         check="classes",
         severity="warning",
         what=f"it hardly detects {len(gone)} of {len(per_class)} classes: AP of {listed(beside, 4)}",
-        why=f"Rare and small objects are learnt last: most of each loss is that of the others.{of_gfl}",
+        why="Rare and small objects are learnt last: most of each loss is that of the others.",
         remedy=f"a longer run (schedule.epochs, now {log.config.schedule.epochs}), more pixels, or more photos of them",
         likelihood=0.81,
         facts={"classes": gone},
