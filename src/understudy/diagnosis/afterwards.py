@@ -332,11 +332,12 @@ def _own_loss_findings(log: Log) -> Iterator[Finding]:
 
 def _undetected_findings(log: Log, teacher: Run | None) -> Iterator[Finding]:
     """Name classes that a student which detects others hardly detects at all."""
+    if not log.finished:
+        return
     try:
-        (run,) = read_runs([log.folder.path]) if log.finished else (None,)
+        per_class = read_runs([log.folder.path])[0].evaluation.per_class
     except UserError:
         return
-    per_class = run.evaluation.per_class if run else {}
     gone = [name for name, ap in per_class.items() if ap <= NEAR_ZERO]
     if not gone or not any(ap > DETECTS for ap in per_class.values()):
         return

@@ -48,8 +48,10 @@ def options_model(method: type[Any]) -> type[BaseModel]:
         meaning = "Share of the gradient (`balance`); None: an equal part of the method's."
         fields[f"{term}_share"] = Share | None, Field(None, description=meaning)
     meaning = "Share of the gradient of all terms (`balance`); None: an equal part of what other methods leave"
-    where = {EVERY_FAMILY: ""}
-    limits = [f"{most:g}{where.get(family, f' ({family})')}" for family, most in method.largest_share.items()]
+    limits = [
+        f"{most:g}" if family == EVERY_FAMILY else f"{most:g} ({family})"
+        for family, most in method.largest_share.items()
+    ]
     meaning += f", at most {', '.join(limits)}." if limits else "."
     fields["share"] = Share | None, Field(None, description=meaning)
     meaning = f"Steps over which the weights increase linearly from zero; None: {method.ramp_steps}"
