@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from understudy.class_balance import check_class_balance, with_balanced_classes
 from understudy.detectors import Detector
 from understudy.errors import MethodError, RunError, UserError
 from understudy.learner_checks import (
@@ -39,6 +40,7 @@ class Learner(nn.Module):
         methods: distillation methods built for this student and its teacher; none: plain training.
         pairing: the common levels and classes of student and teacher, if these differ. The methods are built from its
             two Specs (see :func:`understudy.pairing.pair`).
+        class_balance: balance the classes in the student's own losses (:func:`.with_balanced_classes`).
 
     Attributes:
         keeps_shared_maps: whether the next step keeps its ``shared_maps``, for :class:`.Balance`.
@@ -46,13 +48,23 @@ class Learner(nn.Module):
             the levels of the pyramid if the backbone is frozen.
 
     Raises:
-        UserError: a method was built for another student, or two have the same name.
+        UserError: a method was built for another student, two have the same name, or the classes of this student
+            cannot be balanced.
     """
 
-    def __init__(self, student: Detector, methods: Sequence[Method] = (), pairing: Pairing | None = None):
+    def __init__(
+        self,
+        student: Detector,
+        methods: Sequence[Method] = (),
+        pairing: Pairing | None = None,
+        *,
+        class_balance: bool = False,
+    ):
         super().__init__()
         methods = _checked(student, methods)
-        self.student, self.pairing, self.calls = student, pairing, 0
+        if class_balance:
+            check_class_balance(student.spec)
+        self.student, self.pairing, self.calls, self.class_balance = student, pairing, 0, class_balance
         self.methods: Any = nn.ModuleList(methods)
         self.keeps_shared_maps = False
         self.shared_maps: tuple[Tensor, ...] = ()
@@ -207,7 +219,7 @@ class Learner(nn.Module):
         """Compute the student's own losses, and the ground truth of all images; unlabelled ones are ignored (-2)."""
         if labelled is None or all(labelled):
             gt_index = self.student.assign(outputs, targets)
-            return self.student.loss(outputs, targets, gt_index), Truth(targets, gt_index)
+            return self._own_losses(outputs, targets, gt_index), Truth(targets, gt_index)
         chosen = [image for image, known in enumerate(labelled) if known]
         nothing = {name: value[:0] for name, value in targets[0].items()}
         targets = [target if known else nothing for target, known in zip(targets, labelled, strict=True)]
@@ -217,7 +229,12 @@ class Learner(nn.Module):
             return {}, Truth(targets, gt_index)
         record, own = outputs.of_images(chosen), [targets[image] for image in chosen]
         gt_index[chosen] = found = self.student.assign(record, own)
-        return self.student.loss(record, own, found), Truth(targets, gt_index)
+        return self._own_losses(record, own, found), Truth(targets, gt_index)
+
+    def _own_losses(self, outputs: Outputs, targets: Sequence[Target], gt_index: Tensor) -> dict[str, Tensor]:
+        if self.class_balance:
+            outputs = with_balanced_classes(outputs, targets, gt_index, self.student.spec.num_classes)
+        return self.student.loss(outputs, targets, gt_index)
 
     def _check_levels(self, student: Outputs, teacher: Outputs) -> None:
         if teacher.images not in (None, len(student.features[0])):

@@ -60,6 +60,16 @@ def test_a_run_has_the_digest_of_its_fingerprints(trained, scenes, tmp_path):
     assert len(row.runs + row.repeated) == 2
 
 
+def test_balanced_classes_are_a_difference_from_earlier_runs_and_their_absence_is_none(tmp_path):
+    older, without, balanced = (
+        make_run(tmp_path / f"run{value}", 0.3, **({} if value is None else {"class_balance": value}))
+        for value in (None, False, True)
+    )
+    runs = read_runs([older, without, balanced])
+    assert differences(runs[0], runs[1]) == {}
+    assert differences(runs[0], runs[2]) == {"balanced classes": (False, True)}
+
+
 def test_every_key_is_in_json_and_the_note_counts_what_it_does_not_name(tmp_path):
     teacher = make_run(tmp_path / "teacher", 0.5, detector=TEACHER)
     plain = make_run(tmp_path / "plain", 0.3)

@@ -233,7 +233,8 @@ def test_classes_that_are_hardly_detected(tmp_path):
     numbers(run, {"cat": 0.45, "dog": 0.004, "cow": 0.5, "sheep": float("nan")})
     (found,) = [each for each in explain(run).findings if each.check == "classes"]
     assert found.what == "it hardly detects 1 of 4 classes: AP of dog 0.4 (the teacher 30.0)"
-    assert found.remedy.startswith("a longer run (schedule.epochs, now 10)")
+    start = "class_balance=true (one-stage detectors), a longer run (schedule.epochs, now 10), more pixels"
+    assert found.remedy.startswith(start)
     plain = finished(tmp_path / "plain", teacher=None)
     numbers(plain, {"cat": 0.45, "dog": 0.0})
     (found,) = [each for each in explain(plain).findings if each.check == "classes"]

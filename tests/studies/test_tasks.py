@@ -176,6 +176,7 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
     assert found["none"].data == found["frs"].data
     assert found[LONGER].schedule.epochs == 4
     assert set(open_keys(found["frs"])) == {
+        "class_balance",  # by the data and the detector
         "evaluate_every",  # by the epochs of a run
         "detector.backbone_weights",
         "detector.head_norm",

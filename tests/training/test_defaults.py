@@ -73,6 +73,7 @@ def test_what_is_chosen_for_some_photos(chosen):
         "detector.backbone_weights": "IMAGENET1K_V1",
         "detector.head_norm": "group",
         "detector.anchor_scale": None,
+        "class_balance": False,
         "data.workers": 0,
         "batch_size": 16,
         "data.group_by_aspect": False,
@@ -98,6 +99,7 @@ def test_values_of_the_user_are_kept(chosen):
         "detector.backbone_weights": "null",
         "detector.head_norm": "null",
         "detector.anchor_scale": "null",
+        "class_balance": "true",
         "data.workers": "1",
         "batch_size": "5",
         "data.group_by_aspect": "true",
@@ -119,6 +121,31 @@ def test_few_images_that_are_seen_often_are_varied(chosen, images, epochs, varie
     assert (derived.config.data.colour, derived.config.data.scale) == ((0.5, 1.5) if varied else (0.0, 1.0))
     lines = [f"  data.{key}: few images, each is seen {epochs} times" for key in ("colour=0.5", "scale=1.5")]
     assert [line in derived.notes for line in lines] == [varied, varied]
+
+
+@pytest.mark.parametrize(
+    ("counts", "detector", "frequent"),
+    [
+        ((17, 2, 1), "retinanet_resnet18", "85% of the objects are of one of 3 classes, class_0"),
+        ((17, 2, 1), "faster_rcnn_resnet18", None),
+        ((1, 5, 1), "gfl_resnet18", "71% of the objects are of one of 3 classes, class_1"),
+        ((3, 2, 1), "fcos_resnet18", None),
+        ((20,), "fcos_resnet18", None),
+    ],
+)
+def test_classes_are_balanced_if_one_is_far_more_frequent_than_others(chosen, counts, detector, frequent):
+    data = of_images(sum(counts))
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = labels.repeat_interleave(len(data.records.labels) // len(labels))
+    data = replace(
+        data,
+        classes=tuple(f"class_{number}" for number in range(len(counts))),
+        category_ids=tuple(range(len(counts))),
+        records=replace(data.records, labels=labels),
+    )
+    derived = chosen(f"detector={detector}", data=data)
+    assert derived.config.class_balance is (frequent is not None)
+    assert (f"  class_balance=true: {frequent}" in derived.notes) == (frequent is not None)
 
 
 @pytest.mark.parametrize(
@@ -396,5 +423,5 @@ def test_an_unlabelled_batch_is_as_large_as_the_labelled_one(few, trained, unlab
 def test_an_old_config_file_still_means_what_it_says():
     file = Path(understudy.__file__).parent / "demo_teacher" / "config.yaml"
     old = load_config(TrainConfig, file)
-    assert open_keys(old) == ["data.group_by_aspect", "data.variants"]  # younger than the file
+    assert open_keys(old) == ["class_balance", "data.group_by_aspect", "data.variants"]  # younger than the file
     assert old.data.workers == 0

@@ -82,7 +82,10 @@ def cases() -> Iterator[tuple[str, Learner, Detector | None]]:
     """Every family without a method, then every counting method on the families that it serves."""
     for family in FAMILIES:
         for conventions in STYLES:
-            yield f"{family} {conventions}", Learner(detector(family, conventions, 1)).eval(), None
+            made = detector(family, conventions, 1)
+            yield f"{family} {conventions}", Learner(made).eval(), None
+            if not made.spec.objectness:
+                yield f"{family} {conventions}, balanced classes", Learner(made, class_balance=True).eval(), None
     for family in FAMILIES:
         student, teacher = detector(family, "torchvision", 1), detector(family, "torchvision", 2)
         student.loss = lambda *_: {}

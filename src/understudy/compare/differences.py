@@ -32,6 +32,7 @@ BUDGET: dict[str, tuple[str, ...]] = {
     "factors of biases": ("optimizer.bias_lr_mult", "optimizer.bias_decay_mult"),
     "largest norm of the gradient": ("optimizer.clip_norm",),
     "initial weights": ("init",),
+    "balanced classes": ("class_balance",),
     "moving average of the weights": ("ema",),
     "precision": ("precision",),
     "epochs between evaluations": ("evaluate_every",),
@@ -113,7 +114,8 @@ def unnamed(one: Run, other: Run) -> list[str]:
 
 
 def _keys(run: Run) -> dict[str, Any]:
-    return flat(run.config.model_dump(mode="json"))
+    keys = flat(run.config.model_dump(mode="json"))
+    return keys | {"class_balance": bool(run.config.class_balance)}  # runs of earlier versions lack it
 
 
 def _trained_on(run: Run) -> tuple[str, str | None]:

@@ -320,6 +320,11 @@ class TrainConfig(Section):
     schedule: ScheduleConfig = Field(
         default_factory=ScheduleConfig, description="The length of the run and the learning rate schedule."
     )
+    class_balance: Auto[bool] = Field(
+        FILLED_IN,
+        description="Whether rare classes count more in a one-stage detector's own losses; null: if one is frequent.",
+        examples=[False],
+    )
     ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | Literal["off"], BeforeValidator(false_as_off)] = Field(
         0.9998,
         description="Decay of the moving average of the weights, which is what is evaluated and saved as the detector; "
@@ -394,8 +399,7 @@ class DistillConfig(TrainConfig):
     )
     teacher_check: NonNegativeInt = Field(
         100,
-        description="Validation images on which the teacher is evaluated when the run starts, for at most a minute; 0: "
-        "none.",
+        description="Validation images on which the teacher is evaluated first, for at most a minute; 0: none.",
     )
     teacher_cache: Annotated[Literal["off", "auto", "memory"] | FilePath, BeforeValidator(false_as_off)] = Field(
         "auto",

@@ -17,6 +17,7 @@ LEFT_OPEN: dict[str, str | None] = {
     "detector.backbone_weights": "auto",
     "detector.head_norm": "auto",
     "detector.anchor_scale": "auto",
+    "class_balance": None,
     "data.workers": None,
     "batch_size": None,
     "data.group_by_aspect": None,

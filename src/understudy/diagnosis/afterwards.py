@@ -348,7 +348,8 @@ def _undetected_findings(log: Log, teacher: Run | None) -> Iterator[Finding]:
         severity="warning",
         what=f"it hardly detects {len(gone)} of {len(per_class)} classes: AP of {listed(beside, 4)}",
         why="Rare and small objects are learnt last: most of each loss is that of the others.",
-        remedy=f"a longer run (schedule.epochs, now {log.config.schedule.epochs}), more pixels, or more photos of them",
+        remedy=f"{'' if log.config.class_balance else 'class_balance=true (one-stage detectors), '}a longer run "
+        f"(schedule.epochs, now {log.config.schedule.epochs}), more pixels, or more photos of them",
         likelihood=0.81,
         facts={"classes": gone},
     )

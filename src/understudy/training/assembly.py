@@ -289,7 +289,7 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
     )
     started = warm_start(student, source, data.classes, config.data.aliases) if source else None
     if not isinstance(config, DistillConfig):
-        return Networks(Learner(student), {}, started=started)
+        return Networks(Learner(student, class_balance=config.class_balance), {}, started=started)
     teacher = load_checkpoint(config.teacher)
     pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
     wanted, notes = config.methods, tuple[str, ...]()
@@ -300,7 +300,8 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
     resolved = resolve_options(wanted, student.spec, _balance(config))
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
     teacher.detector.requires_grad_(False).eval()
-    return Networks(Learner(student, methods, pairing), weights, teacher, inheritance, started, resolved, notes)
+    learner = Learner(student, methods, pairing, class_balance=config.class_balance)
+    return Networks(learner, weights, teacher, inheritance, started, resolved, notes)
 
 
 def _pseudo_labels(config: DistillConfig, parts: Networks) -> PseudoLabels | None:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from understudy.checkpoints import read_metadata
+from understudy.class_balance import can_balance_classes, uneven_classes
 from understudy.config import DistillConfig, TrainConfig, open_keys, with_values
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import as_paths
@@ -307,6 +308,13 @@ def _best_scale(config: TrainConfig, facts: _Facts, before: float | None = None)
         return None
 
 
+def _class_balance(config: TrainConfig, facts: _Facts) -> Choice:
+    family, data = family_of(config.detector.name), facts.sources.train
+    can = family is not None and can_balance_classes(family.facts)
+    reason = uneven_classes(data.records.labels[~data.records.ignore], data.classes) if can else ""
+    return Choice("class_balance", bool(reason), reason)
+
+
 def _workers(config: TrainConfig, facts: _Facts) -> Choice:
     cores, on_gpu = facts.machine.cores, facts.machine.device.type == "cuda"
     workers = min(8, max(1, cores - 1)) if on_gpu else min(4, cores // 4)
@@ -318,10 +326,8 @@ def _batch_size(config: TrainConfig, facts: _Facts) -> Choice:
     machine, count, images = facts.machine, facts.machine.processes, len(facts.sources.train)
     usual = max(1, round(IMAGES_PER_STEP / count))
     sizes = [size for size in (usual, 8, 4, 2, 1) if size <= min(usual, max(1, images // count))]
-    enough = sizes[0] == usual
-    reason = (
-        f"the learning rate refers to {IMAGES_PER_STEP} images per step" if enough else f"training images: {images}"
-    )
+    per_step = f"the learning rate refers to {IMAGES_PER_STEP} images per step"
+    reason = per_step if sizes[0] == usual else f"training images: {images}"
     if count > 1:  # all must choose the same, and their memory may differ
         return Choice("batch_size", sizes[0], f"{sizes[0] * count} images per step over {count} processes; {reason}")
     sample = facts.sample(config)
@@ -346,9 +352,8 @@ def _has_room(cost: Cost) -> bool:
 
 def _group_by_aspect(config: TrainConfig, facts: _Facts) -> Choice:
     data, batch, found = facts.sources.train, config.batch_size, False
-    sizes = len(
-        set(groups_of(data.records.images[:, 1:3], "size", max(config.data.shorter_side), config.data.longer_side))
-    )
+    size = max(config.data.shorter_side), config.data.longer_side
+    sizes = len(set(groups_of(data.records.images[:, 1:3], "size", *size)))
     often = len(data) >= BATCHES_OF_SIZE * sizes * batch * facts.machine.processes
     mixed = fewest = padded_pixels(config.data, data, batch)[0]
     for grouped in (True, "size") if often else (True,):
@@ -400,6 +405,7 @@ RULES: dict[str, Callable[[TrainConfig, _Facts], Choice]] = {
     "detector.backbone_weights": _backbone_weights,
     "detector.head_norm": _head_norm,
     "detector.anchor_scale": _anchor_scale,
+    "class_balance": _class_balance,
     "data.workers": _workers,
     "batch_size": _batch_size,
     "data.group_by_aspect": _group_by_aspect,
