@@ -12,8 +12,8 @@ from understudy.functional import class_factors
 from understudy.networks.processes import averaged_over_processes
 from understudy.outputs import Outputs, Spec, Target
 
-FREQUENT = 2.0
-"""So many times the mean number of objects of a class, from which one class has most of a loss."""
+DOMINANT = 2 / 3
+"""Part of all objects from which one class has so much of a loss that the others are learnt late."""
 
 
 def check_class_balance(spec: Spec) -> None:
@@ -36,7 +36,7 @@ def can_balance_classes(facts: Mapping[str, Any]) -> bool:
 
 
 def uneven_classes(labels: Tensor, classes: Sequence[str]) -> str:
-    """Say which class is far more frequent than others; empty: none is.
+    """Say which class has most of the objects; empty: none has, or there is no other.
 
     Args:
         labels: (M,), those of all objects.
@@ -44,7 +44,7 @@ def uneven_classes(labels: Tensor, classes: Sequence[str]) -> str:
     """
     counts = labels.bincount(minlength=len(classes))
     most, total = int(counts.max()), len(labels)
-    if most < FREQUENT * max(1, total) / len(classes):
+    if len(classes) < 2 or most < DOMINANT * max(1, total):
         return ""
     return f"{most / total:.0%} of the objects are of one of {len(classes)} classes, {classes[int(counts.argmax())]}"
 

@@ -129,11 +129,12 @@ def test_few_images_that_are_seen_often_are_varied(chosen, images, epochs, varie
         ((17, 2, 1), "retinanet_resnet18", "85% of the objects are of one of 3 classes, class_0"),
         ((17, 2, 1), "faster_rcnn_resnet18", None),
         ((1, 5, 1), "gfl_resnet18", "71% of the objects are of one of 3 classes, class_1"),
-        ((3, 2, 1), "fcos_resnet18", None),
+        ((13, 6, 1), "fcos_resnet18", None),
+        ((2, 4), "fcos_resnet18", "67% of the objects are of one of 2 classes, class_1"),
         ((20,), "fcos_resnet18", None),
     ],
 )
-def test_classes_are_balanced_if_one_is_far_more_frequent_than_others(chosen, counts, detector, frequent):
+def test_classes_are_balanced_if_one_has_most_of_the_objects(chosen, counts, detector, frequent):
     data = of_images(sum(counts))
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = labels.repeat_interleave(len(data.records.labels) // len(labels))

@@ -322,7 +322,7 @@ class TrainConfig(Section):
     )
     class_balance: Auto[bool] = Field(
         FILLED_IN,
-        description="Whether rare classes count more in a one-stage detector's own losses; null: if one is frequent.",
+        description="Whether rare classes count more in a one-stage detector's own losses; null: if one dominates.",
         examples=[False],
     )
     ema: Annotated[Annotated[float, Field(gt=0, lt=1)] | Literal["off"], BeforeValidator(false_as_off)] = Field(
