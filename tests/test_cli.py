@@ -14,7 +14,7 @@ from data_sets import squares
 import understudy
 from understudy.cli import app, main
 from understudy.cli.analyse import analyse
-from understudy.config import DistillConfig, TrainConfig, dump_config, load_config
+from understudy.config import DetectorConfig, DistillConfig, TrainConfig, dump_config, load_config
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import LIMITS
 from understudy.errors import RunError, UserError
@@ -243,10 +243,13 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     assert (arguments, options["force"]) == (([Path("photos")], Path("sheet.png"), LIMITS), False)
     line, remarks = options["describe_boxes"](squares(8.0))
     assert "at data.shorter_side=160" in line, "the size of the images"
+    assert f"anchors of {DetectorConfig().name}: 64 to 1024 pixels" in line, "the detector of a run by default"
+    run("check", "photos", "--detector", "retinanet_resnet50")
+    line, remarks = calls[1][1]["describe_boxes"](squares(8.0))
     assert "anchors of retinanet_resnet50: 16 to 407 pixels (detector.anchor_scale=2)" in line
     assert "data.shorter_side=320" in remarks[0]
     run("check", "photos", "--detector", "fcos_resnet18", "--shorter-side", "96")
-    assert "at data.shorter_side=96" in calls[1][1]["describe_boxes"](squares(8.0))[0]
+    assert "at data.shorter_side=96" in calls[2][1]["describe_boxes"](squares(8.0))[0]
     report.ok = False
     assert run("check", "photos").code == 2
 

@@ -6,7 +6,7 @@ The names in ``__all__`` are public. Each is imported on first use, so ``import 
 
     teacher = understudy.train(data="photos", run="runs/teacher")
     student = understudy.distill(
-        data="photos", run="runs/student", teacher=teacher, detector="retinanet_resnet18", methods="frs"
+        data="photos", run="runs/student", teacher=teacher, detector="gfl_resnet18", methods="frs"
     )
 """
 

@@ -27,7 +27,7 @@ from understudy.text import listed
     context_settings=OVERRIDABLE,
     epilog=example(
         "understudy doctor data=photos teacher=runs/teacher \\",
-        "    detector=retinanet_resnet18 --method frs --plain runs/plain",
+        "    detector=gfl_resnet18 --method frs --plain runs/plain",
         "understudy doctor runs/student runs/plain",
     ),
 )

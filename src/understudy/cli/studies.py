@@ -26,7 +26,7 @@ from understudy.errors import UserError
 @app.command(
     context_settings=OVERRIDABLE,
     epilog=example(
-        "understudy study runs/study data=photos detector=retinanet_resnet18 \\",
+        "understudy study runs/study data=photos detector=gfl_resnet18 \\",
         '    teacher=runs/teacher --row frs --row "rank_mimicking + pfi" --together',
         "understudy study runs/study                  # go on after an interruption",
         'understudy study runs/study --row "light: frs feature_weight=0.001"',

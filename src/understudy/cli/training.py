@@ -38,8 +38,13 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="Also draw sample images with their boxes to this file.")
     ] = None,
     detector: Annotated[
-        str, typer.Option(metavar="NAME", help="Detector whose anchors the boxes are compared with.")
-    ] = "retinanet_resnet50",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Detector whose anchors the boxes are compared with; default: the one that `train` trains by default.",
+        ),
+    ] = None,
     anchor_scale: Annotated[
         float | None,
         typer.Option(metavar="X", show_default=False, help="Its detector.anchor_scale; default: as a run chooses it."),
@@ -64,6 +69,7 @@ def check(
     if anchor_scale is not None and not 0 < anchor_scale < math.inf:
         raise UserError(f"--anchor-scale: expected a finite number above 0, got {anchor_scale:g}")
     loading()
+    from understudy.config import DetectorConfig
     from understudy.data import LIMITS, DetectionData
     from understudy.data.check import check_data
     from understudy.detectors.anchor_scale import best_scale
@@ -71,12 +77,14 @@ def check(
     from understudy.evaluation import choose_device
     from understudy.training.image_size import ImageSize, longest
 
+    name = detector or DetectorConfig().name
+
     def boxes(split: DetectionData) -> tuple[str, list[str]]:
         shorter = shorter_side or ImageSize.of(split, choose_device().type).shorter_side
         longer, scale = longer_side or longest(shorter), anchor_scale
-        if scale is None and (found := best_scale(detector, split, shorter, longer)):
+        if scale is None and (found := best_scale(name, split, shorter, longer)):
             scale = found.scale
-        return describe_boxes(split, detector, shorter, longer, scale)
+        return describe_boxes(split, name, shorter, longer, scale)
 
     limits = limits_given(allow_outside, max_pixels) or LIMITS
     report = check_data(data, sheet, limits, force=force, describe_boxes=boxes)
@@ -88,7 +96,7 @@ def check(
 @app.command(
     context_settings=OVERRIDABLE,
     epilog=example(
-        "understudy suggest photos detector=retinanet_resnet18",
+        "understudy suggest photos detector=gfl_resnet18",
         "understudy suggest photos teacher=runs/teacher batch_size=8 -o student.yaml",
     ),
 )
@@ -150,7 +158,7 @@ def train(config: ConfigFile = None, recipe: RecipeName = None, overrides: Overr
     context_settings=OVERRIDABLE,
     epilog=example(
         "understudy distill run=runs/student data=photos teacher=runs/teacher \\",
-        "    detector=retinanet_resnet18 --method frs methods.frs.threshold=0.1",
+        "    detector=gfl_resnet18 --method frs methods.frs.threshold=0.1",
         "understudy distill --recipe frs-retinanet-r50 run=runs/frs data=coco \\",
         "    teacher=r101.ckpt",
     ),

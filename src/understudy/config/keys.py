@@ -150,7 +150,7 @@ class DataConfig(Section):
 class DetectorConfig(Section):
     """The detector to train."""
 
-    name: Text = Field("retinanet_resnet50", description="Family and backbone; `understudy detectors` lists them.")
+    name: Text = Field("gfl_resnet50", description="Family and backbone; `understudy detectors` lists them.")
     neck_channels: Annotated[int, Field(ge=1, le=4096)] = Field(
         256, description="Channels of the feature pyramid and of the heads."
     )
