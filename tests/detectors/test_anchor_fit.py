@@ -52,7 +52,6 @@ def test_the_positives_are_those_that_training_has():
     index = detector.assign(outputs, [{"boxes": first, "labels": torch.zeros(2, dtype=torch.int64)}])[0]
     assert fit.positives[:2].tolist() == [int((index == number).sum()) for number in (0, 1)]
     anchors = torch.cat([level.flatten(0, 2) for level in outputs.anchors])
-    assert fit.overlaps is not None
     assert torch.equal(fit.overlaps[:2], box_iou(first, anchors).amax(1))
     assert all(map(torch.equal, detector.lay_anchors((128, 128)), outputs.anchors))
 

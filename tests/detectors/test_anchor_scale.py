@@ -8,7 +8,8 @@ import torch
 from data_sets import squares
 
 from understudy.data.records import Records
-from understudy.detectors.anchor_scale import best_scale
+from understudy.detectors.anchor_fit import fit_of_boxes
+from understudy.detectors.anchor_scale import best_scale, narrow_detector
 from understudy.errors import UserError
 
 
@@ -57,9 +58,25 @@ def test_a_level_without_octaves_depends_on_the_size_of_the_boxes():
     assert (found.scale, found.before) == (6.0, 8.0) or found.scale == 12.0, "48 pixels lie between 32 and 64"
 
 
-@pytest.mark.parametrize("name", ["fcos_resnet18", "gfl_resnet18"])
-def test_nothing_is_chosen_for_points_and_for_anchors_that_are_matched_by_distance(name):
-    assert best_scale(name, squares(16.0), 160, 200) is None
+@pytest.mark.parametrize(("side", "scale"), [(16.0, 4.0), (32.0, 4.0), (64.0, None)])
+def test_anchors_that_are_assigned_without_a_limit_of_the_iou_are_changed_if_others_fit_far_better(side, scale):
+    found = best_scale("gfl_resnet18", squares(side, count=12), 160, 200)
+    assert found is not None
+    assert (found.scale, found.before) == (scale, 8.0)
+
+
+def test_such_anchors_stay_where_others_fit_a_little_better():
+    data = squares(51.0, count=12)
+    found = best_scale("gfl_resnet18", data, 160, 200)
+    other = fit_of_boxes(narrow_detector("gfl_resnet18", 6.0), data, 160, 200)
+    assert found is not None
+    assert other is not None
+    assert found.scale is None
+    assert 0.02 < float(other.overlaps.clamp(max=0.7).mean()) - found.overlap < 0.1
+
+
+def test_nothing_is_chosen_for_points():
+    assert best_scale("fcos_resnet18", squares(16.0), 160, 200) is None
 
 
 @pytest.mark.parametrize("wings", [2, date(2020, 1, 1), {1, 2}])

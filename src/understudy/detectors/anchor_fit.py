@@ -32,8 +32,9 @@ class BoxFit:
         sides: (M,) square root of each box's area, in pixels at the training size.
         labels: (M,) int64, the objects' classes.
         positives: (M,) anchors or points that the detector's own assignment gives to each object.
-        overlaps: (M,) highest IoU of each object with an anchor; None if its assignment has no limit of the IoU.
-        background_below: that limit, as :attr:`.Detector.background_below`.
+        overlaps: (M,) highest IoU of each object with an anchor.
+        background_below: IoU below which an anchor is background, as :attr:`.Detector.background_below`; None: the
+            assignment has no such limit.
         levels: objects by the stride of the level that holds most of their positives; those without any are left out.
         anchor_sides: square root of the area of the smallest and the largest anchor, in pixels.
         strides: pixels per cell of every level.
@@ -47,7 +48,7 @@ class BoxFit:
     sides: Tensor
     labels: Tensor
     positives: Tensor
-    overlaps: Tensor | None
+    overlaps: Tensor
     background_below: float | None
     levels: dict[int, int]
     anchor_sides: tuple[float, float]
@@ -72,15 +73,14 @@ class BoxFit:
         """Add what is known of the detector; ``size`` is (shorter_side, longer_side), the rest as the attributes."""
         spec, family = detector.spec, FAMILIES.get(detector.spec.family)
         anchor_sides = anchor_shapes(spec).prod(1).sqrt()
-        limit = detector.background_below
         return cls(
             detector=spec.name,
             scalable=family is not None and "anchor_scale" not in family.refused,
             sides=sides,
             labels=labels,
             positives=positives,
-            overlaps=None if limit is None else overlaps,
-            background_below=limit,
+            overlaps=overlaps,
+            background_below=detector.background_below,
             levels=levels,
             anchor_sides=(float(anchor_sides.min()), float(anchor_sides.max())),
             strides=spec.strides,
@@ -163,7 +163,7 @@ class BoxFit:
             scale = high / self.strides[-1] if self.too_large > self.too_small else low / self.strides[0]
             keys.append(f"detector.anchor_scale={max(scale, 0.5):.1f}")
         if self.too_large <= self.too_small:
-            wanted = max(self.anchor_sides[0] if self.overlaps is not None else 0, 2 * self.strides[0])
+            wanted = max(self.anchor_sides[0] if self.background_below is not None else 0, 2 * self.strides[0])
             growth = wanted / low if self.objects else 1.0
             if 1 < growth <= 4:  # beyond, no detector is trained at such a size
                 keys.append(f"data.shorter_side={32 * math.ceil(self.shorter_side * growth / 32)}")
@@ -186,7 +186,7 @@ class BoxFit:
 
     @property
     def _weak(self) -> Tensor:
-        if self.overlaps is None or self.background_below is None:
+        if self.background_below is None:
             return torch.zeros_like(self.sides, dtype=torch.bool)
         return self.overlaps < self.background_below
 

@@ -79,8 +79,6 @@ def anchor_findings(student: Detector, data: DetectionData, config: TrainConfig)
 def _better_anchors(fit: BoxFit, data: DetectionData, config: TrainConfig) -> Finding | None:
     """Say if anchors of another scale fit the boxes clearly better, for example than those of an imported teacher."""
     detector, size = config.detector, (config.data.shorter_side[-1], config.data.longer_side)
-    if fit.overlaps is None:
-        return None
     now = round(fit.anchor_sides[0] / fit.strides[0], 1)
     try:
         found = best_scale(detector.name, data, *size, detector.conventions, detector.settings, now)
