@@ -243,7 +243,7 @@ def test_check_exits_with_2_where_there_is_a_fault(run, stand_in):
     assert (arguments, options["force"]) == (([Path("photos")], Path("sheet.png"), LIMITS), False)
     line, remarks = options["describe_boxes"](squares(8.0))
     assert "at data.shorter_side=160" in line, "the size of the images"
-    assert f"anchors of {DetectorConfig().name}: 32 to 512 pixels" in line, "the detector of a run by default"
+    assert f"anchors of {DetectorConfig().name}: 64 to 1024 pixels" in line, "the detector of a run by default"
     run("check", "photos", "--detector", "retinanet_resnet50")
     line, remarks = calls[1][1]["describe_boxes"](squares(8.0))
     assert "anchors of retinanet_resnet50: 16 to 407 pixels (detector.anchor_scale=2)" in line
