@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from understudy.checkpoints import import_checkpoint, load_checkpoint
     from understudy.config import Source
     from understudy.data import open_data
-    from understudy.detectors import Detector, build_detector, open_detector
+    from understudy.detectors import Detector, build_detector, open_detector, with_larger_images
     from understudy.diagnosis import Diagnosis
     from understudy.errors import RunError, UserError
     from understudy.learner import Learner
@@ -65,6 +65,7 @@ __all__ = [
     "study",
     "suggest",
     "train",
+    "with_larger_images",
 ]
 
 _MODULES = {
@@ -87,6 +88,7 @@ _MODULES = {
     "open_data": "data",
     "open_detector": "detectors",
     "pair": "pairing",
+    "with_larger_images": "detectors",
 }
 
 

@@ -36,6 +36,8 @@ def test_boxes_are_where_the_object_is(window, flipped):
     assert image.shape == (3, 120, 160)
     assert shown.tolist() == [True]
     assert seen(image) == pytest.approx(boxes[0].tolist(), abs=1.5)
+    larger = view.enlarged(2).image(picture((30, 20, 44, 34)))
+    assert seen(larger) == pytest.approx((2 * boxes[0]).tolist(), abs=2.5)
 
 
 def test_boxes_of_a_window_by_hand():
@@ -127,3 +129,18 @@ def test_an_image_without_objects_has_views_too(data):
     records = [Record.without_objects(each.image_id, each.path, (each.width, each.height)) for each in data.records]
     found = views(replace(data, records=records), 0, augmentation=Augmentation(scale=2.0))
     assert len({view.window for view in found.values()}) == len(found)
+
+
+def test_a_teacher_sees_the_same_views_in_a_larger_size(data):
+    """The student's images are what they are without such a teacher."""
+    strong = {"augmentation": Augmentation(colour=1.0, scale=2.0)}
+    loaders = (training_loader(data, **OPTIONS, **strong, teacher_scale=scale) for scale in (1, 2))
+    for plain, batch in zip(*loaders, strict=True):
+        moved = batch.to("cpu")
+        height, width = plain.images.shape[-2:]
+        for each in (batch, moved):
+            assert torch.equal(each.images, plain.images)
+            assert each.images_of_teacher().shape == (2, 3, 2 * height, 2 * width)
+            assert each.sizes_of_teacher() == [(2 * high, 2 * wide) for high, wide in plain.image_sizes]
+            assert torch.equal(each.images_of_teacher([1]), moved.images_of_teacher()[1:])
+        assert torch.equal(plain.images_of_teacher([1]), plain.images[1:])

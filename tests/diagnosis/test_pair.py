@@ -97,12 +97,16 @@ def test_weights_are_to_be_set_without_a_balance_only():
 
 
 def test_a_student_that_is_hardly_smaller_and_where_its_cost_is(pictures):
-    config = config_of(pictures, **{"data.shorter_side": 70, "data.longer_side": 96})
+    keys = {"data": pictures, "run": "none", "teacher": "none", "data.shorter_side": 70, "data.longer_side": 96}
+    config = load_config(DistillConfig, keys)
     teacher = small("retinanet", neck_channels=64)
     found = size_finding(small("retinanet", neck_channels=16), teacher, config)
     assert found.severity == "ok"
     assert "for 96 x 96 pixels" in found.what
     assert found.facts["times"] == found.facts["teacher"]["multiply_adds"] / found.facts["student"]["multiply_adds"] > 2
+    larger = size_finding(small("retinanet", neck_channels=16), teacher, with_values(config, {"teacher_scale": 2}))
+    assert "for 192 x 192, for 96 x 96 pixels" in larger.what
+    assert 3.9 < larger.facts["times"] / found.facts["times"] < 4.1
     found = size_finding(teacher, teacher, config)
     assert (found.severity, found.facts["times"]) == ("note", 1)
     assert found.remedy == "detector.neck_channels=16 (now 64)"

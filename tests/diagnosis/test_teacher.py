@@ -135,7 +135,8 @@ def test_another_image_size_than_in_its_training(trial_of, teacher):
     trial = trial_of(teacher, size=48)
     found = {finding.check: finding for finding in size_findings(trial, trial.ap())}
     assert found["image size"].severity == "fatal"
-    assert found["image size"].remedy == "data.shorter_side=96 data.longer_side=96, or a teacher trained at 48"
+    others = "data.shorter_side=96 data.longer_side=96, or a teacher trained at 48"
+    assert found["image size"].remedy == f"teacher_scale=2 (the teacher sees larger images), {others}"
 
 
 def test_a_lead_over_the_plain_student(good):

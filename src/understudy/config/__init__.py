@@ -4,10 +4,10 @@ Reading a config imports neither torch nor other parts of the package than ``tex
 """
 
 from understudy.config.describing import commented_yaml
+from understudy.config.distillation import DistillConfig
 from understudy.config.keys import (
     DataConfig,
     DetectorConfig,
-    DistillConfig,
     OptimizerConfig,
     ScheduleConfig,
     TrainConfig,

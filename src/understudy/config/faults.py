@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from understudy.config.describing import Key, all_keys
-from understudy.config.keys import DistillConfig, Section
+from understudy.config.distillation import DistillConfig
+from understudy.config.keys import Section
 from understudy.config.paths import as_section, expected_at, is_mapping, type_at, value_at
 from understudy.config.values import repeated
 from understudy.text import UNLIMITED, mismatch, shown

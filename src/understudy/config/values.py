@@ -23,6 +23,11 @@ def number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def digit_as_number(value: Any) -> Any:
+    """Read a digit as a number, for keys that allow only some numbers: the scalars of a config file are text."""
+    return int(value) if isinstance(value, str) and value in tuple("0123456789") else value
+
+
 def possible_path(value: Any) -> Any:
     """Refuse a path that no file can have, and an empty one, which would silently mean the current folder."""
     text = str(value) if isinstance(value, str | Path) else "."

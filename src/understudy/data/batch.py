@@ -1,6 +1,7 @@
 """A batch of images with their objects, resized and padded on the device that reads it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -22,9 +23,9 @@ class Pixels:
     values: Tensor
     view: View
 
-    def to_image(self) -> Tensor:
-        """Return the image (3, h, w) float32 in 0..1, on the device of the pixels."""
-        return self.view.image(self.values)
+    def to_image(self, scale: int = 1) -> Tensor:
+        """Return the image (3, h, w) float32 in 0..1, or one so many times as large, on the device of the pixels."""
+        return self.view.enlarged(scale).image(self.values)
 
 
 @dataclass(slots=True)
@@ -43,6 +44,8 @@ class Batch:
         image_ids: the data set's own ids.
         labelled: which images have ground truth. These come first; the targets of the others are empty.
         keys: of the images in a cache of the teacher's outputs; empty without one.
+        teacher_scale: how many times as large the teacher sees the images.
+        undrawn: what the teacher's images are made from, if it sees larger ones.
     """
 
     drawn: Tensor | list[Pixels]
@@ -52,6 +55,8 @@ class Batch:
     image_ids: list[int]
     labelled: list[bool]
     keys: tuple[str, ...] = ()
+    teacher_scale: int = 1
+    undrawn: list[Pixels] = field(default_factory=list)
 
     @property
     def images(self) -> Tensor:
@@ -59,6 +64,19 @@ class Batch:
         if not isinstance(self.drawn, Tensor):
             self.drawn = transforms.pad_to_batch([pixels.to_image() for pixels in self.drawn])
         return self.drawn
+
+    def images_of_teacher(self, chosen: Sequence[int] | None = None) -> Tensor:
+        """Return the images as the teacher sees them, all or some: (N, 3, H, W), or as many times as large."""
+        if self.teacher_scale == 1:
+            return self.images if chosen is None else self.images[chosen]
+        sources = self.undrawn if chosen is None else [self.undrawn[number] for number in chosen]
+        height, width = (side * self.teacher_scale for side in self.images.shape[-2:])
+        return transforms.pad_to([pixels.to_image(self.teacher_scale) for pixels in sources], (height, width))
+
+    def sizes_of_teacher(self, chosen: Sequence[int] | None = None) -> list[tuple[int, int]]:
+        """Return the height and width of these images without the padding."""
+        sizes = self.image_sizes if chosen is None else [self.image_sizes[number] for number in chosen]
+        return [(height * self.teacher_scale, width * self.teacher_scale) for height, width in sizes]
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with its tensors on another device, where its images are resized."""
@@ -75,7 +93,8 @@ class Batch:
 
     def _replaced(self, change) -> Self:
         targets = [{name: change(value) for name, value in target.items()} for target in self.targets]
+        undrawn = [replace(pixels, values=change(pixels.values)) for pixels in self.undrawn]
         if isinstance(self.drawn, Tensor):
-            return replace(self, drawn=change(self.drawn), targets=targets)
-        drawn = [replace(pixels, values=change(pixels.values)) for pixels in self.drawn]
-        return replace(self, drawn=drawn, targets=targets)
+            return replace(self, drawn=change(self.drawn), targets=targets, undrawn=undrawn)
+        drawn = undrawn or [replace(pixels, values=change(pixels.values)) for pixels in self.drawn]  # the same values
+        return replace(self, drawn=drawn, targets=targets, undrawn=undrawn)

@@ -5,6 +5,7 @@ import itertools
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def training_loader(
     unlabelled: DetectionData | None = None,
     unlabelled_batch: int = 0,
     augmentation: Augmentation = PLAIN,
+    teacher_scale: int = 1,
 ) -> DataLoader:
     """Make a loader of shuffled, augmented batches: the same for the same seed, with any number of workers.
 
@@ -59,6 +61,7 @@ def training_loader(
         unlabelled: images from `open_unlabelled` to add to the batches; they do not lengthen an epoch.
         unlabelled_batch: number of them per batch of this process, after its labelled images.
         augmentation: random colours and scales, and the number of variants of an image.
+        teacher_scale: how many times as large a teacher sees the images.
 
     Raises:
         UserError: there are fewer images than one batch of every process needs.
@@ -70,13 +73,14 @@ def training_loader(
     groups = groups_of(data.records.images[:, 1:3], group_by_aspect, max(shorter_side), longer_side)
     if unlabelled is None or not unlabelled_batch:
         sampler = EpochSampler(len(data), batch_size, seed, rank, world_size, groups)
-        return _loader(dataset, workers, sampler=sampler, batch_size=batch_size, drop_last=True)
+        return _loader(dataset, workers, teacher_scale, sampler=sampler, batch_size=batch_size, drop_last=True)
     others = LoadedImages(
         unlabelled, *options, derived_seed(seed, _UNLABELLED), labelled=False, augmentation=augmentation
     )
     sampler = MixedSampler(len(data), batch_size, seed, rank, world_size, groups, len(unlabelled), unlabelled_batch)
     size = batch_size + unlabelled_batch
-    return _loader(MixedImages(dataset, others), workers, sampler=sampler, batch_size=size, drop_last=True)
+    mixed = MixedImages(dataset, others)
+    return _loader(mixed, workers, teacher_scale, sampler=sampler, batch_size=size, drop_last=True)
 
 
 def check_batch_size(data: DetectionData, batch_size: int, world_size: int = 1) -> None:
@@ -342,12 +346,12 @@ class _Loader(DataLoader):
             ) from error
 
 
-def _loader(dataset: Dataset, workers: int, **batches: Any) -> DataLoader:
+def _loader(dataset: Dataset, workers: int, teacher_scale: int = 1, **batches: Any) -> DataLoader:
     return _Loader(
         dataset,
         **batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, teacher_scale=teacher_scale),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # seeds of the workers must not advance the global generator
@@ -364,8 +368,8 @@ def _leave_signals_to_the_parent(worker: int) -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def collate(samples: "list[Sample | RunError]") -> Batch | RunError:
-    """Put images into a batch, or return the first error among them."""
+def collate(samples: "list[Sample | RunError]", teacher_scale: int = 1) -> Batch | RunError:
+    """Put images into a batch for a teacher that sees them at a scale, or return the first error among them."""
     loaded = []
     for sample in samples:
         if isinstance(sample, RunError):
@@ -374,13 +378,16 @@ def collate(samples: "list[Sample | RunError]") -> Batch | RunError:
     # A tensor that a worker sends is an open file. Views of one tensor are one file, whatever the size of the batch.
     boxes = torch.cat([sample.boxes for sample in loaded]).split([len(sample.boxes) for sample in loaded])
     labels = torch.cat([sample.labels for sample in loaded]).split([len(sample.labels) for sample in loaded])
+    drawn = _packed([sample.pixels for sample in loaded])
     return Batch(
-        drawn=_packed([sample.pixels for sample in loaded]),
+        drawn=drawn,
         targets=[{"boxes": each, "labels": of_each} for each, of_each in zip(boxes, labels, strict=True)],
         image_sizes=[sample.pixels.view.size for sample in loaded],
         original_sizes=[sample.original_size for sample in loaded],
         image_ids=[sample.image_id for sample in loaded],
         labelled=[sample.labelled for sample in loaded],
+        teacher_scale=teacher_scale,
+        undrawn=drawn if teacher_scale > 1 else [],
     )
 
 

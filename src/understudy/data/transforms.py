@@ -80,8 +80,12 @@ def pad_to_batch(images: Sequence[Tensor], multiple: int = PAD_MULTIPLE) -> Tens
     >>> tuple(pad_to_batch([torch.ones(3, 20, 30), torch.ones(3, 33, 20)]).shape)
     (2, 3, 64, 32)
     """
-    height, width = padded_size([max(image.shape[axis] for image in images) for axis in (-2, -1)], multiple)
-    batch = images[0].new_zeros(len(images), 3, height, width)
+    return pad_to(images, padded_size([max(image.shape[axis] for image in images) for axis in (-2, -1)], multiple))
+
+
+def pad_to(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Pad images (3, h, w) with zeros at the bottom and right to a batch (N, 3, H, W) of `size` (h, w)."""
+    batch = images[0].new_zeros(len(images), 3, *size)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[-2], : image.shape[-1]] = image
     return batch

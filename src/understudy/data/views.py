@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class View:
     flipped: bool = False
     window: tuple[int, int, int, int] | None = None
     colours: Colours | None = None
+
+    def enlarged(self, scale: int) -> "View":
+        """Return the same view of a size that is so many times as large."""
+        return replace(self, size=(self.size[0] * scale, self.size[1] * scale)) if scale > 1 else self
 
     def image(self, values: Tensor) -> Tensor:
         """Return the image (3, h, w) float32 in 0..1 from decoded pixels, on their device."""

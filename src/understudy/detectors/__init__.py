@@ -7,6 +7,7 @@ from understudy.detectors.families import FAMILIES, Family
 from understudy.detectors.faster_rcnn import FasterRCNNDetector, RoIOutputs
 from understudy.detectors.fcos import FCOSDetector
 from understudy.detectors.gfl import GFLDetector
+from understudy.detectors.larger_images import with_larger_images
 from understudy.detectors.retinanet import RetinaNetDetector
 from understudy.networks.backbones import BACKBONES
 
@@ -24,4 +25,5 @@ __all__ = [
     "build_detector",
     "detector_names",
     "open_detector",
+    "with_larger_images",
 ]

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,13 @@ class Detector(nn.Module, ABC):
         assigns_by_anchors: whether :meth:`assign` reads no predictions.
         spec: channels, strides and sizes, measured once on an image of noise.
         network: the plain network.
+        scale: how many times as large as the batch its images are, see :func:`.with_larger_images`.
     """
 
-    family: ClassVar[str]
-    box_code: ClassVar[str] = "deltas"
-    assigns_by_anchors: ClassVar[bool] = False
+    family: str
+    box_code: str = "deltas"
+    assigns_by_anchors: bool = False
+    scale: int = 1
     spec: Spec
     network: Any
 

@@ -16,6 +16,7 @@ from understudy.config import DistillConfig, with_values
 from understudy.config.values import FilePath
 from understudy.data import DetectionData, Limits, as_paths, check_data, open_unlabelled, shown_location, splits
 from understudy.detectors import build_detector
+from understudy.detectors.larger_images import with_larger_images
 from understudy.diagnosis.beside_plain import detector_findings
 from understudy.diagnosis.findings import Diagnosis, Finding, Tell
 from understudy.diagnosis.log import Log, convergence_findings
@@ -147,16 +148,17 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
     yield from default_findings(derived)
     size = (config.data.shorter_side[-1], config.data.longer_side)
     device = choose_device("cpu" if config.accelerator == "cpu" else None)
-    trial = Trial(teacher, sample_of(val, images), size, config.batch_size, device, config.data.aliases).within(
-        FOR_TEACHER
-    )
+    scale, sample = config.teacher_scale, sample_of(val, images)
+    larger = (size[0] * scale, size[1] * scale)
+    trial = Trial(teacher, sample, larger, config.batch_size, device, config.data.aliases, scale).within(FOR_TEACHER)
     yield from accuracy_findings(trial)
     yield from _plain_findings(trial, plain, config)
     try:
         student = build_detector(**build_options(config, len(train.classes)))
         fit, finding = anchor_findings(student, train, config)
         yield finding
-        pairing = pair(student.spec, teacher.detector.spec, train.classes, teacher.classes, config.data.aliases)
+        taught_by = with_larger_images(teacher.detector, config.teacher_scale)
+        pairing = pair(student.spec, taught_by.spec, train.classes, teacher.classes, config.data.aliases)
         yield from level_findings(pairing, fit)
         yield method_findings(pairing.student, pairing.teacher, balanced=config.balance != "off")
         yield size_finding(student, teacher.detector, config)
@@ -217,7 +219,8 @@ def _plain_findings(trial: Trial, plain: Path | None, config: DistillConfig) -> 
     except UserError as error:
         yield _refused("plain student", error, "another run: --plain RUN")
         return
-    student = Trial.of(checkpoint, trial.sample, trial.size, trial.batch_size, trial.device, trial.aliases)
+    size = (config.data.shorter_side[-1], config.data.longer_side)
+    student = Trial.of(checkpoint, trial.sample, size, trial.batch_size, trial.device, trial.aliases)
     yield from lead_findings(trial, student, f"plain student {plain}")
     yield from proposal_findings(trial, student)
     if RunFolder(plain).config.is_file():

@@ -148,12 +148,14 @@ def method_findings(student: Spec, teacher: Spec, *, balanced: bool) -> Finding:
     )
 
 
-def size_finding(student: Detector, teacher: Detector, config: TrainConfig) -> Finding:
+def size_finding(student: Detector, teacher: Detector, config: DistillConfig) -> Finding:
     """Compare the multiply-adds of student and teacher for an image, and say where the student has its own."""
     side = math.ceil(config.data.shorter_side[-1] / 32) * 32
-    own, other = _Size.of(student, side), _Size.of(teacher, side)
+    larger = side * config.teacher_scale
+    own, other = _Size.of(student, side), _Size.of(teacher, larger)
     times = other.multiply_adds / own.multiply_adds
-    what = f"{own}, and the teacher {other}, for {side} x {side} pixels: {times:.1f} times as many"
+    of_teacher = f"{other} for {larger} x {larger}" if larger > side else f"{other}"
+    what = f"{own}, and the teacher {of_teacher}, for {side} x {side} pixels: {times:.1f} times as many"
     facts = {"student": own._asdict(), "teacher": other._asdict(), "times": times}
     if times >= SMALLER:
         return Finding(check="student's size", severity="ok", what=what, facts=facts)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from understudy.checkpoints import Checkpoint
+from understudy.detectors.larger_images import nearest_scale
 from understudy.diagnosis.findings import Finding
 from understudy.diagnosis.trial import Change, Trial
 from understudy.evaluation.proposals import COUNTS
@@ -315,12 +316,20 @@ def size_findings(trial: Trial, ap: float) -> Iterator[Finding]:
             check="image size",
             severity="fatal" if ap < there / 2 else "warning",
             what=what,
-            why="Teacher and student see the same pixels, and the teacher is good at its own size only.",
-            remedy=f"data.shorter_side={own[0]} data.longer_side={own[1]}, or a teacher trained at {trial.size[0]}",
+            why="The teacher is good at its own size only.",
+            remedy=_at_own_size(own, trial),
             facts=facts,
         )
     else:
         yield Finding(check="image size", severity="ok", what=what, facts=facts)
+
+
+def _at_own_size(own: tuple[int, int], trial: Trial) -> str:
+    """Return what lets a teacher see images of its own size."""
+    side = trial.size[0] // trial.scale
+    scale = nearest_scale(own[0], side)
+    larger = f"teacher_scale={scale} (the teacher sees larger images), " if scale != trial.scale else ""
+    return f"{larger}data.shorter_side={own[0]} data.longer_side={own[1]}, or a teacher trained at {side}"
 
 
 def _ap_of_names(trial: Trial, names: Collection[str]) -> float:

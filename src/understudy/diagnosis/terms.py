@@ -15,6 +15,7 @@ from understudy.diagnosis.findings import Finding
 from understudy.learner import Learner
 from understudy.methods.weighting import LARGEST_SHARE, SMALLEST_SHARE, TermWeight
 from understudy.text import listed
+from understudy.training.teacher_pass import record_of_teacher
 
 PROBE_LR = 1e-3
 """Learning rate of AdamW in the training on one batch: it overfits every student of the package, see docs/doctor.md."""
@@ -92,7 +93,7 @@ class Probe:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Compute every loss of a batch that is on the device, unweighted."""
         with torch.no_grad():
-            outputs = self.teacher(batch.images, batch.image_sizes, needs=self.learner.needs)
+            outputs = record_of_teacher(self.teacher, batch, self.learner.needs)
         return self.learner(
             batch.images, batch.targets, outputs, batch.image_sizes, batch.labelled, teacher=self.teacher
         )

@@ -27,7 +27,7 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A teacher on a sample of the validation split, at the run's image size.
+    """A teacher on a sample of the validation split, at the image size at which it teaches.
 
     Attributes:
         teacher: its checkpoint.
@@ -36,6 +36,7 @@ class Trial:
         batch_size: images per batch.
         device: that the teacher runs on.
         aliases: other names of classes.
+        scale: how many times as large as the student's its images are.
         found: its detections at this size; their category ids are the teacher's own labels.
     """
 
@@ -45,6 +46,7 @@ class Trial:
     batch_size: int
     device: torch.device
     aliases: Aliases = field(default_factory=lambda: NO_ALIASES)
+    scale: int = 1
     found: Detections = field(default_factory=lambda: Detections.of_rows([]))
 
     @classmethod

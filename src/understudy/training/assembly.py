@@ -20,6 +20,7 @@ from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import Augmentation, DetectionData, as_paths, training_loader
 from understudy.detectors import Detector, build_detector
 from understudy.detectors.families import family_of
+from understudy.detectors.larger_images import with_larger_images
 from understudy.errors import UserError
 from understudy.inheritance import Inheritance, inherit
 from understudy.learner import Learner
@@ -116,7 +117,7 @@ def assemble(
     if saved:
         check_unchanged_data(saved, train_data, len(loader), count)
         loader.sampler.start = saved["step"] % len(loader)  # ty: ignore[missing-attribute]
-    teacher = parts.teacher.detector if parts.teacher else None
+    teacher = parts.taught_by
     distilled = isinstance(config, DistillConfig) and teacher is not None
     teacher_pass = open_teacher(config, [parts.learner], teacher, train_data, count) if distilled else None
     of_teacher = teacher_pass, _pseudo_labels(config, parts) if distilled else None
@@ -151,6 +152,7 @@ def make_loader(
         unlabelled=unlabelled,
         unlabelled_batch=config.data.unlabelled_batch or 0,
         augmentation=Augmentation(config.data.colour, config.data.scale, fixed_variants(config.data)),
+        teacher_scale=teacher_scale(config),
     )
 
 
@@ -264,11 +266,15 @@ def _check_statistics(student: Detector, config: TrainConfig, sources: Sources, 
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """The learner, the weights of its distillation terms, the teacher, and what the student began with."""
+    """The learner, the weights of its distillation terms, the teacher, and what the student began with.
+
+    ``taught_by`` is the teacher's detector as it sees the images of a batch.
+    """
 
     learner: Learner
     weights: Mapping[str, TermWeight]
     teacher: Checkpoint | None = None
+    taught_by: Detector | None = None
     inheritance: Inheritance | None = None
     started: WarmStart | None = None
     methods: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # with all options
@@ -291,7 +297,8 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
     if not isinstance(config, DistillConfig):
         return Networks(Learner(student, class_balance=config.class_balance), {}, started=started)
     teacher = load_checkpoint(config.teacher)
-    pairing = pair(student.spec, teacher.detector.spec, data.classes, teacher.classes, config.data.aliases)
+    taught_by = with_larger_images(teacher.detector, teacher_scale(config))
+    pairing = pair(student.spec, taught_by.spec, data.classes, teacher.classes, config.data.aliases)
     wanted, notes = config.methods, tuple[str, ...]()
     if wanted == DEFAULT_METHODS:
         wanted = default_methods(pairing.student, pairing.teacher, _balance(config))
@@ -299,16 +306,21 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
     methods, weights = build_methods(wanted, pairing.student, pairing.teacher, _balance(config))
     resolved = resolve_options(wanted, student.spec, _balance(config))
     inheritance = inherit(student, teacher.detector, pairing) if config.inherit and new else None
-    teacher.detector.requires_grad_(False).eval()
+    taught_by.requires_grad_(False).eval()
     learner = Learner(student, methods, pairing, class_balance=config.class_balance)
-    return Networks(learner, weights, teacher, inheritance, started, resolved, notes)
+    return Networks(learner, weights, teacher, taught_by, inheritance, started, resolved, notes)
 
 
 def _pseudo_labels(config: DistillConfig, parts: Networks) -> PseudoLabels | None:
-    teacher, pairing = parts.teacher, parts.learner.pairing
-    if config.pseudo_labels == "off" or teacher is None or pairing is None:
+    teacher, detector, pairing = parts.teacher, parts.taught_by, parts.learner.pairing
+    if config.pseudo_labels == "off" or teacher is None or detector is None or pairing is None:
         return None
-    return PseudoLabels(config.pseudo_labels, teacher.detector, pairing, len(teacher.classes))
+    return PseudoLabels(config.pseudo_labels, detector, pairing, len(teacher.classes))
+
+
+def teacher_scale(config: TrainConfig) -> int:
+    """Return how many times as large as its student a teacher sees the images; 1 without a teacher."""
+    return config.teacher_scale if isinstance(config, DistillConfig) else 1
 
 
 def _balance(config: DistillConfig) -> float | None:

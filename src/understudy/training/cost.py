@@ -25,6 +25,7 @@ from understudy.training.engine import suits_channels_last
 from understudy.training.machine import Machine, Memory, memory_of_process
 from understudy.training.padding import images_of_step, padded_pixels
 from understudy.training.sources import Sources
+from understudy.training.teacher_pass import record_of_teacher
 
 IMAGES, PIXELS = 2, 2**17
 """Images of the step that is measured, and the pixels of each at most: enough that overheads count little."""
@@ -218,7 +219,7 @@ def _measured(
     device, pixels = batch.images.device, batch.images.numel() / 3
     networks = build_networks(config, sources.train, new=False)
     learner = networks.learner.to(device).train()
-    teacher = networks.teacher.detector.to(device) if networks.teacher else None
+    teacher = networks.taught_by.to(device) if networks.taught_by else None
     for network in (learner, teacher):
         if network is not None and suits_channels_last(network):
             network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
@@ -228,7 +229,7 @@ def _measured(
             outputs = None
             if teacher is not None:
                 with torch.no_grad():
-                    outputs = teacher(batch.images, batch.image_sizes, needs=learner.needs)
+                    outputs = record_of_teacher(teacher, batch, learner.needs)
             terms = learner(batch.images, batch.targets, outputs, batch.image_sizes, batch.labelled, teacher=teacher)
             loss = weighted_sum(terms, networks.weights, LATE)
         loss.backward()

@@ -15,7 +15,6 @@ from understudy.checkpoints import read_metadata
 from understudy.class_balance import can_balance_classes, uneven_classes
 from understudy.config import DistillConfig, TrainConfig, open_keys, with_values
 from understudy.config.methods import DEFAULT_METHODS
-from understudy.data import as_paths
 from understudy.data.batching import groups_of
 from understudy.data.loading import check_batch_size
 from understudy.detectors.anchor_scale import ScaleFit, best_scale
@@ -63,9 +62,6 @@ PADDING_SAVED = 0.05
 
 BATCHES_OF_SIZE = 4
 """Batches of an epoch per padded size, from which images are grouped by it; with fewer, most come in the remainders."""
-
-AS_TEACHER = "as its teacher was trained, on the same data"
-"""The reason for the size of images that the teacher has seen."""
 
 WEIGHTS = "IMAGENET1K_V1"
 """torchvision's weights that papers start from; every published backbone has them."""
@@ -193,24 +189,19 @@ def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure
 
 
 def _shorter_side(config: TrainConfig, facts: _Facts) -> Choice:
-    if own := _data_of_teacher(config):
-        return Choice("data.shorter_side", [own["shorter_side"][-1]], AS_TEACHER)
-    size = ImageSize.of(facts.sources.train, facts.machine.device.type)
+    size = _size_beside_teacher(config) or ImageSize.of(facts.sources.train, facts.machine.device.type)
     return Choice("data.shorter_side", [size.shorter_side], size.reason)
 
 
 def _longer_side(config: TrainConfig, facts: _Facts) -> Choice:
-    key, own = "data.longer_side", _data_of_teacher(config)
-    if own and config.data.shorter_side == [own["shorter_side"][-1]]:
-        return Choice(key, own["longer_side"], AS_TEACHER)
+    key, own = "data.longer_side", _size_beside_teacher(config)
+    if own and config.data.shorter_side == [own.shorter_side]:
+        return Choice(key, own.longer_side, own.reason)
     return Choice(key, longest(max(config.data.shorter_side)), "5/3 of data.shorter_side")
 
 
-def _data_of_teacher(config: TrainConfig) -> dict[str, Any]:
-    """Return the section ``data`` of the teacher's config if it was trained on the same data; else nothing."""
-    own = read_metadata(config.teacher)["config"].get("data", {}) if isinstance(config, DistillConfig) else {}
-    same = own.get("path") is not None and as_paths(own["path"]) == as_paths(config.data.path)
-    return own if same else {}
+def _size_beside_teacher(config: TrainConfig) -> ImageSize | None:
+    return ImageSize.beside_teacher(config) if isinstance(config, DistillConfig) else None
 
 
 def _epochs(config: TrainConfig, facts: _Facts) -> Choice:
@@ -390,7 +381,7 @@ def _variants(config: TrainConfig, facts: _Facts) -> Choice:
         few, images = with_values(config, {key: count}), facts.sources
         networks = build_networks(few, images.train, new=False)
         others = len(images.unlabelled or ())
-        if networks.teacher and keeps_outputs(few, [networks.learner], networks.teacher.detector, images.train, others):
+        if networks.taught_by and keeps_outputs(few, [networks.learner], networks.taught_by, images.train, others):
             return Choice(key, count, f"each comes {EACH_VARIANT} times, so the teacher's outputs can be kept")
     return Choice(key, None, "")
 

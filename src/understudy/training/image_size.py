@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from understudy.data import DetectionData
+from understudy.checkpoints import read_metadata
+from understudy.config import DistillConfig
+from understudy.data import DetectionData, as_paths
 from understudy.detectors.shape_fit import resized_shapes
 
 LARGEST = {"cuda": 800, "cpu": 320}
@@ -30,10 +32,12 @@ class ImageSize:
     Attributes:
         shorter_side: as ``data.shorter_side``.
         reason: in words.
+        longer_side: as ``data.longer_side``; None: not known.
     """
 
     shorter_side: int
     reason: str
+    longer_side: int | None = None
 
     @classmethod
     def of(cls, data: DetectionData, device: str) -> "ImageSize":
@@ -61,6 +65,16 @@ class ImageSize:
             return cls(limit, usual)
         side = round(min(own, FOR_SMALL * limit, limit * 2 * CELL / low))
         return cls(side, f"{usual}, but a tenth of the boxes would have sides below {low:.0f} pixels")
+
+    @classmethod
+    def beside_teacher(cls, config: DistillConfig) -> "ImageSize | None":
+        """Return the size at which the teacher sees its own size; None if it was trained on other data."""
+        own, scale = read_metadata(config.teacher)["config"].get("data", {}), config.teacher_scale
+        if own.get("path") is None or as_paths(own["path"]) != as_paths(config.data.path):
+            return None
+        reason = "as its teacher was trained, on the same data"
+        reason += f", divided by {scale} (teacher_scale)" if scale > 1 else ""
+        return cls(own["shorter_side"][-1] // scale, reason, own["longer_side"] // scale)
 
 
 _MOST = 1_000_000  # boxes of which PyTorch computes a quantile, at most

@@ -32,7 +32,7 @@ from understudy.training.console import say
 from understudy.training.fingerprints import detector_digest
 from understudy.training.padding import images_of_step, kept_sizes
 from understudy.training.pseudo_labels import with_needs
-from understudy.training.teacher_pass import TeacherPass
+from understudy.training.teacher_pass import TeacherPass, record_of_teacher
 
 LISTS = ("stages", "features", "class_logits", "box_raw")
 """Parts of a record that have a tensor for each level."""
@@ -188,9 +188,9 @@ def fixed_variants(data: DataConfig) -> int | None:
 @torch.no_grad()
 def _bytes_per_pixel(teacher: Detector, needs: Needs) -> float:
     """Return the size of an entry per pixel of its image, measured on a small one; all maps grow with the image."""
-    side = max(128, *teacher.spec.strides)
+    side, scale = max(128, *teacher.spec.strides), teacher.scale
     device = next(teacher.parameters()).device
-    outputs = teacher(torch.zeros(1, 3, side, side, device=device), needs=needs)
+    outputs = teacher(torch.zeros(1, 3, scale * side, scale * side, device=device), needs=needs)
     return _entry(outputs, 0, needs)["values"].nbytes / side**2
 
 
@@ -303,7 +303,7 @@ class TeacherCache(TeacherPass):
             self.runs += 1
             chosen = missing[start : start + at_once]
             filled = [*chosen, *chosen[:1] * (at_once - len(chosen))]
-            found = self.teacher(batch.images[filled], [batch.image_sizes[each] for each in filled], needs=self.needs)
+            found = record_of_teacher(self.teacher, batch, self.needs, filled)
             if anchors is None:  # before the entries, which are of no use without them
                 anchors = {"anchors": [level.cpu() for level in found.anchors]}
                 self.store.put(self._anchors_key(size), anchors, sum(level.nbytes for level in anchors["anchors"]))

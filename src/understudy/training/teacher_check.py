@@ -14,6 +14,7 @@ import torch
 from understudy.checkpoints import Checkpoint
 from understudy.config import DistillConfig
 from understudy.data import Batch, DetectionData, evaluation_loader, shown_location
+from understudy.detectors.larger_images import at_own_size, nearest_scale
 from understudy.evaluation import Detections, detect_all, match_classes, score
 from understudy.text import percent
 from understudy.training.console import say
@@ -34,7 +35,7 @@ CLEARLY, AT_LEAST = 0.8, 0.05
 class CheckTeacher(L.Callback):
     """Evaluate the teacher when a run starts; compare it with its own record then, and with the student at the end.
 
-    It is evaluated like the student, at the student's image size, on the classes that it knows.
+    It is evaluated like the student, at the image size at which it teaches, on the classes that it knows.
     The step's random numbers are seeded by step, so a run with this check equals one without it.
 
     Args:
@@ -97,17 +98,17 @@ class CheckTeacher(L.Callback):
             )
 
     def _evaluate(self, trainer: L.Trainer, engine: "Engine") -> None:
+        teacher = engine.teacher
+        assert teacher is not None  # of a distillation
         loader = evaluation_loader(
             self.sample,
             batch_size=self.config.batch_size,
-            shorter_side=self.config.data.shorter_side[-1],
-            longer_side=self.config.data.longer_side,
+            shorter_side=self.config.data.shorter_side[-1] * teacher.scale,
+            longer_side=self.config.data.longer_side * teacher.scale,
         )
         seen: list[int] = []
-        teacher = engine.teacher
-        assert teacher is not None  # of a distillation
         with trainer.precision_plugin.forward_context():
-            found = detect_all(teacher, _for_a_while(loader, seen), engine.device, self.ids)
+            found = detect_all(at_own_size(teacher), _for_a_while(loader, seen), engine.device, self.ids)
         self.sample = _of_images(self.sample, seen)
         self.found = {"images": len(seen), "AP": self._ap(found)}
 
@@ -137,10 +138,12 @@ class CheckTeacher(L.Callback):
             yield f"The teacher is clearly worse here than in its own training{its_own}. {self._advice()}"
 
     def _advice(self) -> str:
-        own, sizes = self.teacher.config["data"], self.config.data.shorter_side[-1]
+        own, side = self.teacher.config["data"], self.config.data.shorter_side[-1]
+        seen, scale = side * self.config.teacher_scale, nearest_scale(own["shorter_side"][-1], side)
         causes = ["weights that are not trained", "another order of its class names", "another normalisation"]
-        if own["shorter_side"][-1] != sizes:
-            causes.append(f"another image size ({sizes}, in its own training {own['shorter_side'][-1]})")
+        if own["shorter_side"][-1] != seen:
+            remedy = f"; teacher_scale={scale} lets it see larger ones" if scale > self.config.teacher_scale else ""
+            causes.append(f"another image size ({seen}, in its own training {own['shorter_side'][-1]}{remedy})")
         if own["path"] is None or str(own["path"]) != str(self.config.model_dump(mode="json")["data"]["path"]):
             causes.append("images of another kind")
         data = shown_location(self.config.data.path)

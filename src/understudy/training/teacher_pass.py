@@ -1,10 +1,17 @@
 """Where the teacher's record of a batch comes from: a pass of the teacher, kept outputs, or another run's pass."""
 
+from collections.abc import Sequence
+
 import torch
 
 from understudy.data import Batch
 from understudy.detectors import Detector
 from understudy.outputs import Needs, Outputs
+
+
+def record_of_teacher(teacher: Detector, batch: Batch, needs: Needs, chosen: Sequence[int] | None = None) -> Outputs:
+    """Run a teacher on the images of a batch as it sees them, all or some; see :func:`.with_larger_images`."""
+    return teacher(batch.images_of_teacher(chosen), batch.sizes_of_teacher(chosen), needs=needs)
 
 
 class TeacherPass:
@@ -30,7 +37,7 @@ class TeacherPass:
             batch: on the teacher's device.
             step: of the run, counted from 0.
         """
-        return self.teacher(batch.images, batch.image_sizes, needs=self.needs)
+        return record_of_teacher(self.teacher, batch, self.needs)
 
 
 class SharedPass(TeacherPass):

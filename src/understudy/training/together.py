@@ -37,7 +37,14 @@ from understudy.training.trainer import make_trainer, quiet_lightning
 SHARED = ("data", "seed", "batch_size", "schedule", "precision", "accelerator", "threads")
 """Keys of the config in which the runs must agree."""
 
-SHARED_WITH_TEACHER = ("teacher", "pseudo_labels", "teacher_check", "teacher_cache", "teacher_cache_gb")
+SHARED_WITH_TEACHER = (
+    "teacher",
+    "teacher_scale",
+    "pseudo_labels",
+    "teacher_check",
+    "teacher_cache",
+    "teacher_cache_gb",
+)
 """The same for those of the runs that have a teacher."""
 
 
