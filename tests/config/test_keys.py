@@ -33,7 +33,7 @@ def test_what_depends_on_another_key_is_filled_in():
 
 def test_what_is_left_open_is_taken_from_another_config():
     plain, other = option(), option("batch_size=4", "data.shorter_side=320", "detector.anchor_scale=null")
-    assert open_keys(plain) == [key for key in LEFT_OPEN if key != "data.unlabelled_batch"]
+    assert open_keys(plain) == [key for key in LEFT_OPEN if key not in ("data.unlabelled_batch", "teacher_scale")]
     assert set(open_keys(plain)) - set(open_keys(other)) == {
         "batch_size",
         "data.shorter_side",
@@ -43,6 +43,9 @@ def test_what_is_left_open_is_taken_from_another_config():
     assert (filled.batch_size, filled.data.shorter_side, filled.detector.anchor_scale) == (4, [320], None)
     assert filled_from(other, plain) == other
     assert filled_from(plain, other, ["batch_size"]).data.shorter_side is None
+    distilled = load_config(DistillConfig, {"data": "photos", "run": "run", "teacher": "teacher"})
+    assert "teacher_scale" in open_keys(distilled)
+    assert filled_from(distilled, other).teacher_scale is None  # of which a plain run has none
     unlabelled = option("data.unlabelled=more")
     assert "data.unlabelled_batch" in open_keys(unlabelled)
 

@@ -164,6 +164,7 @@ def test_what_is_left_open_is_chosen_once_for_all_rows(tiny, trained, tmp_path, 
         "data.unlabelled_batch": None,
         "data.variants": None,
         "detector.anchor_scale": None,
+        "teacher_scale": 1,
     }
 
     study.facts["longer"] = 1.4  # two rows of one method take the same time, more or less
@@ -229,7 +230,7 @@ def test_a_study_of_an_earlier_version_keeps_the_anchors_of_each_row(anchors_of)
 def test_a_budget_in_time_keeps_the_anchors(tiny, trained, tmp_path, monkeypatch):
     """They are kept if nothing else is left open, too."""
     monkeypatch.setattr("understudy.training.defaults.read_metadata", lambda _: {"build": {"name": "x"}})
-    given = {"data.variants": None, "data.unlabelled_batch": None, "data.group_by_aspect": False}
+    given = {"data.variants": None, "data.unlabelled_batch": None, "data.group_by_aspect": False, "teacher_scale": 1}
     keys = {key: value for key, value in tiny.items() if key != "detector.anchor_scale"} | given
     keys["detector.name"] = "retinanet_mobilenet_v2"
     folder = StudyFolder(tmp_path / "study")

@@ -1,13 +1,14 @@
 """A run whose teacher sees larger images than the student: from data to evaluation, kept outputs and resuming."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from training_runs import assert_same, at_step, ctrl_c
 
 import understudy
-from understudy.config import DistillConfig, load_config
+from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import UserError
 from understudy.evaluation import evaluate
 from understudy.files import read_rows
@@ -74,6 +75,15 @@ def test_pseudo_labels_are_in_the_students_pixels(keys, unlabelled, tmp_path, mo
     assert 16 < float(found.max()) <= 32
 
 
+def test_a_plain_student_beside_it_loads_what_its_teacher_sees(keys, whole, tiny, tmp_path):
+    shared = {key: value for key, value in keys.items() if not key.startswith("teacher")}
+    plain = load_config(TrainConfig, {**shared, "run": tmp_path / "plain"})
+    distilled = load_config(DistillConfig, {**keys, "run": tmp_path / "distilled"})
+    folders = train_together([plain, distilled])
+    assert_same(folders[0], understudy.train(shared, run=tmp_path / "alone"))
+    assert_same(folders[1], whole)
+
+
 def test_runs_of_other_scales_do_not_train_together(keys, tmp_path):
     configs = [
         load_config(DistillConfig, {**keys, "run": tmp_path / str(scale), "teacher_scale": scale}) for scale in (1, 2)
@@ -83,5 +93,29 @@ def test_runs_of_other_scales_do_not_train_together(keys, tmp_path):
 
 
 def test_other_scales_are_refused_with_all_faults(keys, tmp_path):
-    with pytest.raises(UserError, match=r"teacher_scale: expected 1, 2 or 4, got 3"):
+    with pytest.raises(UserError, match=r"teacher_scale: expected 1, 2 or 4 or null, got 3"):
         understudy.distill(keys, run=tmp_path / "run", teacher_scale=3)
+
+
+def test_a_scale_that_is_left_open_is_chosen_by_the_size_of_the_teachers_training(keys, trained, tmp_path):
+    given = {key: value for key, value in keys.items() if key != "teacher_scale"}
+    found = understudy.suggest({**given, "run": "none"})
+    assert found.config.teacher_scale == 2
+    assert found.reasons["teacher_scale"] == "its teacher was trained at 64 pixels, on the same data"
+    usual = understudy.suggest({**given, "run": "none", "data.shorter_side": 64, "data.longer_side": 64})
+    assert (usual.config.teacher_scale, usual.reasons.get("teacher_scale")) == (1, None)
+    other = shutil.copytree(keys["data.path"], tmp_path / "other")
+    assert understudy.suggest({**given, "run": "none", "data.path": other}).config.teacher_scale == 1
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(keys, tmp_path):
+    earlier = {**keys, "teacher_scale": 1}
+    whole = understudy.distill(earlier, run=tmp_path / "whole")
+    with at_step(3, ctrl_c), pytest.raises(KeyboardInterrupt):
+        understudy.distill(earlier, run=tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("teacher_scale: 1\n", ""))
+    understudy.resume(tmp_path / "run")
+    assert (tmp_path / "run" / "best.ckpt").exists()
+    rows = [read_rows(each / "losses.csv") for each in (tmp_path / "run", whole)]
+    assert rows[0] == rows[1]

@@ -4,7 +4,7 @@ Reading a config imports neither torch nor other parts of the package than ``tex
 """
 
 from understudy.config.describing import commented_yaml
-from understudy.config.distillation import DistillConfig
+from understudy.config.distillation import DistillConfig, scale_of_teacher
 from understudy.config.keys import (
     DataConfig,
     DetectorConfig,
@@ -12,7 +12,7 @@ from understudy.config.keys import (
     ScheduleConfig,
     TrainConfig,
 )
-from understudy.config.left_open import LEFT_OPEN, filled_from, open_keys, value_of, with_values
+from understudy.config.left_open import LEFT_OPEN, filled_from, has, open_keys, value_of, with_values
 from understudy.config.merging import Source, dump_config, load_config
 from understudy.config.paths import flat
 
@@ -29,8 +29,10 @@ __all__ = [
     "dump_config",
     "filled_from",
     "flat",
+    "has",
     "load_config",
     "open_keys",
+    "scale_of_teacher",
     "value_of",
     "with_values",
 ]

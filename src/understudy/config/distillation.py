@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field
 from understudy.config.keys import TrainConfig
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.config.values import (
+    FILLED_IN,
+    Auto,
     FilePath,
     Fraction,
     NonNegativeInt,
@@ -37,10 +39,11 @@ class DistillConfig(TrainConfig):
     balance_until: Fraction = Field(
         1.0, description="Part of the run after which the weights that follow from shares are no longer measured."
     )
-    teacher_scale: Annotated[Literal[1, 2, 4], BeforeValidator(digit_as_number)] = Field(
-        1,
-        description="How many times as large as the student's the teacher's images are, such as 2 for a teacher that "
-        "was trained at twice `data.shorter_side`.",
+    teacher_scale: Auto[Annotated[Literal[1, 2, 4], BeforeValidator(digit_as_number)]] = Field(
+        FILLED_IN,
+        description="How many times as large as the student's the teacher's images are; null: so that a teacher that "
+        "was trained on the same data sees about its own size, else 1.",
+        examples=[2],
     )
     teacher_check: NonNegativeInt = Field(
         100,
@@ -63,3 +66,8 @@ class DistillConfig(TrainConfig):
         description="Whether to initialise the student's neck and head with the teacher's weights, where the names and "
         "shapes of layers agree; works with any method.",
     )
+
+
+def scale_of_teacher(config: TrainConfig) -> int:
+    """Return how many times as large as the student's a teacher's images are; 1 if that is open, or without one."""
+    return (config.teacher_scale or 1) if isinstance(config, DistillConfig) else 1

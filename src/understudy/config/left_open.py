@@ -10,6 +10,7 @@ Config = TypeVar("Config", bound=TrainConfig)
 LEFT_OPEN: dict[str, str | None] = {
     "data.shorter_side": None,
     "data.longer_side": None,
+    "teacher_scale": None,
     "schedule.epochs": None,
     "data.colour": None,
     "data.scale": None,
@@ -31,8 +32,13 @@ this order."""
 
 def open_keys(config: TrainConfig) -> list[str]:
     """Return the keys that a config leaves open, in the order in which they are chosen."""
-    found = [key for key, mark in LEFT_OPEN.items() if value_of(config, key) == mark]
+    found = [key for key, mark in LEFT_OPEN.items() if has(config, key) and value_of(config, key) == mark]
     return [key for key in found if key != "data.unlabelled_batch" or config.data.unlabelled is not None]
+
+
+def has(config: TrainConfig | type[TrainConfig], key: str) -> bool:
+    """Return whether a dotted key is one of this config: some are of a distillation only."""
+    return "." in key or key in (config if isinstance(config, type) else type(config)).model_fields
 
 
 def value_of(config: TrainConfig, key: str) -> Any:
@@ -54,4 +60,6 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 def filled_from(config: Config, other: TrainConfig, keys: Collection[str] = LEFT_OPEN) -> Config:
     """Take those values that a config leaves open from another one, for all keys or some of them."""
-    return with_values(config, {key: value_of(other, key) for key in open_keys(config) if key in keys})
+    return with_values(
+        config, {key: value_of(other, key) for key in open_keys(config) if key in keys and has(other, key)}
+    )

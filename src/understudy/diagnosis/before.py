@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
-from understudy.config import DistillConfig, with_values
+from understudy.config import DistillConfig, scale_of_teacher, with_values
 from understudy.config.values import FilePath
 from understudy.data import DetectionData, Limits, as_paths, check_data, open_unlabelled, shown_location, splits
 from understudy.detectors import build_detector
@@ -148,7 +148,7 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
     yield from default_findings(derived)
     size = (config.data.shorter_side[-1], config.data.longer_side)
     device = choose_device("cpu" if config.accelerator == "cpu" else None)
-    scale, sample = config.teacher_scale, sample_of(val, images)
+    scale, sample = scale_of_teacher(config), sample_of(val, images)
     larger = (size[0] * scale, size[1] * scale)
     trial = Trial(teacher, sample, larger, config.batch_size, device, config.data.aliases, scale).within(FOR_TEACHER)
     yield from accuracy_findings(trial)
@@ -157,7 +157,7 @@ def _checks(config: DistillConfig, plain: Path | None, images: int, steps: int) 
         student = build_detector(**build_options(config, len(train.classes)))
         fit, finding = anchor_findings(student, train, config)
         yield finding
-        taught_by = with_larger_images(teacher.detector, config.teacher_scale)
+        taught_by = with_larger_images(teacher.detector, scale_of_teacher(config))
         pairing = pair(student.spec, taught_by.spec, train.classes, teacher.classes, config.data.aliases)
         yield from level_findings(pairing, fit)
         yield method_findings(pairing.student, pairing.teacher, balanced=config.balance != "off")

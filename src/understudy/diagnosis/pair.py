@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from understudy.config import DistillConfig, TrainConfig
+from understudy.config import DistillConfig, TrainConfig, scale_of_teacher
 from understudy.data import DetectionData
 from understudy.detectors import Detector
 from understudy.detectors.anchor_fit import MANY, BoxFit, fit_of_boxes
@@ -151,7 +151,7 @@ def method_findings(student: Spec, teacher: Spec, *, balanced: bool) -> Finding:
 def size_finding(student: Detector, teacher: Detector, config: DistillConfig) -> Finding:
     """Compare the multiply-adds of student and teacher for an image, and say where the student has its own."""
     side = math.ceil(config.data.shorter_side[-1] / 32) * 32
-    larger = side * config.teacher_scale
+    larger = side * scale_of_teacher(config)
     own, other = _Size.of(student, side), _Size.of(teacher, larger)
     times = other.multiply_adds / own.multiply_adds
     of_teacher = f"{other} for {larger} x {larger}" if larger > side else f"{other}"

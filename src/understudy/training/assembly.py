@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from understudy.checkpoints import Checkpoint, build_options, load_checkpoint
-from understudy.config import DataConfig, DistillConfig, TrainConfig
+from understudy.config import DataConfig, DistillConfig, TrainConfig, scale_of_teacher
 from understudy.config.keys import Section
 from understudy.config.methods import DEFAULT_METHODS
 from understudy.data import Augmentation, DetectionData, as_paths, training_loader
@@ -152,7 +152,7 @@ def make_loader(
         unlabelled=unlabelled,
         unlabelled_batch=config.data.unlabelled_batch or 0,
         augmentation=Augmentation(config.data.colour, config.data.scale, fixed_variants(config.data)),
-        teacher_scale=teacher_scale(config),
+        teacher_scale=scale_of_teacher(config),
     )
 
 
@@ -297,7 +297,7 @@ def build_networks(config: TrainConfig, data: DetectionData, *, new: bool) -> Ne
     if not isinstance(config, DistillConfig):
         return Networks(Learner(student, class_balance=config.class_balance), {}, started=started)
     teacher = load_checkpoint(config.teacher)
-    taught_by = with_larger_images(teacher.detector, teacher_scale(config))
+    taught_by = with_larger_images(teacher.detector, scale_of_teacher(config))
     pairing = pair(student.spec, taught_by.spec, data.classes, teacher.classes, config.data.aliases)
     wanted, notes = config.methods, tuple[str, ...]()
     if wanted == DEFAULT_METHODS:
@@ -316,11 +316,6 @@ def _pseudo_labels(config: DistillConfig, parts: Networks) -> PseudoLabels | Non
     if config.pseudo_labels == "off" or teacher is None or detector is None or pairing is None:
         return None
     return PseudoLabels(config.pseudo_labels, detector, pairing, len(teacher.classes))
-
-
-def teacher_scale(config: TrainConfig) -> int:
-    """Return how many times as large as its student a teacher sees the images; 1 without a teacher."""
-    return config.teacher_scale if isinstance(config, DistillConfig) else 1
 
 
 def _balance(config: DistillConfig) -> float | None:

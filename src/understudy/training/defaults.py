@@ -20,6 +20,7 @@ from understudy.data.loading import check_batch_size
 from understudy.detectors.anchor_scale import ScaleFit, best_scale
 from understudy.detectors.backbone_weights import describe_download, published_weights
 from understudy.detectors.families import family_of
+from understudy.detectors.larger_images import nearest_scale
 from understudy.errors import UserError
 from understudy.text import as_yaml
 from understudy.training.assembly import build_networks
@@ -189,19 +190,22 @@ def derive(config: TrainConfig, sources: Sources, trainer: L.Trainer, *, measure
 
 
 def _shorter_side(config: TrainConfig, facts: _Facts) -> Choice:
-    size = _size_beside_teacher(config) or ImageSize.of(facts.sources.train, facts.machine.device.type)
+    size = ImageSize.beside_teacher(config) or ImageSize.of(facts.sources.train, facts.machine.device.type)
     return Choice("data.shorter_side", [size.shorter_side], size.reason)
 
 
 def _longer_side(config: TrainConfig, facts: _Facts) -> Choice:
-    key, own = "data.longer_side", _size_beside_teacher(config)
+    key, own = "data.longer_side", ImageSize.beside_teacher(config)
     if own and config.data.shorter_side == [own.shorter_side]:
         return Choice(key, own.longer_side, own.reason)
     return Choice(key, longest(max(config.data.shorter_side)), "5/3 of data.shorter_side")
 
 
-def _size_beside_teacher(config: TrainConfig) -> ImageSize | None:
-    return ImageSize.beside_teacher(config) if isinstance(config, DistillConfig) else None
+def _teacher_scale(config: TrainConfig, facts: _Facts) -> Choice:
+    own, side = ImageSize.beside_teacher(config), config.data.shorter_side[-1]
+    scale = nearest_scale(own.shorter_side, side) if own else 1
+    reason = f"its teacher was trained at {own.shorter_side} pixels, on the same data" if own and scale > 1 else ""
+    return Choice("teacher_scale", scale, reason)
 
 
 def _epochs(config: TrainConfig, facts: _Facts) -> Choice:
@@ -389,6 +393,7 @@ def _variants(config: TrainConfig, facts: _Facts) -> Choice:
 RULES: dict[str, Callable[[TrainConfig, _Facts], Choice]] = {
     "data.shorter_side": _shorter_side,
     "data.longer_side": _longer_side,
+    "teacher_scale": _teacher_scale,
     "schedule.epochs": _epochs,
     "data.colour": _colour,
     "data.scale": _scale,
@@ -409,6 +414,7 @@ RULES: dict[str, Callable[[TrainConfig, _Facts], Choice]] = {
 SHARED_CHOICES = {
     "data.shorter_side",
     "data.longer_side",
+    "teacher_scale",
     "schedule.epochs",
     "data.colour",
     "data.scale",

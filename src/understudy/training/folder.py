@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from understudy.config import DistillConfig, TrainConfig, flat, load_config
+from understudy.config import DistillConfig, TrainConfig, flat, has, load_config
 from understudy.errors import UserError
 from understudy.files import write_atomically
 from understudy.reading import read_json, read_yaml
@@ -24,7 +24,13 @@ _HELD: set[Path] = set()  # folders that this process has locked: its own locks 
 _FIRST_FILES = {".lock", ".environment.json.part", "environment.json", ".config.yaml.part"}
 """What a start that was killed before it wrote the config leaves behind."""
 
-UNSTATED: dict[str, Any] = {"ema": "off", "data.colour": 0.0, "data.scale": 1.0, "data.variants": None}
+UNSTATED: dict[str, Any] = {
+    "ema": "off",
+    "data.colour": 0.0,
+    "data.scale": 1.0,
+    "data.variants": None,
+    "teacher_scale": 1,
+}
 """What runs did whose config.yaml lacks a key, being of an earlier version, if it differs from the default."""
 
 
@@ -115,7 +121,7 @@ class RunFolder:
         """
         content = read_yaml(self.config, "config file")
         kind = DistillConfig if "teacher" in content else TrainConfig
-        unstated = {key: value for key, value in UNSTATED.items() if key not in flat(content)}
+        unstated = {key: value for key, value in UNSTATED.items() if key not in flat(content) and has(kind, key)}
         return load_config(kind, self.config, unstated)
 
     def read_environment(self) -> dict[str, Any]:

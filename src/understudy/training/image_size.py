@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from understudy.checkpoints import read_metadata
-from understudy.config import DistillConfig
+from understudy.config import DistillConfig, TrainConfig, scale_of_teacher
 from understudy.data import DetectionData, as_paths
 from understudy.detectors.shape_fit import resized_shapes
 
@@ -67,9 +67,11 @@ class ImageSize:
         return cls(side, f"{usual}, but a tenth of the boxes would have sides below {low:.0f} pixels")
 
     @classmethod
-    def beside_teacher(cls, config: DistillConfig) -> "ImageSize | None":
-        """Return the size at which the teacher sees its own size; None if it was trained on other data."""
-        own, scale = read_metadata(config.teacher)["config"].get("data", {}), config.teacher_scale
+    def beside_teacher(cls, config: TrainConfig) -> "ImageSize | None":
+        """Return the size at which a teacher of the same data sees its own size; None without such a teacher."""
+        if not isinstance(config, DistillConfig):
+            return None
+        own, scale = read_metadata(config.teacher)["config"].get("data", {}), scale_of_teacher(config)
         if own.get("path") is None or as_paths(own["path"]) != as_paths(config.data.path):
             return None
         reason = "as its teacher was trained, on the same data"

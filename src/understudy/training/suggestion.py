@@ -15,6 +15,7 @@ from understudy.config import (
     DistillConfig,
     Source,
     TrainConfig,
+    has,
     load_config,
     value_of,
 )
@@ -54,8 +55,9 @@ class Suggestion:
     def of(cls, config: TrainConfig, derived: Derived) -> "Suggestion":
         """Describe how a config was completed."""
         chosen = {choice.key: choice.reason for choice in derived.choices}
-        given = [key for key, mark in LEFT_OPEN.items() if key not in chosen and value_of(config, key) != mark]
-        reasons = {key: "given" if key in given else chosen.get(key, "") for key in LEFT_OPEN}
+        keys = {key: mark for key, mark in LEFT_OPEN.items() if has(config, key)}
+        given = [key for key, mark in keys.items() if key not in chosen and value_of(config, key) != mark]
+        reasons = {key: "given" if key in given else chosen.get(key, "") for key in keys}
         reasons = {key: reason for key, reason in reasons.items() if reason}
         return cls(derived.config, reasons, derived.cost, derived.warning or derived.why_not)
 

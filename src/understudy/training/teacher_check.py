@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from understudy.checkpoints import Checkpoint
-from understudy.config import DistillConfig
+from understudy.config import DistillConfig, scale_of_teacher
 from understudy.data import Batch, DetectionData, evaluation_loader, shown_location
 from understudy.detectors.larger_images import at_own_size, nearest_scale
 from understudy.evaluation import Detections, detect_all, match_classes, score
@@ -139,10 +139,10 @@ class CheckTeacher(L.Callback):
 
     def _advice(self) -> str:
         own, side = self.teacher.config["data"], self.config.data.shorter_side[-1]
-        seen, scale = side * self.config.teacher_scale, nearest_scale(own["shorter_side"][-1], side)
+        seen, scale = side * scale_of_teacher(self.config), nearest_scale(own["shorter_side"][-1], side)
         causes = ["weights that are not trained", "another order of its class names", "another normalisation"]
         if own["shorter_side"][-1] != seen:
-            remedy = f"; teacher_scale={scale} lets it see larger ones" if scale > self.config.teacher_scale else ""
+            remedy = f"; teacher_scale={scale} lets it see larger ones" if scale > scale_of_teacher(self.config) else ""
             causes.append(f"another image size ({seen}, in its own training {own['shorter_side'][-1]}{remedy})")
         if own["path"] is None or str(own["path"]) != str(self.config.model_dump(mode="json")["data"]["path"]):
             causes.append("images of another kind")

@@ -170,7 +170,8 @@ class _Group:
             assert teacher
             learners = [engine.learner for engine in those]
             passes[cached] = SharedPass(open_teacher(config, learners, teacher, data, those[0].unlabelled))
-        batches = _Batches(runs[0].loader, starts, runs[0].trainer.strategy.root_device, turns, [*passes.values()])
+        loader = (taught or runs)[0].loader  # a teacher may see larger images, which a plain run does not load
+        batches = _Batches(loader, starts, runs[0].trainer.strategy.root_device, turns, [*passes.values()])
         bar = _OneBar()
         checks: list[CheckTeacher] = []  # in the order in which the runs begin
         for number in turns.order:
