@@ -114,7 +114,12 @@ class Learner(nn.Module):
             parts |= method.needs
         if self.pairing and not self.pairing.whole_teacher and self._readers_of("layers"):
             parts |= {"stages", "features"}  # the teacher's layers run on all of its levels
-        levels = self.pairing.teacher_part.levels if self.pairing else None
+        levels = None
+        if self.pairing:
+            part = self.pairing.teacher_part
+            levels = (*part.finer, *part.levels)
+            if part.finer and parts - {"stages", "queries"}:
+                parts |= {"class_logits"}  # which decide what each cell says
         return Needs(frozenset(parts), levels, self.keeps)
 
     def check_optimizer(self, optimizer: Optimizer) -> None:

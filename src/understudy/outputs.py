@@ -51,6 +51,7 @@ class Spec:
         dense: the record has dense predictions.
         queries: queries Q of the record's set of predictions; 0 without a set.
         decoder_layers: decoder layers that predict the set; the last one is the result.
+        scale: how many times as large as the batch its images are, see :func:`.with_larger_images`.
         family: the kind of detector, a key of :data:`understudy.detectors.families.FAMILIES`.
         default_weights: default weights that the family brings along: by method, then by term.
         name: the name in messages, e.g. ``"retinanet_resnet50"``.
@@ -80,6 +81,7 @@ class Spec:
     dense: bool = True
     queries: int = 0
     decoder_layers: int = 0
+    scale: int = 1
     family: str = "detector"
     default_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict, compare=False, repr=False)
     name: str = "detector"
@@ -164,6 +166,8 @@ class Outputs:
             :meth:`.Detector.keeping` was asked for; none in a reduced record.
         queries: the set of predictions; None for a detector without one.
         origin: how the record was computed; None: not stated.
+        boxes: decoded dense boxes, each (N, H, W, A, 4) xyxy in pixels of the padded batch, if they do not follow from
+            ``box_raw``; else empty.
     """
 
     stages: list[Tensor]
@@ -177,6 +181,7 @@ class Outputs:
     tower_maps: dict[int, TowerMaps] = field(default_factory=dict)
     queries: QueryOutputs | None = None
     origin: Origin | None = None
+    boxes: list[Tensor] = field(default_factory=list)
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
@@ -210,6 +215,7 @@ class Outputs:
             image_sizes=None if self.image_sizes is None else tuple(self.image_sizes[image] for image in images),
             queries=queries and QueryOutputs(all_chosen(queries.class_logits), all_chosen(queries.boxes)),
             origin=origin and Origin(chosen(origin.pixels), origin.training),
+            boxes=all_chosen(self.boxes),
         )
 
 

