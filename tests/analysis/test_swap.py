@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import understudy
+from understudy.analysis.imitation import analyse_imitation
+from understudy.analysis.ranks import analyse_ranks
 from understudy.analysis.swap import Swap, SwapTest, swap_test
 from understudy.checkpoints import read_checkpoint, write_checkpoint
 from understudy.cli import main
@@ -30,6 +32,19 @@ def dist2_run(tiny_keys, trained, tmp_path_factory) -> Path:
     return understudy.distill(
         tiny_keys, run=tmp_path_factory.mktemp("runs") / "dist2", teacher=trained, methods=methods
     )
+
+
+def test_a_teacher_of_larger_images_sees_them_in_the_analyses_of_its_students(tiny_keys, trained, tmp_path):
+    half = {"data.shorter_side": 32, "data.longer_side": 32, "teacher_scale": 2, "methods": {"dist2": {}}}
+    run = understudy.distill(tiny_keys | half, run=tmp_path / "run", teacher=trained)
+    found = swap_test(trained, run, device="cpu")
+    assert found.teacher == pytest.approx(evaluate(trained, device="cpu").coco["AP"], abs=1e-6)
+    assert all(0 <= swap.transformed <= 1 for swap in found.swaps)
+    agreement = analyse_ranks(trained, [run], device="cpu")
+    assert any("counts in the student's cells of stride 8" in note for note in agreement.notes)
+    assert not any("evaluation size" in note for note in agreement.notes)
+    measured = analyse_imitation(trained, [run], device="cpu")
+    assert not any("evaluation size" in note for note in measured.notes)
 
 
 def test_a_run_trains_the_transforms_and_the_swap_test_reads_them(dist2_run, trained, tiny_keys):

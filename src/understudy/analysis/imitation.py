@@ -165,7 +165,8 @@ class Imitation:
     """
 
     def __init__(self, teacher: Model, students: Sequence[Model], data: DetectionData, fitted: int):
-        self.teacher, self.students, self.fitted = teacher, students, fitted
+        self.teacher = teacher = teacher.beside(*students)
+        self.students, self.fitted = students, fitted
         needed = ("features", "class_logits")
         self.pairings = pair_models(teacher, students, "imitation", lambda own, theirs: unreadable(needed, own, theirs))
         self.maps = [[LinearMap() for _ in pairing.student.strides] for pairing in self.pairings]
@@ -280,7 +281,7 @@ def analyse_imitation(
     """Correlate the differences of features and predictions between students and a teacher, by level.
 
     Every other image serves to fit the linear maps between the features, the rest to measure. All detectors get images
-    of the first student's size.
+    of the first student's size, the teacher those that it had in the students' training.
 
     Args:
         teacher: a checkpoint or a run folder.
@@ -300,7 +301,7 @@ def analyse_imitation(
     # A batch serves one purpose, so the first half ends with a batch.
     fitted = max(1, len(opened) // 2 // batch_size) * batch_size
     found = Imitation(theirs, own, opened, fitted)
-    walk([theirs, *own], opened, [found], like=own[0], device=device, batch_size=batch_size)
+    walk([found.teacher, *own], opened, [found], like=own[0], device=device, batch_size=batch_size)
     return found.result()
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from understudy.checkpoints import Checkpoint, load_checkpoint
 from understudy.class_matching import match_names
 from understudy.data import Batch, DetectionData, Records, as_paths
-from understudy.detectors import Detector
+from understudy.detectors import Detector, with_larger_images
 from understudy.detectors.base import evaluating
 from understudy.errors import UserError
 from understudy.evaluation import (
@@ -37,15 +37,27 @@ class Model:
     Attributes:
         name: in tables and figures; unique among the models of an analysis.
         checkpoint: its weights, classes and config.
+        scale: how many times as large as a student's it sees the images, as a teacher.
     """
 
     name: str
     checkpoint: Checkpoint
+    scale: int = 1
 
     @property
     def detector(self) -> Detector:
-        """The detector."""
-        return self.checkpoint.detector
+        """The detector; its records are in pixels of the student's images."""
+        return with_larger_images(self.checkpoint.detector, self.scale)
+
+    def beside(self, *students: "Model") -> "Model":
+        """Return the model as a teacher that sees the images as in the training of these students, if they agree."""
+        scales = {each.checkpoint.config.get("teacher_scale") or 1 for each in students if each.taught}
+        return replace(self, scale=scales.pop()) if len(scales) == 1 else self
+
+    @property
+    def taught(self) -> bool:
+        """Whether it was trained with a teacher."""
+        return "teacher" in self.checkpoint.config
 
     @property
     def size(self) -> tuple[int, int]:
@@ -191,7 +203,8 @@ def walk(
     for size in sizes:
         group = [model for model in models if like or model.size == size]
         config = (like or group[0]).checkpoint.config
-        loader = loader_at_evaluation_size(data, config, batch_size=batch_size, workers=workers)
+        scale = max(model.scale for model in group)
+        loader = loader_at_evaluation_size(data, config, batch_size=batch_size, workers=workers, teacher_scale=scale)
         count = 0
         for batch, outputs in _records(group, loader, device):
             for analysis in analyses:
@@ -212,7 +225,10 @@ def _records(
         outputs = {}
         for model in models:
             with evaluating(model.detector):
-                outputs[model.name] = model.detector(batch.images, batch.image_sizes)
+                larger = batch.images_of_teacher(), batch.sizes_of_teacher()
+                outputs[model.name] = model.detector(
+                    *(larger if model.scale > 1 else (batch.images, batch.image_sizes))
+                )
         yield batch, outputs
 
 

@@ -42,10 +42,14 @@ def pair_models(
 
 def size_notes(teacher: Model, students: Sequence[Model]) -> list[str]:
     """Return a note if detectors get images of another size than in their own evaluation: the first student's."""
-    others = [model.name for model in (teacher, *students[1:]) if model.size != students[0].size]
+    size = students[0].size
+    at_scale = (size[0] * teacher.scale, size[1] * teacher.scale)
+    others = [
+        model.name for model in (teacher, *students[1:]) if model.size != (at_scale if model is teacher else size)
+    ]
     if not others:
         return []
-    shorter, longer = students[0].size
+    shorter, longer = size
     return [
         f"All detectors got images of {students[0].name}'s size (shorter side {shorter}, longer side at most {longer} "
         f"pixels). This is not the evaluation size of {', '.join(others)}."

@@ -139,7 +139,8 @@ class Ranks:
     """
 
     def __init__(self, teacher: Model, students: Sequence[Model], data: DetectionData):
-        self.teacher, self.students = teacher, students
+        self.teacher = teacher = teacher.beside(*students)
+        self.students = students
         needed = ("class_logits", "assignment")
         self.pairings = pair_models(teacher, students, "ranks", lambda own, theirs: unreadable(needed, own, theirs))
         self.labels = [student.labels_of(data) for student in students]
@@ -184,7 +185,8 @@ def analyse_ranks(
     """Measure how far students rank the anchors of each object as their teacher does.
 
     Ranked are the scores of the object's class at the anchors that the student's assignment gives to the object, as in
-    rank mimicking (Li et al., AAAI 2022). All detectors get images of the first student's size.
+    rank mimicking (Li et al., AAAI 2022). All detectors get images of the first student's
+    size, the teacher those that it had in the students' training.
 
     Args:
         teacher: a checkpoint or a run folder.
@@ -202,7 +204,7 @@ def analyse_ranks(
     theirs, *own = open_models([teacher, *students])
     opened = open_images([*own, theirs], data, split, images, argument="--data DATA")
     found = Ranks(theirs, own, opened)
-    walk([theirs, *own], opened, [found], like=own[0], device=device, batch_size=batch_size)
+    walk([found.teacher, *own], opened, [found], like=own[0], device=device, batch_size=batch_size)
     return found.result()
 
 

@@ -159,14 +159,15 @@ def swap_test(
     swaps = Swaps(*models, opened)
     if not swaps.ways:
         raise UserError(swaps.nothing_fits())
-    walk(models, opened, [swaps], like=swaps.student, device=device, batch_size=batch_size, workers=workers)
+    both, like = [swaps.teacher, swaps.student], swaps.student
+    walk(both, opened, [swaps], like=like, device=device, batch_size=batch_size, workers=workers)
     return swaps.result(backend)
 
 
 class Swaps:
     """Collects the detections of a student, of its teacher, and of the teacher on the student's maps, batch by batch.
 
-    Both get images of the student's size.
+    Both get images of the student's size, the teacher those that it saw in the student's training.
 
     Args:
         teacher: the teacher.
@@ -182,9 +183,9 @@ class Swaps:
     """
 
     def __init__(self, teacher: Model, student: Model, data: DetectionData):
-        self.teacher, self.student, self.data = teacher, student, data
+        self.teacher, self.student, self.data = teacher.beside(student), student, data
         own, theirs = student.checkpoint, teacher.checkpoint
-        self.pairing = pair(own.detector.spec, theirs.detector.spec, own.classes, theirs.classes, aliases_of(own))
+        self.pairing = pair(own.detector.spec, self.teacher.detector.spec, own.classes, theirs.classes, aliases_of(own))
         self.method = _trained_method(own, self.pairing)
         both = {name: (_straight(name, self.pairing), _transformed(name, self.method)) for name in ALL2ALL}
         self.ways = {name: maps for name, maps in both.items() if any(maps)}

@@ -107,6 +107,7 @@ def evaluation_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    teacher_scale: int = 1,
 ) -> DataLoader:
     """Make a loader of batches that has each image exactly once over all ranks, not augmented.
 
@@ -117,7 +118,7 @@ def evaluation_loader(
     """
     batches = SizeBatches(data, batch_size, shorter_side, longer_side, rank, world_size)
     dataset = LoadedImages(data, [shorter_side], longer_side, flip=0.0, seed=0)
-    return _loader(dataset, workers, batch_sampler=batches)
+    return _loader(dataset, workers, teacher_scale, batch_sampler=batches)
 
 
 def derived_seed(*numbers: int) -> int:

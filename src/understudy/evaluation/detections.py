@@ -192,7 +192,7 @@ def aliases_of(checkpoint: "Checkpoint | Runnable") -> Aliases:
 
 
 def loader_at_evaluation_size(
-    data: DetectionData, config: Mapping[str, Any], *, batch_size: int = 1, workers: int = 0
+    data: DetectionData, config: Mapping[str, Any], *, batch_size: int = 1, workers: int = 0, teacher_scale: int = 1
 ) -> DataLoader:
     """Load a split at the image size at which the detector of a run is evaluated.
 
@@ -201,6 +201,7 @@ def loader_at_evaluation_size(
         config: the config of the run, as plain values.
         batch_size: images per batch.
         workers: processes that read images.
+        teacher_scale: how many times as large a teacher sees the images.
     """
     sizes = data_section(config)
     return evaluation_loader(
@@ -209,6 +210,7 @@ def loader_at_evaluation_size(
         shorter_side=sizes["shorter_side"][-1],
         longer_side=sizes["longer_side"],
         workers=workers,
+        teacher_scale=teacher_scale,
     )
 
 

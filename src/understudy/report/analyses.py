@@ -52,6 +52,7 @@ def view_analyses(
     models = {run.name: Model(run.name, load_checkpoint(run.folder)) for run in runs}
     teacher = next((models[run.name] for run in runs if run.role == "teacher"), None)
     students = [models[run.name] for run in runs if run.role != "teacher"]
+    taught_by = teacher and teacher.beside(*students)  # sees images as in their training
     few = halves(sample(data, IMAGES))  # in the order that the imitation needs
     remarks: list[str] = []
 
@@ -63,12 +64,12 @@ def view_analyses(
             return None
 
     errors = made(lambda: Errors(list(models.values()), few))
-    ranks = made(lambda: Ranks(teacher, students, few)) if teacher and students else None
+    ranks = made(lambda: Ranks(taught_by, students, few)) if taught_by and students else None
     fitted = max(1, len(few) // 2)
-    imitation = made(lambda: Imitation(teacher, students, few, fitted)) if teacher and students else None
-    entropy = made(lambda: Entropy(teacher, few)) if teacher else None
+    imitation = made(lambda: Imitation(taught_by, students, few, fitted)) if taught_by and students else None
+    entropy = made(lambda: Entropy(taught_by, few)) if taught_by else None
     others = [each for each in (ranks, imitation, entropy) if each]
-    _walk_all(list(models.values()), few, errors, others, students, device)
+    _walk_all(list(models.values()), few, errors, others, taught_by, students, device)
     sections = []
     if errors and errors.walked:
         sections = [detections_section(errors, runs, data, shown), _errors_section(errors)]
@@ -97,12 +98,13 @@ def _walk_all(
     data: DetectionData,
     errors: Errors | None,
     others: Sequence[Any],
+    teacher: Model | None,
     students: Sequence[Model],
     device: Device,
 ) -> None:
     """Run the models on the images: once if they share an image size."""
     like = (students or models)[0]
-    if _one_size(models) and (errors or others):
+    if _one_size(models) and (teacher is None or teacher.scale == 1) and (errors or others):
         walk(models, data, [*([errors] if errors else []), *others], like=like, device=device, seconds=SECONDS)
         return
     if errors:
@@ -110,7 +112,7 @@ def _walk_all(
             group = [model for model in models if model.size == size]
             walk(group, data, [errors], device=device, seconds=SECONDS)
     if others:
-        walk(models, data, others, like=like, device=device, seconds=SECONDS)
+        walk([*([teacher] if teacher else []), *students], data, others, like=like, device=device, seconds=SECONDS)
 
 
 def _swap_sections(
@@ -122,7 +124,7 @@ def _swap_sections(
         student = Model(run.name, load_checkpoint(last_weights(run.folder)))
         swaps = made(lambda student=student: Swaps(teacher, student, data))
         if swaps and swaps.ways:
-            walk([teacher, student], data, [swaps], like=student, device=device, seconds=SECONDS)
+            walk([swaps.teacher, student], data, [swaps], like=student, device=device, seconds=SECONDS)
             drawn = swaps.result().figures()["swap"]
             which = f"{run.name}, its last weights, on {len(swaps.walked)} validation images."
             charts.append(replace(drawn, caption=f"{which} {drawn.caption}"))
