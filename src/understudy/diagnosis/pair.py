@@ -105,7 +105,8 @@ def _better_anchors(fit: BoxFit, data: DetectionData, config: TrainConfig) -> Fi
 def level_findings(pairing: Pairing, fit: BoxFit | None) -> Iterator[Finding]:
     """Check that student and teacher share the levels that hold the objects."""
     shared, dropped = pairing.student.strides, pairing.dropped_strides
-    what = f"compared at strides {listed(shared)}"
+    folded = f", with what the teacher says at {listed(pairing.folded_strides)}" if pairing.folded_strides else ""
+    what = f"compared at strides {listed(shared)}{folded}"
     if not dropped:
         yield Finding(check="levels", severity="ok", what=what)
         return
@@ -154,8 +155,8 @@ def size_finding(student: Detector, teacher: Detector, config: DistillConfig) ->
     larger = side * scale_of_teacher(config)
     own, other = _Size.of(student, side), _Size.of(teacher, larger)
     times = other.multiply_adds / own.multiply_adds
-    of_teacher = f"{other} for {larger} x {larger}" if larger > side else f"{other}"
-    what = f"{own}, and the teacher {of_teacher}, for {side} x {side} pixels: {times:.1f} times as many"
+    there = f", at {larger} x {larger}" if larger > side else ""
+    what = f"{own}, for {side} x {side} pixels, and the teacher {other}{there}: {times:.1f} times as many"
     facts = {"student": own._asdict(), "teacher": other._asdict(), "times": times}
     if times >= SMALLER:
         return Finding(check="student's size", severity="ok", what=what, facts=facts)
