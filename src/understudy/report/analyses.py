@@ -75,6 +75,8 @@ def view_analyses(
         sections = [detections_section(errors, runs, data, shown), _errors_section(errors)]
         sections += [_classes_section(errors, run.name) for run in runs[-1:] if run.role != "teacher"]
     size = () if _one_size(models.values()) or not students else (f"At the image size of {students[0].name}.",)
+    if taught_by and taught_by.scale > 1:
+        size = (f"At the image size of {students[0].name}, the teacher at {taught_by.scale} times it, as in training.",)
     if ranks:
         charts = list(ranks.result().figures().values())
         sections.append(Section("Ranks of the anchors of each object", charts=charts, notes=size))
