@@ -70,6 +70,9 @@ def test_a_pairing_folds_for_teachers_of_larger_images_alone(record):
     reduced = common.teacher_record(outputs)
     assert torch.equal(reduced.class_logits[0], folded(outputs, teacher.spec, 1, [0]).class_logits[1])
     assert len(reduced.boxes) == 4
+    few = pair(small(teacher.spec.family, 1).spec, teacher.spec, ["b"], NAMES).teacher_record(outputs)
+    logits = [level[..., 1:2] for level in outputs.class_logits]  # classes that the student lacks decide nothing
+    assert torch.equal(few.class_logits[0], slow(logits, logits))
     assert pair(student.spec, small("faster_rcnn").spec, NAMES, NAMES).folded_strides == ()
     finer = replace(student.spec, strides=(4, 8, 16, 32, 64), stage_strides=(4, 8, 16))
     assert pair(finer, teacher.spec, NAMES, NAMES).folded_strides == ()

@@ -14,7 +14,9 @@ from understudy.boxes import decode
 from understudy.outputs import Outputs, Spec, anchors_per_level
 
 
-def folded(outputs: Outputs, spec: Spec, level: int, finer: Sequence[int]) -> Outputs:
+def folded(
+    outputs: Outputs, spec: Spec, level: int, finer: Sequence[int], labels: Sequence[int] | None = None
+) -> Outputs:
     """Let each cell of a level say what its most confident part says: the cell itself, or one of a finer level in it.
 
     The part with the highest class score gives class scores, features, further outputs and the decoded box. The raw box
@@ -25,6 +27,7 @@ def folded(outputs: Outputs, spec: Spec, level: int, finer: Sequence[int]) -> Ou
         spec: of the detector that computed it.
         level: position of the level.
         finer: positions of levels whose cells are parts of its cells.
+        labels: of the classes whose scores decide; None: all.
 
     Returns:
         The same record, in which the finer levels are as they were.
@@ -32,7 +35,8 @@ def folded(outputs: Outputs, spec: Spec, level: int, finer: Sequence[int]) -> Ou
     parts = [*finer, level]
     size = (outputs.class_logits[level].shape[1], outputs.class_logits[level].shape[2])
     logits = [_in_cells(outputs.class_logits[part], size) for part in parts]
-    most = torch.cat([each.flatten(4).amax(-1) for each in logits], dim=1).argmax(1, keepdim=True)
+    deciding = logits if labels is None else [each[..., list(labels)] for each in logits]
+    most = torch.cat([each.flatten(4).amax(-1) for each in deciding], dim=1).argmax(1, keepdim=True)
 
     def chosen(levels: Sequence[Tensor]) -> Tensor:
         return _gathered(torch.cat([_in_cells(each, size) for each in levels], dim=1), most)

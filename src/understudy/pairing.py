@@ -60,7 +60,7 @@ class Selection:
         Nothing is copied for whole levels and for consecutive classes.
         """
         if self.whole and outputs.class_logits:
-            outputs = folded(outputs, self.whole, self.levels[0], self.finer)
+            outputs = folded(outputs, self.whole, self.levels[0], self.finer, self.labels)
         anchors = anchors_per_level(outputs)
         return replace(
             outputs,
