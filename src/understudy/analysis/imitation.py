@@ -281,7 +281,7 @@ def analyse_imitation(
     """Correlate the differences of features and predictions between students and a teacher, by level.
 
     Every other image serves to fit the linear maps between the features, the rest to measure. All detectors get images
-    of the first student's size, the teacher those that it had in the students' training.
+    of the first student's size; a teacher of larger images gets those, as in the students' training.
 
     Args:
         teacher: a checkpoint or a run folder.

@@ -225,10 +225,11 @@ def _records(
         outputs = {}
         for model in models:
             with evaluating(model.detector):
-                larger = batch.images_of_teacher(), batch.sizes_of_teacher()
-                outputs[model.name] = model.detector(
-                    *(larger if model.scale > 1 else (batch.images, batch.image_sizes))
-                )
+                if model.scale > 1:
+                    seen = batch.images_of_teacher(), batch.sizes_of_teacher()
+                else:
+                    seen = batch.images, batch.image_sizes
+                outputs[model.name] = model.detector(*seen)
         yield batch, outputs
 
 

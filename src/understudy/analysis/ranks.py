@@ -186,7 +186,7 @@ def analyse_ranks(
 
     Ranked are the scores of the object's class at the anchors that the student's assignment gives to the object, as in
     rank mimicking (Li et al., AAAI 2022). All detectors get images of the first student's
-    size, the teacher those that it had in the students' training.
+    size; a teacher of larger images gets those, as in the students' training.
 
     Args:
         teacher: a checkpoint or a run folder.

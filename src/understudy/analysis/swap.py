@@ -167,7 +167,7 @@ def swap_test(
 class Swaps:
     """Collects the detections of a student, of its teacher, and of the teacher on the student's maps, batch by batch.
 
-    Both get images of the student's size, the teacher those that it saw in the student's training.
+    Both get images of the student's size; a teacher of larger images gets those, as in the student's training.
 
     Args:
         teacher: the teacher.

@@ -35,13 +35,11 @@ class Detector(nn.Module, ABC):
         assigns_by_anchors: whether :meth:`assign` reads no predictions.
         spec: channels, strides and sizes, measured once on an image of noise.
         network: the plain network.
-        scale: how many times as large as the batch its images are, see :func:`.with_larger_images`.
     """
 
     family: str
     box_code: str = "deltas"
     assigns_by_anchors: bool = False
-    scale: int = 1
     spec: Spec
     network: Any
 

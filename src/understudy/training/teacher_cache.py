@@ -188,7 +188,7 @@ def fixed_variants(data: DataConfig) -> int | None:
 @torch.no_grad()
 def _bytes_per_pixel(teacher: Detector, needs: Needs) -> float:
     """Return the size of an entry per pixel of its image, measured on a small one; all maps grow with the image."""
-    side, scale = max(128, *teacher.spec.strides), teacher.scale
+    side, scale = max(128, *teacher.spec.strides), teacher.spec.scale
     device = next(teacher.parameters()).device
     outputs = teacher(torch.zeros(1, 3, scale * side, scale * side, device=device), needs=needs)
     return _entry(outputs, 0, needs)["values"].nbytes / side**2

@@ -103,8 +103,8 @@ class CheckTeacher(L.Callback):
         loader = evaluation_loader(
             self.sample,
             batch_size=self.config.batch_size,
-            shorter_side=self.config.data.shorter_side[-1] * teacher.scale,
-            longer_side=self.config.data.longer_side * teacher.scale,
+            shorter_side=self.config.data.shorter_side[-1] * teacher.spec.scale,
+            longer_side=self.config.data.longer_side * teacher.spec.scale,
         )
         seen: list[int] = []
         with trainer.precision_plugin.forward_context():
