@@ -16,7 +16,7 @@ from understudy.errors import RunError, UserError
 from understudy.studies.timing import peak_memory
 from understudy.training import cost
 from understudy.training.assembly import build_networks, make_loader
-from understudy.training.cost import ACTIVATIONS, RESERVE, Sample, cost_of, measure_step
+from understudy.training.cost import ACTIVATIONS, LONG, RESERVE, Sample, cost_of, how_to_shorten, measure_step
 from understudy.training.machine import Machine, Memory
 from understudy.training.sources import Sources
 from understudy.training.trainer import make_trainer
@@ -70,6 +70,32 @@ def test_images_of_several_shapes_are_padded_together(opened, scenes):
     plain, wide = (cost_of(config, SAMPLE, each, HOST) for each in (sources, mixed))
     assert wide.more > 1.9 * plain.more - 10_000
     assert plain.seconds_per_step < wide.seconds_per_step < 2 * plain.seconds_per_step
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds", "ways"),
+    [
+        ((), 1, ()),
+        ((), LONG, ("data.shorter_side=160 takes about a quarter of the time", "schedule.epochs=50 takes half of it")),
+        (("schedule.epochs",), LONG, ("data.shorter_side=160 takes about a quarter of the time",)),
+        (("data.shorter_side",), LONG, ("schedule.epochs=50 takes half of the time",)),
+        (("data.shorter_side", "schedule.epochs"), LONG, ()),
+    ],
+)
+def test_a_long_run_names_the_keys_left_open_that_shorten_it(opened, given, seconds, ways):
+    config, sources, _ = opened(**{"schedule.epochs": 100, "data.shorter_side": 320})
+    found = replace(cost_of(config, SAMPLE, sources, HOST), steps=1, seconds_per_step=seconds, evaluations=0)
+    told = how_to_shorten(config, found, {"data.shorter_side", "schedule.epochs"} - set(given))
+    assert [way for way in told.removeprefix("To shorten it: ").partition(";")[0].split(", ") if way] == list(ways)
+
+
+def test_the_images_of_a_student_follow_its_teacher_and_small_ones_stay(opened, trained):
+    student, *_ = opened(teacher=trained, **{"schedule.epochs": 100, "data.shorter_side": 320})
+    small, sources, _ = opened(**{"schedule.epochs": 1, "data.shorter_side": 300})
+    long = replace(cost_of(small, SAMPLE, sources, HOST), steps=1, seconds_per_step=2 * LONG)
+    chosen = {"data.shorter_side", "schedule.epochs"}
+    assert how_to_shorten(student, long, chosen).startswith("To shorten it: schedule.epochs=50 takes half of the time;")
+    assert how_to_shorten(small, long, chosen) == ""
 
 
 @pytest.mark.parametrize("teacher", [False, True])

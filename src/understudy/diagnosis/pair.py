@@ -194,7 +194,7 @@ def cost_finding(derived: Derived) -> Finding:
         check="cost",
         severity="note" if cost.fits else "fatal",
         what=f"an estimate: {cost}",
-        why="" if cost.fits else "The system may end the run, and this examination, without a message.",
+        why=derived.advice if cost.fits else "The system may end the run, and this examination, without a message.",
         remedy="" if cost.fits else f"a smaller batch_size (now {derived.config.batch_size}) or data.shorter_side",
         facts=cost.to_dict(),
     )

@@ -6,7 +6,7 @@ images is scaled to the size and number of those of the run.
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
-from understudy.config import TrainConfig
+from understudy.config import DistillConfig, TrainConfig
 from understudy.data import Batch
 from understudy.data.transforms import PAD_MULTIPLE
 from understudy.evaluation.inferring import inferring
@@ -45,6 +45,12 @@ CONTEXT = 2**29
 
 STATES = {"sgd": 1, "adamw": 2}
 """Tensors that an optimizer keeps for each weight."""
+
+LONG = 8 * 3600
+"""Seconds from which a run is long: more than a working day."""
+
+SMALL_SIDE = 160
+"""Pixels of the shorter side down to which smaller images are advised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +152,36 @@ def shown_duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def too_large(config: TrainConfig, cost: Cost) -> str:
+    """Return a warning of a run that does not fit into the memory; empty: it does, or it is not known."""
+    if cost.fits:
+        return ""
+    return (
+        f"The run needs {cost.shown_memory()}: the system may end it without a message. Lower batch_size (now "
+        f"{config.batch_size}) or data.shorter_side (now {config.data.shorter_side[-1]})."
+    )
+
+
+def how_to_shorten(config: TrainConfig, cost: Cost, chosen: Collection[str]) -> str:
+    """Return how a long run takes less time; empty: it is not long, or the user gave what makes it long.
+
+    Args:
+        config: complete.
+        cost: of the run.
+        chosen: keys that the user left open.
+    """
+    if cost.seconds < LONG:
+        return ""
+    ways, side = [], max(config.data.shorter_side) // 2
+    # A student's images follow those of its teacher.
+    if "data.shorter_side" in chosen and side >= SMALL_SIDE and not isinstance(config, DistillConfig):
+        ways.append(f"data.shorter_side={side} takes about a quarter of the time")
+    if "schedule.epochs" in chosen and config.schedule.epochs > 1:
+        ways.append(f"schedule.epochs={config.schedule.epochs // 2} takes half of {'it' if ways else 'the time'}")
+    more = "a smaller backbone and neck take less (`understudy detectors`)"
+    return f"To shorten it: {', '.join(ways)}; {more}." if ways else ""
 
 
 def cost_of(config: TrainConfig, sample: Sample, sources: Sources, machine: Machine) -> Cost:

@@ -24,7 +24,7 @@ from understudy.detectors.larger_images import nearest_scale
 from understudy.errors import UserError
 from understudy.text import as_yaml
 from understudy.training.assembly import build_networks
-from understudy.training.cost import Cost, Sample, cost_of, measure_step
+from understudy.training.cost import Cost, Sample, cost_of, how_to_shorten, measure_step, too_large
 from understudy.training.image_size import ImageSize, longest
 from understudy.training.launching import is_first_process
 from understudy.training.machine import Machine
@@ -111,10 +111,10 @@ class Derived:
 
     @property
     def estimate(self) -> tuple[str, ...]:
-        """Lines for the user: what the run takes, and a warning if it does not fit into the memory."""
+        """Lines for the user: what the run takes, and what to do if that is too much."""
         if self.cost is None:
             return (f"No estimate of time and memory: {self.why_not}",) if self.failure else ()
-        return f"Estimate: {self.cost}", *([self.warning] if self.warning else [])
+        return tuple(line for line in (f"Estimate: {self.cost}", self.warning, self.advice) if line)
 
     @property
     def why_not(self) -> str:
@@ -125,12 +125,12 @@ class Derived:
     @property
     def warning(self) -> str:
         """A warning of a run that does not fit into the memory; empty: it does, or it is not known."""
-        if self.cost is None or self.cost.fits:
-            return ""
-        return (
-            f"The run needs {self.cost.shown_memory()}: the system may end it without a message. Lower batch_size (now "
-            f"{self.config.batch_size}) or data.shorter_side (now {self.config.data.shorter_side[-1]})."
-        )
+        return too_large(self.config, self.cost) if self.cost else ""
+
+    @property
+    def advice(self) -> str:
+        """How a run of many hours takes less time; empty: there is no need, or it is not known."""
+        return how_to_shorten(self.config, self.cost, [each.key for each in self.choices]) if self.cost else ""
 
 
 @dataclass

@@ -44,12 +44,14 @@ class Suggestion:
         reasons: by key, for all keys that can be left open and have a meaning here.
         cost: what the run takes; None: it could not be estimated.
         warning: of a run that does not fit into the memory, or why there is no estimate; else empty.
+        advice: how a run of many hours takes less time; else empty.
     """
 
     config: TrainConfig
     reasons: Mapping[str, str]
     cost: Cost | None
     warning: str
+    advice: str = ""
 
     @classmethod
     def of(cls, config: TrainConfig, derived: Derived) -> "Suggestion":
@@ -59,7 +61,7 @@ class Suggestion:
         given = [key for key, mark in keys.items() if key not in chosen and value_of(config, key) != mark]
         reasons = {key: "given" if key in given else chosen.get(key, "") for key in keys}
         reasons = {key: reason for key, reason in reasons.items() if reason}
-        return cls(derived.config, reasons, derived.cost, derived.warning or derived.why_not)
+        return cls(derived.config, reasons, derived.cost, derived.warning or derived.why_not, derived.advice)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -69,6 +71,7 @@ class Suggestion:
             "chosen": rows,
             "cost": self.cost.to_dict() if self.cost else None,
             "warning": self.warning or None,
+            "advice": self.advice or None,
             "config": config,
         }
 
@@ -103,8 +106,8 @@ class Suggestion:
         table.add_column("Reason", overflow="fold", min_width=30)
         for key, reason in self.reasons.items():
             table.add_row(Text(f"{key}={as_yaml(value_of(self.config, key))}"), Text(reason))
-        lines = [f"Estimate: {self.cost}"] if self.cost else []
-        lines += [self.warning] if self.warning else []
+        estimate = f"Estimate: {self.cost}" if self.cost else ""
+        lines = [line for line in (estimate, self.warning, self.advice) if line]
         title = f"{self.config.detector.name} on {self._where()}. To change a value, add it: KEY=VALUE"
         return Group(Text(wrapped(title)), "", table, "", *(Text(wrapped(line)) for line in lines))
 
