@@ -7,7 +7,7 @@ import torch
 from pairs import FAMILIES, OBJECTS, some_objects, tiny_detector, tiny_images, tiny_teacher
 from references import sigmoid, softmax
 from small_detectors import small
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
 from understudy.errors import UserError
 from understudy.functional import softmax_label_loss
@@ -45,13 +45,18 @@ def giou(one, other) -> float:
     return generalized_box_iou(one[None], other[None]).item()
 
 
-def slow(rows, entropy, counts=None) -> dict[str, float]:
+def slow(rows, entropy, counts=None, labels=None) -> dict[str, float]:
     """Both terms from (own scores, own boxes, teacher's logits, teacher's boxes) of each compared box."""
     classes = distance = mass = 0.0
     counts = counts or [1.0] * len(rows)
-    for (own_logits, own_boxes, logits, boxes), count in zip(rows, counts, strict=True):
+    ious = [[box_iou(one[None], other[None]).item() for one, other in zip(*row[1::2], strict=True)] for row in rows]
+    best = {}
+    for row, label in enumerate(labels or ()):
+        best[row] = max(ious[other][label] for other in range(len(rows)) if labels[other] == label)
+    fits = [[min(1.0, one / best[row]) if best.get(row) else 1.0 for one in ious[row]] for row in range(len(rows))]
+    for row, ((own_logits, own_boxes, logits, boxes), count) in enumerate(zip(rows, counts, strict=True)):
         scores = softmax(logits.tolist())
-        classes += count * entropy(own_logits.tolist(), scores)
+        classes += count * entropy(own_logits.tolist(), scores, fits[row])
         sure = max(scores[1:])
         label = scores[1:].index(sure)
         distance += count * sure * (1 - giou(own_boxes[label], boxes[label]))
@@ -68,7 +73,7 @@ def test_a_two_stage_student_against_a_slow_loop(count, background):
     own_logits, own_boxes = student.score_boxes(own.features, regions)
     logits, boxes = teacher.score_boxes(theirs.features, regions)
 
-    def entropy(one: list[float], scores: list[float]) -> float:
+    def entropy(one: list[float], scores: list[float], _: list[float]) -> float:
         found = softmax(one)
         weights = [background] + [1.0] * (len(one) - 1)
         return -sum(w * q * math.log(p) for w, q, p in zip(weights, scores, found, strict=True))
@@ -78,9 +83,9 @@ def test_a_two_stage_student_against_a_slow_loop(count, background):
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize(("balance", "quality"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("family", ONE_STAGE)
-def test_a_one_stage_student_against_a_slow_loop(family, balance):
+def test_a_one_stage_student_against_a_slow_loop(family, balance, quality):
     student, teacher = tiny_detector(family, 16, seed=5), opinionated_teacher()
     own, theirs = student(IMAGES), teacher(IMAGES)
     gt_index = student.assign(own, OBJECTS)
@@ -98,8 +103,9 @@ def test_a_one_stage_student_against_a_slow_loop(family, balance):
     assert len({*labels}) > 1
     counts = [(1 / 3 + 0.05) / (parts[label] + 0.05) for label in labels]
 
-    def entropy(one: list[float], soft: list[float]) -> float:
-        pairs = zip(map(sigmoid, one), soft[1:], strict=True)
+    def entropy(one: list[float], soft: list[float], fits: list[float]) -> float:
+        wanted = [score * (fit if quality else 1.0) for score, fit in zip(soft[1:], fits, strict=True)]
+        pairs = zip(map(sigmoid, one), wanted, strict=True)
         return -sum(q * math.log(p) + (1 - q) * math.log(1 - p) for p, q in pairs)
 
     rows, fits = [], []
@@ -109,8 +115,8 @@ def test_a_one_stage_student_against_a_slow_loop(family, balance):
         fits.append(surest[0] >= surest[1])
         rows.append((one, corners, *answers[surest.index(max(surest))]))
     assert len({*fits}) == 2  # of some the student's box, of some the object's
-    expected = slow(rows, entropy, counts if balance else None)
-    found = terms(student, teacher, pair(student.spec, teacher.spec), class_balance=balance)
+    expected = slow(rows, entropy, counts if balance else None, labels)
+    found = terms(student, teacher, pair(student.spec, teacher.spec), class_balance=balance, quality=quality)
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
 
 

@@ -12,7 +12,7 @@ from arguments import arguments_of
 
 import understudy
 from understudy.cli import main
-from understudy.config import TrainConfig, load_config
+from understudy.config import DistillConfig, TrainConfig, load_config
 from understudy.errors import RunError, UserError
 from understudy.files import write_atomically
 from understudy.training import folder
@@ -221,3 +221,19 @@ def test_a_broken_config(content, message, tmp_path):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match=message):
         understudy.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("methods", "quality"),
+    [
+        ("{second_stage: {count: 128}}", False),
+        ("{second_stage: {quality: true}}", True),
+        ("{frs: {ramp_steps: 0}}", None),
+    ],
+)
+def test_a_method_of_an_earlier_version_goes_on_as_it_began(methods, quality, trained, tmp_path):
+    text = (trained / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(f"{text}teacher: {trained}\nmethods: {methods}\n")
+    config = RunFolder(tmp_path).read_config()
+    assert isinstance(config, DistillConfig)
+    assert config.methods.get("second_stage", {}).get("quality") == quality

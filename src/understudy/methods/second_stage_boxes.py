@@ -12,6 +12,7 @@ from torch import Tensor
 from understudy.boxes import positives
 from understudy.functional.precision import at_least_float32
 from understudy.methods.base import Layers
+from understudy.networks.geometry import paired_iou
 from understudy.outputs import Outputs, Spec, Truth
 
 
@@ -69,6 +70,22 @@ def by_second_stage(layers: Layers, own: Scored, truth: Truth) -> tuple[Tensor, 
     higher = true_scores[:, 1:].amax(1) > scores[:, 1:].amax(1)
     scores = torch.where(higher[:, None], true_scores, scores)
     return scores, torch.where(higher[:, None, None], true_boxes, boxes)
+
+
+def relative_fits(own: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """Return how well boxes fit those of the teacher, in relation to the best fit of a class, (P, K), 0 to 1.
+
+    It is 1 for a class of which no box overlaps the teacher's.
+
+    Args:
+        own: (P, K, 4), the student's.
+        boxes: (P, K, 4), the teacher's.
+        labels: (P,), the class of each one's object, for which its fit is compared with those of the others.
+    """
+    fits = paired_iou(own, boxes)
+    of_object = fits.gather(1, labels[:, None])[:, 0]
+    best = fits.new_zeros(fits.shape[1]).scatter_reduce(0, labels, of_object, "amax")[labels][:, None]
+    return torch.where(best > 0, fits / best, 1.0).clamp(max=1)
 
 
 def _answers(layers: Layers, regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ UNSTATED: dict[str, Any] = {
     "data.scale": 1.0,
     "data.variants": None,
     "teacher_scale": 1,
+    "methods.second_stage.quality": False,
 }
 """What runs did whose config.yaml lacks a key, being of an earlier version, if it differs from the default."""
 
@@ -121,7 +122,11 @@ class RunFolder:
         """
         content = read_yaml(self.config, "config file")
         kind = DistillConfig if "teacher" in content else TrainConfig
-        unstated = {key: value for key, value in UNSTATED.items() if key not in flat(content) and has(kind, key)}
+        stated = flat(content)
+        unstated = {key: value for key, value in UNSTATED.items() if key not in stated and has(kind, key)}
+        for key in [key for key in unstated if key.startswith("methods.")]:
+            if not any(other.startswith(f"{key.rpartition('.')[0]}.") for other in stated):
+                del unstated[key]  # the run does not have this method
         return load_config(kind, self.config, unstated)
 
     def read_environment(self) -> dict[str, Any]:
