@@ -49,7 +49,10 @@ def slow(rows, entropy, counts=None, labels=None) -> dict[str, float]:
     """Both terms from (own scores, own boxes, teacher's logits, teacher's boxes) of each compared box."""
     classes = distance = mass = 0.0
     counts = counts or [1.0] * len(rows)
-    ious = [[box_iou(one[None], other[None]).item() for one, other in zip(*row[1::2], strict=True)] for row in rows]
+    ious = [
+        [box_iou(one[None], other[None]).item() for one, other in zip(own_boxes, boxes, strict=True)]
+        for _, own_boxes, _, boxes in rows
+    ]
     best = {}
     for row, label in enumerate(labels or ()):
         best[row] = max(ious[other][label] for other in range(len(rows)) if labels[other] == label)

@@ -123,11 +123,8 @@ class RunFolder:
         content = read_yaml(self.config, "config file")
         kind = DistillConfig if "teacher" in content else TrainConfig
         stated = flat(content)
-        unstated = {key: value for key, value in UNSTATED.items() if key not in stated and has(kind, key)}
-        for key in [key for key in unstated if key.startswith("methods.")]:
-            if not any(other.startswith(f"{key.rpartition('.')[0]}.") for other in stated):
-                del unstated[key]  # the run does not have this method
-        return load_config(kind, self.config, unstated)
+        lacked = [key for key in UNSTATED if key not in stated and has(kind, key) and _has_method(stated, key)]
+        return load_config(kind, self.config, {key: UNSTATED[key] for key in lacked})
 
     def read_environment(self) -> dict[str, Any]:
         """Return the content of ``environment.json``; an empty dict if there is no such file, or if it is damaged."""
@@ -208,3 +205,9 @@ def lock(folder: Path, in_use: str) -> Generator[None]:
             yield
         finally:
             _HELD.remove(place)
+
+
+def _has_method(stated: Mapping[str, Any], key: str) -> bool:
+    """Return whether a run has the method to which a key belongs; keys of no method are every run's."""
+    section = key.rpartition(".")[0] + "."
+    return not section.startswith("methods.") or any(other.startswith(section) for other in stated)
